@@ -1,0 +1,380 @@
+"""What is a run made of? Every option, its default, and the checks that refuse a wrong one.
+
+A config file returns the `ml_collections.ConfigDict` of `new()` with its own numbers set; the command line
+overrides any field; `Config.parse` turns it into these frozen dataclasses, which the rest of the code reads.
+A value of 0 or "auto" is derived, by the rule that stands beside it. Imports no jax: a wrong field is refused
+in a blink.
+"""
+
+import dataclasses
+import math
+import typing
+from typing import Any
+
+from lm_jax.errors import UserError, nearest
+
+CHOICES = {
+    "model.norm": ("rmsnorm", "layernorm"),
+    "model.positions": ("rope", "learned", "none"),
+    "model.activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "model.rope_scaling": ("none", "linear", "llama3"),
+    "model.attention": ("auto", "xla", "splash", "cudnn"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots", "names"),
+    "loss.objective": ("causal",),
+    "optimizer.name": ("adamw",),
+    "optimizer.schedule": ("cosine", "wsd", "constant"),
+    "data.tokenizer": ("bpe", "unigram", "bytes"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The Transformer. The defaults are a small Llama; `configs/gpt2_124m.py` shows the other family."""
+
+    vocab_size: int = (
+        4096  # rows of the embedding: the tokenizer's size rounded up to a multiple of 128
+    )
+    num_layers: int = 4
+    dim: int = 256  # width of the residual stream
+    num_heads: int = 4  # query heads
+    num_kv_heads: int = 0  # key and value heads, a divisor of num_heads; 0: num_heads
+    head_dim: int = 0  # 0: dim / num_heads
+    mlp_dim: int = 0  # 0: 4 dim, or 8/3 dim rounded up to a multiple of 64 when gated
+    max_length: int = 1024  # the most positions that the model may see
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-5
+    positions: str = "rope"
+    rope_theta: float = 10_000.0
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0  # how many times longer than the original context
+    rope_original_length: int = 8192  # llama3 scaling: the context of pretraining,
+    rope_low_frequency: float = 1.0  # and the two bounds between which it interpolates
+    rope_high_frequency: float = 4.0
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False  # on every projection and LayerNorm
+    qkv_bias: bool = False  # on the query, key and value projections alone
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    init_std: float = 0.02  # embeddings; projections use fan_in ** -0.5, those that end a branch a 2L-th of its variance
+    attention: str = (
+        "auto"  # splash on TPU, cudnn on GPU, xla elsewhere; a name that cannot run is refused
+    )
+    dtype: str = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPU; parameters are float32
+    remat: str = "none"
+    scan_unroll: int = 1  # layers a scan step; num_layers: no loop at all
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """Size of one head."""
+        return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of the feed-forward layer."""
+        if self.mlp_dim:
+            return self.mlp_dim
+        return 64 * math.ceil(self.dim * 8 / 3 / 64) if self.gated else 4 * self.dim
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text and how it becomes windows of tokens."""
+
+    input: str = ""  # file, folder, glob, `stdlib` or `tfds:NAME`: prepared into `store` when that does not exist
+    store: str = ""  # token store; "": <workdir>/data
+    tokenizer: str = "bpe"
+    vocab_size: int = 4096  # pieces of the tokenizer that `input` trains
+    text_field: str = "text"  # of JSON lines and tfds records
+    heldout_fraction: float = 0.02  # of the documents, for evaluation
+    max_bad_fraction: float = (
+        0.01  # of the input's records may be refused before the whole input is
+    )
+    sequence_length: int = 256  # tokens a window, targets aside
+    packed: bool = True  # documents that share a window do not see each other
+    workers: int = 0  # processes that read ahead; batches are the same for any number
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimised."""
+
+    objective: str = "causal"
+    z_loss: float = 0.0  # times log(Z)^2 (PaLM, section 5)
+    chunk_size: int = (
+        0  # positions whose logits exist at once; 0: all when they fit 64 MiB, else that many
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, decoupled decay off norms and biases, clipped by global norm, and its schedule."""
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0  # 0: off
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    decay_steps: int = 0  # cosine: to the end of the run when 0; wsd: the last fifth of it when 0
+    end_fraction: float = 0.1  # of the learning rate, at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices share what; -1 (one axis at most) takes those that are left."""
+
+    data: int = -1  # the batch
+    fsdp: int = 1  # the batch, and the parameters and optimizer state
+    tensor: int = 1  # heads, feed-forward width and vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What is looked at while training."""
+
+    every: int = 250  # steps; 0: at the end only
+    tokens: int = 65_536  # of held-out text each time
+    samples: int = 1  # texts written each time
+    sample_tokens: int = 64
+    prompt: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved and how much of it is kept."""
+
+    every: int = 250  # steps
+    keep: int = 3  # newest steps
+    keep_every: int = 0  # steps that are kept for good; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 32  # sequences a step, over all devices
+    microbatches: int = 1  # parts in which a step computes its batch, one after the other
+    log_every: int = 10
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Target tokens of one step, before masking."""
+        return self.batch_size * self.data.sequence_length
+
+    @classmethod
+    def parse(cls, values: Any) -> "Config":
+        """From a ConfigDict or nested dict; raises UserError with the field, the value and the nearest right choice."""
+        config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else values)
+        check(config)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, what `parse` takes and a checkpoint stores."""
+        return dataclasses.asdict(self)
+
+
+def new() -> Any:
+    """A ConfigDict that holds every field at its default, for a config file to set its own numbers in."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(Config().to_dict())
+
+
+def from_dict(cls: Any, values: dict[str, Any], prefix: str = "config") -> Any:
+    """A checked dataclass of `cls` from plain values; raises UserError on an unknown name or a wrong type."""
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{prefix}={values!r}: expected a group of fields: {', '.join(typing.get_type_hints(cls))}."
+        )
+    hints, found = typing.get_type_hints(cls), {}
+    for name, value in values.items():
+        where = f"{prefix}.{name}"
+        if name not in hints:
+            raise UserError(f"{where}: no such field.{nearest(name, hints)}")
+        found[name] = (
+            from_dict(hints[name], value, where)
+            if dataclasses.is_dataclass(hints[name])
+            else typed(value, hints[name], where)
+        )
+    return cls(**found)
+
+
+def typed(value: Any, hint: type, where: str) -> Any:
+    """`value` if it is of the type `hint` (whole numbers and '1e-4' pass as float); raises UserError."""
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}={value}: must be finite.")
+    return value
+
+
+def resolved(config: ModelConfig, platform: str) -> ModelConfig:
+    """The model with what "auto" means on `platform` (cpu, gpu, tpu) written out."""
+    backends = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+    attention = backends.get(platform, "xla") if config.attention == "auto" else config.attention
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    dtype = dtype if config.dtype == "auto" else config.dtype
+    possible = {"splash": ("tpu",), "cudnn": ("gpu", "cuda")}.get(attention, (platform,))
+    if platform not in possible:
+        raise UserError(
+            f"config.model.attention={attention!r}: cannot run on {platform}; "
+            "set it to auto or xla."
+        )
+    return dataclasses.replace(config, attention=attention, dtype=dtype)
+
+
+def differences(config: Any, other: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """[(field, value in config, value in other)] of two configs of one class, in order."""
+    rows = []
+    for field in dataclasses.fields(config):
+        a, b = getattr(config, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(a):
+            rows += differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            rows.append((prefix + field.name, a, b))
+    return rows
+
+
+def check(config: Config) -> None:
+    """Raises UserError at the first field whose value cannot work, whatever the machine is."""
+    model, data = config.model, config.data
+
+    def need(ok: bool, field: str, why: str) -> None:
+        if not ok:
+            raise UserError(f"config.{field}={value_of(config, field)!r}: {why}")
+
+    for field, allowed in CHOICES.items():
+        group, name = field.split(".")
+        value = getattr(getattr(config, group), name)
+        need(value in allowed, field, f"not known.{nearest(value, allowed)}")
+    for field in (
+        "steps",
+        "batch_size",
+        "microbatches",
+        "log_every",
+        "model.vocab_size",
+        "model.num_layers",
+        "model.dim",
+        "model.num_heads",
+        "model.max_length",
+        "model.scan_unroll",
+        "data.sequence_length",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "eval.tokens",
+    ):
+        need(value_of(config, field) >= 1, field, "must be at least 1.")
+    for field in (
+        "model.num_kv_heads",
+        "model.head_dim",
+        "model.mlp_dim",
+        "optimizer.learning_rate",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "optimizer.warmup_steps",
+        "optimizer.decay_steps",
+        "loss.z_loss",
+        "loss.chunk_size",
+        "eval.every",
+        "eval.samples",
+        "data.workers",
+        "checkpoint.keep_every",
+    ):
+        need(value_of(config, field) >= 0, field, "must not be negative.")
+    for field in ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction"):
+        need(0 <= value_of(config, field) < 1, field, "must be at least 0 and below 1.")
+    need(
+        model.head_dim or model.dim % model.num_heads == 0,
+        "model.dim",
+        f"must be divisible by config.model.num_heads={model.num_heads}; or set config.model.head_dim.",
+    )
+    need(
+        model.num_heads % model.kv_heads == 0,
+        "model.num_kv_heads",
+        f"must divide config.model.num_heads={model.num_heads}.",
+    )
+    need(
+        model.positions != "rope" or model.head_size % 2 == 0,
+        "model.head_dim",
+        "rotary positions need an even head size.",
+    )
+    need(
+        data.sequence_length <= model.max_length,
+        "data.sequence_length",
+        f"longer than config.model.max_length={model.max_length}; raise that one or shorten this one.",
+    )
+    need(
+        config.batch_size % config.microbatches == 0,
+        "batch_size",
+        f"must be divisible by config.microbatches={config.microbatches}.",
+    )
+    need(
+        config.optimizer.warmup_steps <= config.steps,
+        "optimizer.warmup_steps",
+        f"longer than config.steps={config.steps}.",
+    )
+    sizes = dataclasses.asdict(config.mesh)
+    for axis, size in sizes.items():
+        need(
+            size >= 1 or size == -1,
+            f"mesh.{axis}",
+            "must be at least 1, or -1 for the devices that are left.",
+        )
+    need(list(sizes.values()).count(-1) <= 1, "mesh.data", "only one mesh axis may be -1.")
+    tensor = config.mesh.tensor
+    if tensor > 1:
+        need(
+            model.kv_heads % tensor == 0,
+            "mesh.tensor",
+            f"must divide the {model.kv_heads} key/value heads (config.model.num_kv_heads).",
+        )
+        need(
+            model.mlp_size % tensor == 0,
+            "mesh.tensor",
+            f"must divide the feed-forward width {model.mlp_size} (config.model.mlp_dim).",
+        )
+        need(
+            model.vocab_size % tensor == 0,
+            "mesh.tensor",
+            f"must divide config.model.vocab_size={model.vocab_size}.",
+        )
+    if config.mesh.fsdp > 1:
+        need(
+            model.dim % config.mesh.fsdp == 0,
+            "mesh.fsdp",
+            f"must divide config.model.dim={model.dim}.",
+        )
+
+
+def value_of(config: Any, field: str) -> Any:
+    """The value of a dotted field."""
+    for part in field.split("."):
+        config = getattr(config, part)
+    return config

@@ -1,0 +1,43 @@
+"""What can a user have got wrong? Each error is one line, and each kind has its exit code."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
+
+
+class UserError(Exception):
+    """A mistake that one line explains: what, where, what is allowed. `code` is the exit code."""
+
+    code = 2
+
+
+class DataError(UserError):
+    """The text, the tokenizer or the token store cannot be used."""
+
+    code = 3
+
+
+class CheckpointError(UserError):
+    """No checkpoint, a damaged one, or one of another model."""
+
+    code = 3
+
+
+class MachineError(UserError):
+    """The disk, the devices or the installed packages cannot do what was asked."""
+
+    code = 4
+
+
+class DivergedError(UserError):
+    """The loss or the gradients are no longer finite."""
+
+    code = 5
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """` Did you mean 'x'?` when one of `allowed` is close to `name`, else the list of what is allowed."""
+    allowed = [str(a) for a in allowed]
+    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else f" Allowed: {', '.join(allowed)}."
