@@ -1,0 +1,146 @@
+"""python -m lm_jax.evaluate --checkpoint=runs/q: how well does a model predict text?
+
+Loss (nats per token), perplexity and bits per byte of the run's held-out text, or of --data=PATH.
+Each document is read from its own beginning, and each of its tokens, the end included, is counted
+once. --stride=1 gives every token the whole window before it; the default, a stride of one window,
+is fastest and a little pessimistic.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from lm_jax import cli
+from lm_jax.errors import DataError, UserError
+
+
+def define_flags() -> None:
+    """The command line; not at import, since generate.py has some of the names."""
+    flags.DEFINE_string("checkpoint", None, "Run directory, or one checkpoint: runs/q.")
+    flags.DEFINE_string(
+        "data", None, "Text file, folder, glob or tfds:NAME; the run's held-out text by default."
+    )
+    flags.DEFINE_string(
+        "text_field", None, "Field of JSON lines that holds the text; as in training by default."
+    )
+    flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
+    flags.DEFINE_integer("window", 0, "Tokens that the model sees at once; 0: as in training.")
+    flags.DEFINE_integer(
+        "stride", 0, "Tokens by which the window moves on; 0: the window. 1 is exact and slow."
+    )
+    flags.DEFINE_integer("batch_size", 0, "Windows at a time; 0: about 8192 tokens.")
+    flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints what was found; raises UserError."""
+    del argv
+    asked = flags.FLAGS
+    if not asked.checkpoint:
+        raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
+    from lm_jax.language_model import load
+    from lm_jax.scoring import checked
+
+    lm = load(asked.checkpoint, asked.step)
+    window, stride = checked(
+        asked.window or lm.config.data.sequence_length, asked.stride, lm.model.config.max_length
+    )
+    sizes = {"window": window, "stride": stride, "batch_size": asked.batch_size}
+    if asked.data:
+        name, result = asked.data, on_text(lm, asked.data, asked.text_field, sizes)
+    else:
+        name, result = on_heldout(lm, asked.checkpoint, sizes)
+    rows = {
+        "checkpoint": asked.checkpoint,
+        "step": lm.step,
+        "data": name,
+        "documents": result.documents,
+        "tokens": result.tokens,
+        "bytes": result.bytes,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte if result.bytes else None,
+        "window": window,
+        "stride": stride,
+        "seconds": result.seconds,
+    }
+    print(json.dumps(rows) if asked.json else table(rows))
+    return 0
+
+
+def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, int]) -> tuple[str, Any]:
+    """(path, result) of the held-out text of the run's token store; raises DataError."""
+    from lm_jax.data.store import TokenStore
+    from lm_jax.scoring import evaluate_tokens
+
+    recorded = lm.metadata.get("store", "")
+    # A run that was moved carries its store along.
+    beside = [
+        f"{parent}/data" for parent in (checkpoint, f"{checkpoint}/..", f"{checkpoint}/../..")
+    ]
+    path = next((p for p in (recorded, *beside) if p and TokenStore.exists(p)), None)
+    if path is None:
+        raise DataError(
+            f"{recorded or checkpoint}: the token store of this run is gone; "
+            "give a text with --data=PATH."
+        )
+    store = TokenStore.open(path)
+    if store.tokenizer_hash != lm.tokenizer.hash:
+        raise DataError(
+            f"{path}: made with another tokenizer ({store.tokenizer_hash[:12]}) than the "
+            f"checkpoint's ({lm.tokenizer.hash[:12]}); give a text with --data=PATH."
+        )
+    if not store.num_documents("heldout"):
+        raise DataError(f"{path}: has no held-out text; give a text with --data=PATH.")
+    total = store.num_documents("heldout")
+    documents = (store.document("heldout", i) for i in range(total))
+    return path, evaluate_tokens(
+        lm.model, shown(documents, total), store.num_bytes("heldout"), **sizes
+    )
+
+
+def on_text(lm: Any, spec: str, text_field: str | None, sizes: dict[str, int]) -> Any:
+    """The result on any text that `data.sources` reads."""
+    from lm_jax.data.sources import documents
+    from lm_jax.scoring import evaluate
+
+    field = text_field or lm.config.data.text_field
+    texts = (document.text for document in documents(spec, text_field=field))
+    return evaluate(lm.model, lm.tokenizer, shown(texts, 0), **sizes)
+
+
+def shown(items: Iterable[Any], total: int) -> Iterator[Any]:
+    """`items`, with their count on the terminal once two seconds have passed."""
+    started = said = time.monotonic()
+    for i, item in enumerate(items):
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - started > 2 and now - said > 0.2:
+            said, left = now, (now - started) * (total - i) / max(1, i)
+            of = f" of {total:,}, {left:.0f} s left" if total else ""
+            print(f"\r{i:,} documents{of}\033[K", end="", file=sys.stderr, flush=True)
+        yield item
+    if said != started:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def table(rows: dict[str, Any]) -> str:
+    """One row a line, for people."""
+    names = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token)"}
+    width = max(len(names.get(name, name)) for name in rows)
+    return "\n".join(f"{names.get(name, name):<{width}}  {cell(x)}" for name, x in rows.items())
+
+
+def cell(x: Any) -> str:
+    """A number as people write it."""
+    if isinstance(x, float):
+        return f"{x:.4f}" if x < 1e4 else f"{x:.3g}"
+    return f"{x:,}" if isinstance(x, int) else str("n/a" if x is None else x)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

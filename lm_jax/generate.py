@@ -1,0 +1,63 @@
+"""python -m lm_jax.generate --checkpoint=runs/q --prompt="Once": what does a model write?
+
+One sample streams to the terminal as it is made; several are printed one after the other, numbered.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from lm_jax import cli
+from lm_jax.errors import UserError
+
+
+def define_flags() -> None:
+    """The command line; not at import, since evaluate.py has some of the names."""
+    flags.DEFINE_string("checkpoint", None, "Run directory, or one checkpoint: runs/q.")
+    flags.DEFINE_string("prompt", "", "Text to continue; by default the start of a document.")
+    flags.DEFINE_integer("num_samples", 1, "How many texts.")
+    flags.DEFINE_integer("max_new_tokens", 0, "At most so many; 0: 256, or what the model can see.")
+    flags.DEFINE_float("temperature", 0.8, "Below 1 safer, above 1 bolder; 0: the likeliest token.")
+    flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens only; 0: off.")
+    flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest that have this share; 1: off.")
+    flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
+    flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints prompt and continuation; raises UserError."""
+    del argv
+    asked = flags.FLAGS
+    if not asked.checkpoint:
+        raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
+    from lm_jax.language_model import load
+    from lm_jax.sampling import check_settings
+
+    names = ("temperature", "top_k", "top_p")
+    settings: dict[str, Any] = {name: asked[name].value for name in names}
+    check_settings(**settings)
+    if asked.num_samples < 1:
+        raise UserError(f"--num_samples={asked.num_samples}: must be at least 1.")
+    # Text is UTF-8 whatever the terminal's locale says.
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    lm = load(asked.checkpoint, asked.step)
+    print(lm, file=sys.stderr, flush=True)
+    common = {"max_new_tokens": asked.max_new_tokens, "seed": asked.seed, **settings}
+    if asked.num_samples == 1:
+        pieces = lm.stream(asked.prompt, **common)
+        print(asked.prompt, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print(flush=True)
+        return 0
+    found = lm.generate(asked.prompt, num_samples=asked.num_samples, **common)
+    for i, text in enumerate(found, 1):
+        print(f"--- sample {i} of {asked.num_samples}\n{asked.prompt}{text}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
