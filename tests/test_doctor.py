@@ -1,0 +1,131 @@
+"""Does the doctor see what is wrong, and say what to do?"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+import lm_jax
+from lm_jax import versions
+
+doctor = __import__("importlib").import_module("lm_jax.doctor")
+
+
+def by_name(rows):
+    return {row.name: row for row in rows}
+
+
+def pretend(monkeypatch, changed):
+    """Installed versions other than those that are."""
+    real = versions.installed
+    monkeypatch.setattr(doctor, "installed", lambda name: changed.get(name, real(name)))
+
+
+def test_the_machine_of_the_tests_is_all_right(tmp_path):
+    rows = lm_jax.doctor(tmp_path)
+    assert not rows.broken, str(rows)
+    found = by_name(rows)
+    assert {"python", "packages", "jaxlib", "libtpu", "devices", "matmul", "disk"} <= set(found)
+    assert "8 x cpu" in found["devices"].found
+    assert "FLOP/s" in found["matmul"].found
+    assert list(tmp_path.iterdir()) == []
+    assert all(row.fix for row in rows if row.status != "ok")
+
+
+def test_doctor_is_callable_before_and_after_its_module_was_imported():
+    code = "import lm_jax; a = lm_jax.doctor; b = lm_jax.doctor; print(callable(a), callable(b))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["True", "True"]
+
+
+@pytest.mark.parametrize(("here", "status"), [(True, "fail"), (False, "warn")])
+def test_a_libtpu_that_jax_is_not_made_for_is_named(monkeypatch, here, status):
+    pretend(monkeypatch, {"libtpu": "0.0.21.1"})
+    monkeypatch.setattr(doctor, "tpu_is_here", lambda: here)
+    (row,) = doctor.libtpu()
+    assert row.status == status
+    assert "0.0.21.1" in row.found
+    assert "pip install 'libtpu==" in row.fix
+
+
+def test_a_package_below_its_bound_fails(monkeypatch):
+    pretend(monkeypatch, {"flax": "0.8.1", "jaxlib": "0.4.0", "optax": None})
+    (row,) = doctor.packages()
+    assert row.status == "fail"
+    assert "flax>=0.11.2 (found 0.8.1)" in row.found
+    assert "(found none)" in row.found
+    assert next(doctor.jax_and_jaxlib()).status == "fail"
+
+
+@pytest.mark.parametrize(("platforms", "status"), [("cpu", "warn"), ("", "fail")])
+def test_an_accelerator_that_jax_does_not_use_is_seen(monkeypatch, platforms, status):
+    monkeypatch.setattr(doctor, "gpu_is_here", lambda: True)
+    monkeypatch.setattr(doctor, "tpu_is_here", lambda: False)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    row = by_name(doctor.devices())["accelerator"]
+    assert row.status == status
+    assert ("JAX_PLATFORMS" in row.fix) == (platforms == "cpu")
+
+
+def test_a_folder_that_cannot_be_written_fails(monkeypatch, tmp_path):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)  # root may write everywhere
+    row = doctor.writable("work directory", tmp_path / "runs" / "q")
+    assert row.status == "fail"
+    assert "Permission denied" in row.found
+
+
+def test_a_compile_cache_that_others_can_write_is_warned_of(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "cache_folder", lambda: str(tmp_path))
+    os.chmod(tmp_path, 0o700)
+    assert next(doctor.compilation_cache()).status == "ok"
+    os.chmod(tmp_path, 0o777)
+    assert next(doctor.compilation_cache()).status == "warn"
+
+
+def test_a_check_that_breaks_is_a_row_that_fails(monkeypatch, tmp_path):
+    def devices():
+        raise RuntimeError("no\nbackend")
+
+    monkeypatch.setattr(doctor, "devices", devices)
+    rows = doctor.doctor(tmp_path)
+    assert rows.broken
+    assert by_name(rows)["devices"].found == "RuntimeError: no backend"
+
+
+@pytest.mark.parametrize(
+    ("version", "bounds", "fits"),
+    [
+        ("0.10.2", "<=0.10.2,>=0.10.1", True),
+        ("0.10.10", ">=0.10.2", True),
+        ("0.9", ">=0.10", False),
+        ("0.0.42.1", "==0.0.42.*", True),
+        ("0.0.21.1", "==0.0.42.*", False),
+        ("2.0", ">=2.0.0", True),
+        ("0.7.2.dev3", ">=0.7.2", True),
+        ("1.0", "", True),
+    ],
+)
+def test_versions_are_compared_as_numbers(version, bounds, fits):
+    assert versions.satisfies(version, bounds) is fits
+
+
+def test_command_prints_a_row_a_line_and_json(tmp_path):
+    command = [sys.executable, "-m", "lm_jax.doctor", f"--workdir={tmp_path}", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"name", "status", "found", "fix"} == set(json.loads(done.stdout)[0])
+
+
+def test_exit_code_is_4_when_something_is_broken(monkeypatch):
+    from absl import flags
+
+    broken = doctor.Rows([doctor.Row("disk", "fail", "0 GiB", "free some")])
+    monkeypatch.setattr(doctor, "doctor", lambda workdir: broken)
+    monkeypatch.setattr(flags, "FLAGS", type("Flags", (), {"workdir": ".", "json": False}))
+    assert doctor.main([]) == 4
