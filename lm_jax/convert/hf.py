@@ -1,4 +1,4 @@
-"""How does a model go to and from a Hugging Face directory? Tensor by tensor, by its family's rows."""
+"""How does a model go to and from a Hugging Face directory? Tensor by tensor, by its rows."""
 
 import functools
 import json

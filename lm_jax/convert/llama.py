@@ -125,7 +125,7 @@ def rope_form(values: dict[str, Any], key: str, where: str) -> dict[str, Any]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """Biases, and rotary positions in both forms: whoever reads the other alone would use a default."""
+    """Biases, and rotary positions in both forms: a reader of one alone gets it right."""
     if config.dim % config.num_heads:
         raise UserError(
             f"config.model.dim={config.dim}: LlamaForCausalLM wants a multiple of "

@@ -1,8 +1,8 @@
 """Is this safetensors file what it says? Checked before its data is used; read and written.
 
 The library accepts duplicate names, names with `../` and any number of entries. The format is an
-8-byte length, a JSON header and the data (github.com/huggingface/safetensors), so it is read here, one
-tensor at a time. Files come from strangers: whatever is wrong is a CheckpointError.
+8-byte length, a JSON header and the data (github.com/huggingface/safetensors), so it is read here,
+one tensor at a time. Files come from strangers: whatever is wrong is a CheckpointError.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Tensor:
         values = np.empty(self.shape, WEIGHTS[self.dtype])
         with open(self.path, "rb") as file:
             file.seek(self.start)
-            if file.readinto(memoryview(values.reshape(-1).view(np.uint8))) != values.nbytes:
+            if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
                 raise CheckpointError(f"{self.path}: ends inside tensor {self.name}.")
         values = values.astype(np.float32, copy=False)
         # max and min propagate NaN and allocate nothing, unlike isfinite.
@@ -71,9 +71,10 @@ def tensors(directory: Path) -> dict[str, Tensor]:
     if len(places) > MOST_TENSORS:
         raise CheckpointError(f"{index}: {len(places)} tensors, more than {MOST_TENSORS}.")
     found: dict[str, Tensor] = {}
-    for name in sorted({str(file) for file in places.values()}):
-        for tensor in header(shard_path(index, name)).values():
-            if places.get(tensor.name) != name:
+    paths = [shard_path(index, name) for name in sorted({str(file) for file in places.values()})]
+    for path in paths:
+        for tensor in header(path).values():
+            if places.get(tensor.name) != path.name:
                 raise CheckpointError(f"{tensor.path}: tensor {tensor.name} is not in the index.")
             found[tensor.name] = tensor
     for name, file in places.items():

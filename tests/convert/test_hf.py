@@ -1,0 +1,170 @@
+"""Does the exchange take what is out there, in its forms, and refuse what it cannot say?"""
+
+import dataclasses
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from lm_jax import convert
+from lm_jax.convert import gpt2, llama
+from lm_jax.convert.hf import flatten
+from lm_jax.errors import MachineError, UserError
+from lm_jax.models import ModelConfig, Transformer
+
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of a golden model, its tensors and its config.json changed by two functions."""
+
+    def make(name: str, tensors=lambda found: found, options=lambda values: values) -> Path:
+        path = tmp_path / "copy"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(GOLDEN / name, path)
+        found = tensors(load_file(path / "model.safetensors"))
+        save_file(found, path / "model.safetensors", {"format": "pt"})
+        config = path / "config.json"
+        config.write_text(json.dumps(options(json.loads(config.read_text()))))
+        return path
+
+    return make
+
+
+def equal(one: Transformer, other: Transformer) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def test_the_names_and_masks_of_the_first_gpt2_files_are_read(copy):
+    def old(found):
+        masks = {f"h.{i}.attn.bias": np.ones((1, 1, 24, 24), np.uint8) for i in range(2)}
+        return {name.removeprefix("transformer."): x for name, x in found.items()} | masks
+
+    _, model = convert.import_hf(copy("gpt2", old))
+    assert equal(model, convert.import_hf(GOLDEN / "gpt2")[1])
+
+
+def test_half_precision_weights_become_float32_exactly(copy):
+    for dtype in (ml_dtypes.bfloat16, np.float16):
+        half = lambda found, to=dtype: {name: x.astype(to) for name, x in found.items()}
+        _, model = convert.import_hf(copy("llama", half))
+        wanted = load_file(GOLDEN / "llama" / "model.safetensors")["lm_head.weight"]
+        np.testing.assert_array_equal(model.head[...], wanted.astype(dtype).astype(np.float32))
+        assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}
+
+
+def test_a_tied_head_may_be_there_twice_but_not_differ(copy):
+    head = lambda found, by: found | {"lm_head.weight": found["model.embed_tokens.weight"] + by}
+    _, model = convert.import_hf(copy("llama3_tied", lambda found: head(found, np.float32(0))))
+    assert not hasattr(model, "head")
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+        convert.import_hf(copy("llama3_tied", lambda found: head(found, np.float32(1))))
+
+
+def test_the_rotary_options_of_transformers_4_mean_the_same():
+    old = {
+        "rope_theta": 500.0,
+        "rope_scaling": {
+            "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    }  # fmt: skip
+    new = {"rope_parameters": old["rope_scaling"] | {"rope_theta": 500.0}}
+    wanted = {
+        "rope_scaling": "llama3", "rope_theta": 500.0, "rope_factor": 8.0,
+        "rope_low_frequency": 1.0, "rope_high_frequency": 4.0, "rope_original_length": 16,
+    }  # fmt: skip
+    for values in (old, new, old | new):
+        assert llama.read_rope(values, "") == wanted
+    assert llama.read_rope({"rope_theta": 7, "rope_scaling": None}, "") == {"rope_theta": 7.0}
+    with pytest.raises(UserError, match="differs from rope_parameters"):
+        llama.read_rope(old | {"rope_parameters": {"rope_type": "default"}}, "")
+
+
+def test_the_code_that_a_config_names_is_not_run(copy, tmp_path):
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}, "_attn_implementation": "x/y"}
+    path = copy("llama", options=lambda values: values | code)
+    (path / "modeling.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    convert.import_hf(path)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positions": "rope"}, "positions='rope'"),
+        ({"norm": "rmsnorm"}, "norm='rmsnorm'"),
+        ({"bias": False}, "bias=False"),
+        ({"num_kv_heads": 2}, "num_kv_heads=2"),
+        ({"head_dim": 8}, "head_dim=8"),
+    ],
+)
+def test_gpt2_is_not_written_from_options_that_it_has_not(change, message):
+    config = dataclasses.replace(GPT2, **change)
+    with pytest.raises(UserError, match=message):
+        gpt2.FAMILY.write_config(config)
+
+
+@pytest.mark.parametrize("change", [{"qkv_bias": True}, {"gated": False}, {"norm": "layernorm"}])
+def test_llama_is_not_written_from_options_that_it_has_not(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        llama.FAMILY.write_config(dataclasses.replace(ModelConfig(), **change))
+
+
+GPT2 = ModelConfig(
+    vocab_size=32, num_layers=2, dim=16, num_heads=4, max_length=8, norm="layernorm",
+    positions="learned", activation="gelu_tanh", gated=False, bias=True,
+)  # fmt: skip
+
+
+def zeros(config: ModelConfig) -> Transformer:
+    shapes = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def test_export_overwrites_nothing_and_leaves_nothing_half_done(tmp_path, monkeypatch):
+    model, path = zeros(GPT2), tmp_path / "out"
+    path.mkdir()
+    (path / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="not an empty directory"):
+        convert.export_hf(model, GPT2, path)
+    with pytest.raises(UserError, match="not one of this config"):
+        convert.export_hf(model, dataclasses.replace(GPT2, tie_embeddings=False), tmp_path / "b")
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "c"))
+
+    monkeypatch.setattr(convert.hf, "write", full)
+    with pytest.raises(MachineError, match="No space left"):
+        convert.export_hf(model, GPT2, tmp_path / "c")
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "note.txt"]
+
+
+def test_the_host_holds_about_two_tensors_at_a_time(tmp_path):
+    # 96 MB of weights in tensors of at most 4 MB.
+    config = ModelConfig(vocab_size=128, num_layers=8, dim=128, num_heads=1, mlp_dim=8192)
+    model, largest = zeros(config), 128 * 8192 * 4
+    assert sum(leaf.nbytes for leaf in flatten(model).values()) > 20 * largest
+    convert.export_hf(zeros(GPT2), GPT2, tmp_path / "warm")  # what Python itself allocates once
+    convert.import_hf(tmp_path / "warm")
+    tracemalloc.start()  # numpy's memory is counted, that of jax's arrays is not
+    try:
+        convert.export_hf(model, config, tmp_path / "out")
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        convert.import_hf(tmp_path / "out")
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Ours holds two of theirs in one array (gate and up): that and one tensor as it is read.
+    assert written < 4 * largest, written
+    assert read < 5 * largest, read
