@@ -74,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
 
 def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, int]) -> tuple[str, Any]:
     """(path, result) of the held-out text of the run's token store; raises DataError."""
+    from etils import epath
+
     from lm_jax.data.store import TokenStore
     from lm_jax.scoring import evaluate_tokens
 
@@ -82,7 +84,8 @@ def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, int]) -> tuple[str, An
     beside = [
         f"{parent}/data" for parent in (checkpoint, f"{checkpoint}/..", f"{checkpoint}/../..")
     ]
-    path = next((p for p in (recorded, *beside) if p and TokenStore.exists(p)), None)
+    is_store = lambda path: path and (epath.Path(path) / "store.json").exists()
+    path = next(filter(is_store, (recorded, *beside)), None)
     if path is None:
         raise DataError(
             f"{recorded or checkpoint}: the token store of this run is gone; "

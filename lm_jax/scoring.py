@@ -68,8 +68,9 @@ def evaluate(
     def documents() -> Iterator[np.ndarray]:
         nonlocal size
         for group in grouped(texts, TEXTS):
+            encoded = tokenizer.encode_batch(group)
             size += sum(len(text.encode()) for text in group)
-            for ids in tokenizer.encode_batch(group):
+            for ids in encoded:
                 yield np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]])
 
     result = evaluate_tokens(model, documents(), 0, window, stride, batch_size)
