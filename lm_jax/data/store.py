@@ -78,6 +78,11 @@ class TokenStore:
         """The store at a local path or URL."""
         return cls(path)
 
+    @staticmethod
+    def exists(path: Any) -> bool:
+        """Whether a store, whole or damaged, is at `path`."""
+        return (RemoteFiles if is_remote(path) else LocalFiles)(str(path)).exists("store.json")
+
     def __reduce__(self) -> Any:
         return TokenStore, (self.path,)
 

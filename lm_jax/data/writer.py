@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -142,7 +143,9 @@ def unfinished(path: str) -> Path:
     for left in target.parent.glob(f"{prefix}*"):
         if not alive(left.name[len(prefix) :].split("-")[0]):
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    folder = target.parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    return folder
 
 
 def alive(pid: str) -> bool:

@@ -1,0 +1,193 @@
+"""python -m lm_jax.prepare --input=PATH --output=STORE: raw text to a tokenizer and a token store.
+
+The text is read, tidied, freed of duplicates and split; a tokenizer is trained on it (or taken
+from a directory), and every document is encoded, decoded again and compared. --show=3 prints
+examples as the model will see them.
+"""
+
+import dataclasses
+import errno
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from lm_jax import cli
+from lm_jax.config import Config, DataConfig
+from lm_jax.errors import DataError, MachineError, UserError
+
+OVERRIDES = (
+    "input",
+    "tokenizer",
+    "vocab_size",
+    "text_field",
+    "heldout_fraction",
+    "max_bad_fraction",
+)
+
+
+def define_flags() -> None:
+    """The command line; not at import, since other commands have some of the names."""
+    config_flags.DEFINE_config_file("config", None, "File with get_config(); its data.* is used.")
+    flags.DEFINE_string("input", None, "Text: a file, folder, glob, stdlib or tfds:NAME[:SPLIT].")
+    flags.DEFINE_string("output", None, "Directory of the token store to make, or gs://...")
+    flags.DEFINE_string("tokenizer", None, "bpe, unigram, bytes, or a directory that holds one.")
+    flags.DEFINE_integer("vocab_size", None, "Pieces of the tokenizer.")
+    flags.DEFINE_string("text_field", None, "Field of JSON lines and tfds records with the text.")
+    flags.DEFINE_float("heldout_fraction", None, "Part of the text that is kept for evaluation.")
+    flags.DEFINE_float(
+        "max_bad_fraction", None, "Records that may be unusable before all is refused."
+    )
+    flags.DEFINE_integer("show", 0, "Print so many examples, inputs above targets.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints what was made; raises UserError."""
+    del argv
+    asked = flags.FLAGS
+    config = Config.parse(asked.config) if asked.config is not None else Config()
+    values = {k: getattr(asked, k) for k in OVERRIDES if getattr(asked, k) is not None}
+    path = str(asked.output or config.data.store)
+    if not path:
+        raise UserError(
+            "--output: missing. Name a directory for the store, e.g. --output=data/mine."
+        )
+    from lm_jax.data import inspect
+    from lm_jax.data.store import TokenStore
+    from lm_jax.data.tokenizer import KINDS, Tokenizer
+
+    tokenizer = None
+    if values.get("tokenizer", "bpe") not in KINDS:
+        tokenizer = Tokenizer.load(values.pop("tokenizer"))
+    data = Config.parse({**config.to_dict(), "data": {**config.to_dict()["data"], **values}}).data
+    if not (asked.show and not data.input and TokenStore.exists(path)):
+        prepare(data, path, config.seed, tokenizer)
+    store = TokenStore.open(path)
+    print(inspect.table(store))
+    for text in inspect.examples(store, asked.show, data.sequence_length, config.seed, data.packed):
+        print(text)
+    return 0
+
+
+def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None) -> str:
+    """Makes the token store `output` from the text `data.input` and returns its path.
+
+    `tokenizer`: an existing one, else `data.tokenizer` and `data.vocab_size` say which is trained.
+    The store is the same for any number of cores. Raises DataError (unusable text; something is at
+    `output`) or MachineError (disk), and then leaves nothing behind. `seed` is kept in the
+    metadata only: the split follows the text.
+    """
+    from lm_jax.data.corpus import Corpus
+    from lm_jax.data.tokenizer import SAMPLE_BYTES, train
+    from lm_jax.data.writer import Writer, refuse_existing, unfinished
+
+    started = time.monotonic()
+    refuse_existing(output)
+    folder = None
+    try:
+        folder = unfinished(output)
+        with Corpus(data, folder) as corpus:
+            corpus.read()
+            parts = corpus.split()
+            if tokenizer is None:
+                size = sum(p.end - p.begin for p in parts if p.split == "train")
+                say(data, min(size, SAMPLE_BYTES))
+                sample = corpus.sample(parts, SAMPLE_BYTES)
+                tokenizer = train(data.tokenizer, sample, data.vocab_size)
+            with Writer(output, tokenizer) as writer:
+                checked = write(corpus, parts, tokenizer, writer)
+                writer.finish(
+                    {
+                        "data": dataclasses.asdict(data),
+                        "seed": seed,
+                        "round_trips_checked": checked,
+                        "seconds": round(time.monotonic() - started, 1),
+                        **corpus.about(),
+                    }
+                )
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if full else f"cannot write here ({error.strerror or error})"
+        raise MachineError(f"{output}: {why}; name another place.") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+    return output
+
+
+def write(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
+    """Encodes every part on all cores, in order; the number of texts that came back as they
+    were.
+    """
+    from lm_jax.data.tokenizer import cores
+    from lm_jax.progress import Progress
+
+    def finish(batch: list[Any], future: Future) -> None:
+        for part, (text, ids) in zip(batch, future.result(), strict=True):
+            writer.add(part.split, ids, len(text))
+            if part.split == "heldout":
+                writer.keep_text(text.decode(), part.source)
+            progress.add(len(text))
+
+    pending: deque[tuple[list[Any], Future]] = deque()
+    with (
+        Progress("encoding", sum(p.end - p.begin for p in parts)) as progress,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
+        for batch in batches(parts):
+            pending.append((batch, pool.submit(encode, corpus, batch, tokenizer)))
+            if len(pending) > 2 * cores():
+                finish(*pending.popleft())
+        for each in pending:
+            finish(*each)
+    return len(parts)
+
+
+def batches(parts: Iterable[Any]) -> Iterator[list[Any]]:
+    """Runs of parts of about a quarter megabyte together."""
+    batch, size = [], 0
+    for part in parts:
+        batch.append(part)
+        size += part.end - part.begin
+        if size > 1 << 18:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def encode(corpus: Any, batch: list[Any], tokenizer: Any) -> list[tuple[bytes, Any]]:
+    """[(text, ids)] of `batch`; raises DataError when a text does not come back from its ids."""
+    texts = [corpus.text(part) for part in batch]
+    # One thread each, since the batches have one each; a large document alone may use all.
+    threads = 0 if len(batch) == 1 else 1
+    found = tokenizer.encode_batch([text.decode() for text in texts], threads)
+    for part, text, ids in zip(batch, texts, found, strict=True):
+        if tokenizer.decode_bytes(ids) != text:
+            raise DataError(
+                f"{part.source}: the tokenizer does not give this text back; use another"
+                " (config.data.tokenizer), and report it as a bug."
+            )
+    return list(zip(texts, found, strict=True))
+
+
+def say(data: DataConfig, size: int) -> None:
+    """A line before the wait for SentencePiece, which tells nothing itself."""
+    if data.tokenizer != "bytes":
+        about = f"{data.tokenizer}, {data.vocab_size} pieces, {size / 1e6:.1f} MB"
+        seconds = max(1, round(size / 8e5))
+        if seconds > 2:
+            print(
+                f"training the tokenizer ({about}), about {seconds} s", file=sys.stderr, flush=True
+            )
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
