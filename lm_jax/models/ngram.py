@@ -39,7 +39,8 @@ class _Counts:
     keys: np.ndarray  # int64 [U_k]
     counts: np.ndarray  # int64 [U_k]: how often
     suffix: np.ndarray  # int64 [U_k]: rank of the (k-1)-gram without the first token
-    begins: np.ndarray  # int64 [U_k]: how often, for those that start with the begin symbol; else 0
+    begins: np.ndarray | None  # int64 [U_k]: `counts` of those that start with the begin symbol,
+    # else 0; None for the highest order, which does not need it
 
 
 class KneserNey:
@@ -72,7 +73,10 @@ class KneserNey:
         tables: list[_Counts] = []
         for k in range(2, self.order + 1):
             at = np.flatnonzero(depth >= k - 1)  # where a k-gram ends
-            keys, counts, found = _count(ranks[at - 1].astype(np.int64) * self.base + stream[at])
+            keys = ranks[at - 1].astype(np.int64) * self.base + stream[at]
+            keys, counts, found = (
+                _ranked(keys) if k < self.order else (*_distinct(np.sort(keys)), None)
+            )
             context, last = np.divmod(keys, self.base)
             # The suffix of (c, w) is (suffix of c, w), one order below.
             suffix = (
@@ -80,10 +84,12 @@ class KneserNey:
                 if tables
                 else last
             )
-            begins = np.bincount(found[depth[at] == k - 1], minlength=len(keys))
+            begins = None
+            if found is not None:
+                begins = np.bincount(found[depth[at] == k - 1], minlength=len(keys))
+                ranks = np.zeros(len(stream), found.dtype)
+                ranks[at] = found
             tables.append(_Counts(keys, counts, suffix, begins))
-            ranks = np.zeros(len(stream), found.dtype)
-            ranks[at] = found
         self.levels, self.discounts = [], []
         # Below the highest order an n-gram counts the different tokens that precede it; none
         # precedes a begin symbol, so the n-grams that start with one keep their plain counts.
@@ -94,7 +100,8 @@ class KneserNey:
             size = len(tables[i - 1].keys) if i else self.base
             self.levels.insert(0, self._level(tables[i].keys, counts, size))
             counts = np.bincount(tables[i].suffix, minlength=size)
-            counts += tables[i - 1].begins if i else 0
+            if i and (begins := tables[i - 1].begins) is not None:
+                counts += begins
         off = self._discounted(counts[: self.vocab_size])
         if total := counts[: self.vocab_size].sum():
             self.unigram = (counts[: self.vocab_size] - off + off.sum() / self.vocab_size) / total
@@ -184,7 +191,7 @@ def modified_discounts(counts: np.ndarray) -> tuple[float, float, float]:
     return found if all(0 < d < r for r, d in enumerate(found, 1)) else _FALLBACK
 
 
-def _count(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct keys ascending, how often each comes, and the rank of each of `keys`."""
     # The place rides in the low bits of the key: one plain sort is 10 times faster than an argsort.
     bits = len(keys).bit_length()
@@ -197,11 +204,17 @@ def _count(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     else:
         place = np.argsort(keys, kind="stable")
         both = keys[place]
-    new = np.concatenate([[True], both[1:] != both[:-1]])[: len(both)]
-    first = np.flatnonzero(new)
-    ranks = np.empty(len(keys), np.int32 if len(first) < 2**31 else np.int64)
-    ranks[place] = np.cumsum(new, dtype=ranks.dtype) - 1
-    return both[first], np.diff(first, append=len(keys)), ranks
+    distinct, counts = _distinct(both)
+    ranks = np.empty(len(keys), np.int32 if len(distinct) < 2**31 else np.int64)
+    ranks[place] = np.repeat(np.arange(len(distinct), dtype=ranks.dtype), counts)
+    return distinct, counts, ranks
+
+
+def _distinct(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of an ascending array, and how often each comes."""
+    first = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    first = np.concatenate([np.zeros(min(1, len(ordered)), np.int64), first])
+    return ordered[first], np.diff(first, append=len(ordered))
 
 
 def _find(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
