@@ -46,7 +46,7 @@ margin:4px 0 0;white-space:pre-wrap;
 overflow-wrap:anywhere}
 details{border-top:1px solid var(--line);padding:9px 0}summary{cursor:pointer;font-weight:600}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;margin-top:8px;font-size:.92rem}
-th{text-align:left;color:var(--soft);font-weight:500}
+td:first-child{width:46%}th{text-align:left;color:var(--soft);font-weight:500}
 th,td{padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top;
 overflow-wrap:anywhere}
 """
