@@ -1,40 +1,26 @@
 """What is a run made of? Every option, its default, and the checks that refuse a wrong one.
 
-A config file returns the `ml_collections.ConfigDict` of `new()` with its own numbers set; the command line
-overrides any field; `Config.parse` turns it into these frozen dataclasses, which the rest of the code reads.
-A value of 0 or "auto" is derived, by the rule that stands beside it. Imports no jax: a wrong field is refused
-in a blink.
+A config file returns the `ml_collections.ConfigDict` of `new()` with its own numbers set; the
+command line overrides any field; `Config.parse` turns it into these frozen dataclasses, which the
+rest of the code reads. A value of 0 or "auto" is derived, by the rule that stands beside it.
+Imports no jax: a wrong field is refused in a blink.
 """
 
+import contextlib
 import dataclasses
 import math
 import typing
 from typing import Any
 
+from lm_jax import config_check
 from lm_jax.errors import UserError, nearest
-
-CHOICES = {
-    "model.norm": ("rmsnorm", "layernorm"),
-    "model.positions": ("rope", "learned", "none"),
-    "model.activation": ("silu", "gelu", "gelu_tanh", "relu"),
-    "model.rope_scaling": ("none", "linear", "llama3"),
-    "model.attention": ("auto", "xla", "splash", "cudnn"),
-    "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.remat": ("none", "full", "dots", "names"),
-    "loss.objective": ("causal",),
-    "optimizer.name": ("adamw",),
-    "optimizer.schedule": ("cosine", "wsd", "constant"),
-    "data.tokenizer": ("bpe", "unigram", "bytes"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The Transformer. The defaults are a small Llama; `configs/gpt2_124m.py` shows the other family."""
+    """The Transformer. The defaults are a small Llama; `configs/gpt2_124m.py` is the other family."""
 
-    vocab_size: int = (
-        4096  # rows of the embedding: the tokenizer's size rounded up to a multiple of 128
-    )
+    vocab_size: int = 4096  # at least the tokenizer's size; a multiple of 128 is fastest
     num_layers: int = 4
     dim: int = 256  # width of the residual stream
     num_heads: int = 4  # query heads
@@ -57,11 +43,9 @@ class ModelConfig:
     qkv_bias: bool = False  # on the query, key and value projections alone
     tie_embeddings: bool = True
     dropout: float = 0.0
-    init_std: float = 0.02  # embeddings; projections use fan_in ** -0.5, those that end a branch a 2L-th of its variance
-    attention: str = (
-        "auto"  # splash on TPU, cudnn on GPU, xla elsewhere; a name that cannot run is refused
-    )
-    dtype: str = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPU; parameters are float32
+    init_std: float = 0.02  # of weights; 0: fan_in ** -0.5; / sqrt(2 layers) where a branch ends
+    attention: str = "auto"  # splash on TPU, cudnn on GPU, xla elsewhere
+    dtype: str = "auto"  # of the computation: bfloat16, on CPU float32; parameters are float32
     remat: str = "none"
     scan_unroll: int = 1  # layers a scan step; num_layers: no loop at all
 
@@ -87,7 +71,7 @@ class ModelConfig:
 class DataConfig:
     """The text and how it becomes windows of tokens."""
 
-    input: str = ""  # file, folder, glob, `stdlib` or `tfds:NAME`: prepared into `store` when that does not exist
+    input: str = ""  # file, folder, glob, `stdlib` or `tfds:NAME`, prepared when `store` is absent
     store: str = ""  # token store; "": <workdir>/data
     tokenizer: str = "bpe"
     vocab_size: int = 4096  # pieces of the tokenizer that `input` trains
@@ -183,9 +167,9 @@ class Config:
 
     @classmethod
     def parse(cls, values: Any) -> "Config":
-        """From a ConfigDict or nested dict; raises UserError with the field, the value and the nearest right choice."""
+        """From a ConfigDict or nested dict; raises UserError naming field, value and right choice."""
         config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else values)
-        check(config)
+        config_check.check(config)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,18 +178,17 @@ class Config:
 
 
 def new() -> Any:
-    """A ConfigDict that holds every field at its default, for a config file to set its own numbers in."""
+    """A ConfigDict of every field at its default, for a config file to set its numbers in."""
     from ml_collections import ConfigDict
 
     return ConfigDict(Config().to_dict())
 
 
 def from_dict(cls: Any, values: dict[str, Any], prefix: str = "config") -> Any:
-    """A checked dataclass of `cls` from plain values; raises UserError on an unknown name or a wrong type."""
+    """A dataclass of `cls` from plain values; raises UserError on an unknown name or wrong type."""
     if not isinstance(values, dict):
-        raise UserError(
-            f"{prefix}={values!r}: expected a group of fields: {', '.join(typing.get_type_hints(cls))}."
-        )
+        names = ", ".join(typing.get_type_hints(cls))
+        raise UserError(f"{prefix}={values!r}: expected a group of fields: {names}.")
     hints, found = typing.get_type_hints(cls), {}
     for name, value in values.items():
         where = f"{prefix}.{name}"
@@ -220,12 +203,10 @@ def from_dict(cls: Any, values: dict[str, Any], prefix: str = "config") -> Any:
 
 
 def typed(value: Any, hint: type, where: str) -> Any:
-    """`value` if it is of the type `hint` (whole numbers and '1e-4' pass as float); raises UserError."""
+    """`value` as `hint` (whole numbers and '1e-4' pass as float); raises UserError."""
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if hint is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -260,121 +241,3 @@ def differences(config: Any, other: Any, prefix: str = "") -> list[tuple[str, An
         elif a != b:
             rows.append((prefix + field.name, a, b))
     return rows
-
-
-def check(config: Config) -> None:
-    """Raises UserError at the first field whose value cannot work, whatever the machine is."""
-    model, data = config.model, config.data
-
-    def need(ok: bool, field: str, why: str) -> None:
-        if not ok:
-            raise UserError(f"config.{field}={value_of(config, field)!r}: {why}")
-
-    for field, allowed in CHOICES.items():
-        group, name = field.split(".")
-        value = getattr(getattr(config, group), name)
-        need(value in allowed, field, f"not known.{nearest(value, allowed)}")
-    for field in (
-        "steps",
-        "batch_size",
-        "microbatches",
-        "log_every",
-        "model.vocab_size",
-        "model.num_layers",
-        "model.dim",
-        "model.num_heads",
-        "model.max_length",
-        "model.scan_unroll",
-        "data.sequence_length",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "eval.tokens",
-    ):
-        need(value_of(config, field) >= 1, field, "must be at least 1.")
-    for field in (
-        "model.num_kv_heads",
-        "model.head_dim",
-        "model.mlp_dim",
-        "optimizer.learning_rate",
-        "optimizer.weight_decay",
-        "optimizer.clip_norm",
-        "optimizer.warmup_steps",
-        "optimizer.decay_steps",
-        "loss.z_loss",
-        "loss.chunk_size",
-        "eval.every",
-        "eval.samples",
-        "data.workers",
-        "checkpoint.keep_every",
-    ):
-        need(value_of(config, field) >= 0, field, "must not be negative.")
-    for field in ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction"):
-        need(0 <= value_of(config, field) < 1, field, "must be at least 0 and below 1.")
-    need(
-        model.head_dim or model.dim % model.num_heads == 0,
-        "model.dim",
-        f"must be divisible by config.model.num_heads={model.num_heads}; or set config.model.head_dim.",
-    )
-    need(
-        model.num_heads % model.kv_heads == 0,
-        "model.num_kv_heads",
-        f"must divide config.model.num_heads={model.num_heads}.",
-    )
-    need(
-        model.positions != "rope" or model.head_size % 2 == 0,
-        "model.head_dim",
-        "rotary positions need an even head size.",
-    )
-    need(
-        data.sequence_length <= model.max_length,
-        "data.sequence_length",
-        f"longer than config.model.max_length={model.max_length}; raise that one or shorten this one.",
-    )
-    need(
-        config.batch_size % config.microbatches == 0,
-        "batch_size",
-        f"must be divisible by config.microbatches={config.microbatches}.",
-    )
-    need(
-        config.optimizer.warmup_steps <= config.steps,
-        "optimizer.warmup_steps",
-        f"longer than config.steps={config.steps}.",
-    )
-    sizes = dataclasses.asdict(config.mesh)
-    for axis, size in sizes.items():
-        need(
-            size >= 1 or size == -1,
-            f"mesh.{axis}",
-            "must be at least 1, or -1 for the devices that are left.",
-        )
-    need(list(sizes.values()).count(-1) <= 1, "mesh.data", "only one mesh axis may be -1.")
-    tensor = config.mesh.tensor
-    if tensor > 1:
-        need(
-            model.kv_heads % tensor == 0,
-            "mesh.tensor",
-            f"must divide the {model.kv_heads} key/value heads (config.model.num_kv_heads).",
-        )
-        need(
-            model.mlp_size % tensor == 0,
-            "mesh.tensor",
-            f"must divide the feed-forward width {model.mlp_size} (config.model.mlp_dim).",
-        )
-        need(
-            model.vocab_size % tensor == 0,
-            "mesh.tensor",
-            f"must divide config.model.vocab_size={model.vocab_size}.",
-        )
-    if config.mesh.fsdp > 1:
-        need(
-            model.dim % config.mesh.fsdp == 0,
-            "mesh.fsdp",
-            f"must divide config.model.dim={model.dim}.",
-        )
-
-
-def value_of(config: Any, field: str) -> Any:
-    """The value of a dotted field."""
-    for part in field.split("."):
-        config = getattr(config, part)
-    return config

@@ -62,6 +62,27 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
         )
 
 
+def no_mesh() -> Any:
+    """A context in which no mesh is set, also inside one that has one."""
+    return jax.set_mesh(Mesh(np.array(jax.devices()[0]), ()))
+
+
+def automatic(tree: Any) -> Any:
+    """The same arrays on the same devices, laid out the same, with axes that the compiler shards as it likes.
+
+    For programs that no rule was written for, like decoding: run them on this tree outside of any mesh.
+    """
+
+    def convert(x: Any) -> Any:
+        place = x.sharding
+        if not isinstance(place, NamedSharding) or place.mesh.empty:
+            return x
+        mesh = Mesh(place.mesh.devices, place.mesh.axis_names)
+        return jax.device_put(x, NamedSharding(mesh, place.spec))
+
+    return jax.tree.map(convert, tree)
+
+
 def mesh_is_set() -> bool:
     """Whether a mesh with explicit axes is in use (jax.set_mesh), as opposed to a notebook or a shard_map."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -103,6 +103,8 @@ class Embed(nnx.Module):
         axes = ("batch", None, None)
         x_BLD = gather(shard(self.tokens[...].astype(dtype), "vocab", None), tokens_BL, *axes)
         if self.config.positions == "learned":
+            # One row of positions serves the whole batch and is on every device.
+            axes = axes if len(positions_BL) == len(tokens_BL) else (None, None, None)
             x_BLD += gather(
                 shard(self.positions[...].astype(dtype), None, None), positions_BL, *axes
             )

@@ -70,7 +70,9 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config = resolved(config, jax.default_backend())
+        if "auto" in (config.attention, config.dtype):  # a run has decided already, maybe for another machine
+            config = resolved(config, jax.default_backend())
+        self.config = config
         self.embed = Embed(config, rngs=rngs)
         self.decoder = Stack(config, rngs=rngs)
         if not config.tie_embeddings:

@@ -1,0 +1,51 @@
+"""Llama 3 8B (Grattafiori et al. 2024, arXiv:2407.21783, table 3), pretrained at 8,192 tokens of context.
+
+    python -m lm_jax.train --config=configs/llama3_8b.py --workdir=gs://BUCKET/llama \
+        --config.data.store=gs://BUCKET/tokens
+
+4 M tokens a step, 1 T tokens in all; parameters and optimizer state are sharded over every device. Not run here
+yet; two of its layers compile for TPU v5e 4x4 and v5p 2x2x2 in the tests.
+"""
+
+from lm_jax import config as lm_config
+
+
+def get_config():
+    """One run."""
+    config = lm_config.new()
+    config.name = "llama3_8b"
+    config.steps = 238_419
+    config.batch_size = 512
+
+    config.model.vocab_size = 128_256
+    config.model.num_layers = 32
+    config.model.dim = 4096
+    config.model.num_heads = 32
+    config.model.num_kv_heads = 8
+    config.model.mlp_dim = 14_336
+    config.model.max_length = 8192
+    config.model.norm = "rmsnorm"
+    config.model.norm_eps = 1e-5
+    config.model.positions = "rope"
+    config.model.rope_theta = 500_000.0
+    config.model.activation = "silu"
+    config.model.gated = True
+    config.model.tie_embeddings = False
+    config.model.remat = "full"
+
+    config.data.vocab_size = 128_000
+    config.data.sequence_length = 8192
+
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.b2 = 0.95
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.end_fraction = 0.01
+
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.eval.every = 1000
+    config.eval.tokens = 16_777_216
+    config.checkpoint.every = 1000
+    return config

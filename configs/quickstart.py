@@ -1,0 +1,52 @@
+"""A small GPT on any text, in minutes on two CPU cores.
+
+    python -m lm_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m lm_jax.train --config=configs/quickstart.py:accelerator --workdir=runs/quickstart
+
+The text is the Python standard library of the machine unless --config.data.input names another.
+"""
+
+from lm_jax import config as lm_config
+
+
+def get_config(variant: str = "cpu"):
+    """`cpu`: 2 cores; `accelerator`: one GPU or TPU chip."""
+    config = lm_config.new()
+    config.name = "quickstart"
+    config.steps = 1500
+    config.batch_size = 16
+    config.log_every = 25
+
+    config.model.vocab_size = 4096
+    config.model.num_layers = 4
+    config.model.dim = 256
+    config.model.num_heads = 4
+    config.model.max_length = 256
+    config.model.scan_unroll = 4
+
+    config.data.input = "stdlib"
+    config.data.tokenizer = "bpe"
+    config.data.vocab_size = 4096
+    config.data.heldout_fraction = 0.02
+    config.data.sequence_length = 256
+
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.end_fraction = 0.05
+
+    config.eval.every = 500
+    config.eval.prompt = "def "
+    config.checkpoint.every = 500
+
+    if variant == "accelerator":
+        config.steps = 5000
+        config.batch_size = 64
+        config.model.num_layers = 12
+        config.model.dim = 768
+        config.model.num_heads = 12
+        config.model.max_length = 512
+        config.model.scan_unroll = 12
+        config.data.sequence_length = 512
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.warmup_steps = 300
+    return config

@@ -1,0 +1,179 @@
+"""What does a run report? One line a person and grep can read, metrics.jsonl, TensorBoard events, MFU."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lm_jax.config import Config, ModelConfig
+
+# Dense bfloat16 peak of one JAX device in FLOP/s, by a part of its device_kind, lower case (vendors' data sheets;
+# a TPU v4, v5p or v7 device is what jax.devices() lists: a chip, a chip, and half a chip).
+PEAKS = {
+    "tpu v4": 275e12, "tpu v5 lite": 197e12, "tpu v5e": 197e12, "tpu v5p": 459e12, "tpu v5": 459e12,
+    "tpu v6 lite": 918e12, "tpu v6e": 918e12, "tpu7x": 1153e12, "tpu v7": 1153e12,
+    "h200": 989.4e12, "h100": 989.4e12, "a100": 312e12, "b200": 2250e12,
+}  # fmt: skip
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that multiply every token: all projections and the head, not the embedding lookup."""
+    D, K, H = config.dim, config.kv_heads, config.head_size
+    attention = D * H * (2 * config.num_heads + 2 * K)
+    mlp = D * config.mlp_size * (3 if config.gated else 2)
+    return config.num_layers * (attention + mlp) + D * config.vocab_size
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Training FLOPs a token, 6 N + 12 L d T ("full" convention of PaLM and nanoGPT: no causal discount)."""
+    attention = 12 * config.num_layers * config.num_heads * config.head_size * length
+    return 6.0 * matmul_parameters(config) + attention
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bfloat16 FLOP/s of a device, None when it is not in the table: MFU is then not known, never guessed."""
+    kind = device_kind.lower()
+    return next((peak for name, peak in PEAKS.items() if name in kind), None)
+
+
+def human(number: float) -> str:
+    """1234567 -> '1.23M'."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1h02m'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def perplexity(loss: float) -> float:
+    """exp(nats per token), infinity where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class Clock:
+    """Where the time since the last line went: `with clock("data")` adds to its share, `pause` stops counting."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new line."""
+        self.start, self.data, self.paused, self.steps = time.perf_counter(), 0.0, 0.0, 0
+
+    def waited(self, since: float) -> None:
+        """Counts the time since `since` as waiting for data."""
+        self.data += time.perf_counter() - since
+
+    def left_out(self, since: float) -> None:
+        """Takes the time since `since` (an evaluation, a save) out of the rate."""
+        self.paused += time.perf_counter() - since
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training since the last line."""
+        return max(1e-9, time.perf_counter() - self.start - self.paused)
+
+
+class Metrics:
+    """Writes what a run reports; `step` also prints the line. Lines after `resumed_from` of an earlier try go."""
+
+    def __init__(self, workdir: str | os.PathLike, config: Config, bytes_per_token: float,
+                 device_kind: str, devices: int, resumed_from: int = 0):  # fmt: skip
+        self.config, self.bytes_per_token = config, bytes_per_token
+        self.flops = flops_per_token(config.model, config.data.sequence_length)
+        peak = peak_flops(device_kind)
+        self.peak = peak * devices if peak else None
+        self.path = Path(workdir) / "metrics.jsonl"
+        keep = [row for row in read(self.path) if row["step"] <= resumed_from and resumed_from]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in keep))
+        self.file = self.path.open("a", buffering=1)
+        self.clock, self.seconds_per_step = Clock(), 0.0
+        from tensorboardX import SummaryWriter
+
+        self.board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resumed_from + 1)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Nats a token as bits a byte of text, by the store's mean token length."""
+        return loss / math.log(2) / self.bytes_per_token
+
+    def write(self, step: int, kind: str, **values: Any) -> None:
+        """One row of metrics.jsonl; its numbers and texts go to TensorBoard too."""
+        row = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
+        # JSON has no infinity: what is not a number is written as null.
+        row = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+            elif isinstance(value, str) and kind == "sample":
+                self.board.add_text(f"{kind}/{name}", value, step)
+
+    def train(
+        self, step: int, loss: float, lr: float, gnorm: float, tokens: float, crc: int | None
+    ) -> None:
+        """The line of a finished step, and its row."""
+        config, clock = self.config, self.clock
+        seconds = clock.seconds
+        self.seconds_per_step = seconds / max(1, clock.steps)
+        rate = config.tokens_per_step / self.seconds_per_step
+        mfu = rate * self.flops / self.peak if self.peak else None
+        share = min(1.0, clock.data / seconds)
+        bpb = self.bits_per_byte(loss)
+        extra = {} if crc is None else {"batch_crc": crc}
+        self.write(step, "train", loss=loss, bpb=bpb, lr=lr, gnorm=gnorm, tokens=tokens, mfu=mfu,
+                   tokens_per_second=round(rate, 1), data_fraction=round(share, 4), **extra)  # fmt: skip
+        eta = duration((config.steps - step) * self.seconds_per_step)
+        print(
+            f"step {step}/{config.steps}  loss {loss:.3f}  bpb {bpb:.3f}  lr {lr:.1e}  "
+            f"gnorm {gnorm:.2f}  {human(rate)} tok/s  mfu {'n/a' if mfu is None else f'{mfu:.1%}'}  "
+            f"data {share:.1%}  eta {eta}",
+            flush=True,
+        )
+        clock.restart()
+
+    def evaluation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+        """The line of an evaluation on held-out text, and its row."""
+        bpb = self.bits_per_byte(loss)
+        self.write(
+            step,
+            "eval",
+            loss=loss,
+            bpb=bpb,
+            perplexity=perplexity(loss),
+            tokens=tokens,
+            seconds=seconds,
+        )
+        print(
+            f"eval {step}/{self.config.steps}  loss {loss:.3f}  bpb {bpb:.3f}  "
+            f"perplexity {perplexity(loss):.1f}  {human(tokens)} tokens  {seconds:.1f} s",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Flushes all files."""
+        self.file.close()
+        self.board.close()
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a killed run left half-written is left out."""
+    path, rows = Path(path), []
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,151 @@
+"""Is this run computing what it says? Seconds of checks before the start; any failure names the setting."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm_jax import sharding
+from lm_jax.checkpoint import write_test
+from lm_jax.config import Config, MeshConfig
+from lm_jax.errors import MachineError
+from lm_jax.models import kernels
+from lm_jax.train_step import init_state, make_train_step
+
+LARGE = 2**18  # elements from which on a parameter that is whole on every device is a mistake
+TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 1e-2}  # of outputs of order 1
+
+
+def run(config: Config, mesh: Any, abstract: Any, workdir: str) -> str:
+    """All checks; the line that says what was found. Raises MachineError at the first failure."""
+    start = time.perf_counter()
+    error = check_attention(config)
+    check_sharded(abstract, mesh)
+    found = [
+        f"attention {config.model.attention} within {error:.0e} of the reference",
+        "documents apart",
+    ]
+    if config.microbatches > 1:
+        found.append(f"accumulation within {check_accumulation(config):.0e} of the full batch")
+    write_test(workdir)
+    found.append("checkpoint written and read")
+    return f"preflight: {', '.join(found)} ({time.perf_counter() - start:.1f} s)"
+
+
+def check_attention(config: Config) -> float:
+    """The chosen backend against the plain product: outputs, gradients, and no sight of other documents."""
+    model = config.model
+    length = min(256, 128 * math.ceil(config.data.sequence_length / 128))
+    rows = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ("data", "fsdp"))
+    heads = (model.kv_heads, model.num_heads // model.kv_heads)
+    errors = jax.jit(compare, static_argnums=(0, 1, 2, 3, 4))(
+        model.attention, model.dtype, (rows, length), heads, model.head_size
+    )
+    error, gradient, leak = (float(x) for x in errors)
+    limit = TOLERANCE[model.dtype]
+    if not (error <= limit and gradient <= 4 * limit):
+        raise MachineError(
+            f"preflight: config.model.attention={model.attention!r} differs from the reference by {error:.1e} "
+            f"(gradients {gradient:.1e}; at most {limit:.0e}) on this device; set config.model.attention=xla."
+        )
+    if leak != 0.0:
+        raise MachineError(
+            f"preflight: with config.model.attention={model.attention!r} packed documents see each other "
+            f"(by {leak:.1e}); set config.model.attention=xla or config.data.packed=False."
+        )
+    return error
+
+
+def compare(backend, dtype, shape, heads, head_size):
+    """(largest difference of outputs, of gradients, largest change across documents) of `backend`."""
+    (B, L), (K, G) = shape, heads
+    keys = jax.random.split(jax.random.key(0), 4)
+    names = ("batch", None, "heads", None)
+    q = sharding.shard(jax.random.normal(keys[0], (B, L, K, G, head_size)), *names, None).astype(
+        dtype
+    )
+    k, v, noise = (
+        sharding.shard(jax.random.normal(key, (B, L, K, head_size)), *names).astype(dtype)
+        for key in keys[1:]
+    )
+    segments = np.broadcast_to((np.arange(L) >= L // 3).astype(np.int32) + 1, (B, L))
+    segments = sharding.shard(jnp.asarray(segments), "batch", None)
+    mask = kernels.Mask(causal=True, segments=segments)
+
+    def plain(q, k, v):
+        allowed = np.tril(np.ones((1, L, L), bool)) & (segments[:, :, None] == segments[:, None, :])
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+        o = kernels.product(q.transpose(0, 2, 3, 1, 4) * head_size**-0.5, k.transpose(0, 2, 1, 3),
+                            v.transpose(0, 2, 1, 3), allowed)  # fmt: skip
+        return o.transpose(0, 3, 1, 2, 4)
+
+    def chosen(q, k, v):
+        return kernels.attention(q, k, v, mask, backend)
+
+    def outputs(function):
+        o, pull = jax.vjp(lambda *x: function(*x).astype(jnp.float32), q, k, v)
+        return o, pull(jnp.ones_like(o))
+
+    (o, grads), (o_ref, grads_ref) = outputs(chosen), outputs(plain)
+    gap = lambda a, b: jnp.max(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)))
+    # Other keys and values in the first document: the second must not notice at all.
+    first = (segments == 1)[..., None, None]
+    other = chosen(q, jnp.where(first, noise, k), jnp.where(first, noise, v))
+    leak = jnp.max(
+        jnp.where((segments == 2)[..., None, None, None], jnp.abs(other - chosen(q, k, v)), 0)
+    )
+    largest = jnp.stack([gap(a, b) for a, b in zip(grads, grads_ref, strict=True)])
+    return gap(o, o_ref), jnp.max(largest), leak
+
+
+def check_sharded(abstract: Any, mesh: Any) -> None:
+    """Every large array of the state is spread over the axes that shard parameters."""
+    ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    if ways == 1:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        if leaf.size >= LARGE and math.prod(leaf.sharding.shard_shape(leaf.shape)) == leaf.size:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise MachineError(
+                f"preflight: {name} {leaf.shape} is whole on every device of the mesh {dict(mesh.shape)}; "
+                "its axes need a name in sharding.RULES that the mesh shards."
+            )
+
+
+def check_accumulation(config: Config) -> float:
+    """Largest difference of a tiny model's update between the run's microbatches and one batch."""
+    tiny = dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model, vocab_size=128, num_layers=1, dim=32, num_heads=2, num_kv_heads=2, head_dim=16,
+            mlp_dim=32, dropout=0.0, attention="xla", dtype="float32", max_length=16, remat="none",
+        ),
+        data=dataclasses.replace(config.data, sequence_length=16), mesh=MeshConfig(),
+        batch_size=2 * config.microbatches, loss=dataclasses.replace(config.loss, chunk_size=0),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    rows = (2 * config.microbatches, 17)
+    tokens = rng.integers(0, 128, rows).astype(np.int32)
+    # Microbatches of unlike weight: averages of averages would show.
+    weights = (rng.random((rows[0], 16)) < np.linspace(0.1, 1, rows[0])[:, None]).astype(np.float32)
+    whole = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+    results = []
+    with sharding.no_mesh():
+        state = jax.jit(lambda: init_state(tiny))()
+        step = jax.jit(make_train_step(tiny))
+        for parts in (1, config.microbatches):
+            batch = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in whole.items()}
+            new, metrics = step(state, batch)
+            results.append((metrics["loss"], metrics["gnorm"], new.model))
+    gaps = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), *results)
+    error = max(jax.tree.leaves(gaps))
+    if not error <= 1e-4:
+        raise MachineError(
+            f"preflight: config.microbatches={config.microbatches} gives another update than one batch, "
+            f"by {error:.1e}; set config.microbatches=1 and report this."
+        )
+    return error

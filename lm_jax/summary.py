@@ -1,0 +1,83 @@
+"""What is about to run? One screen: what differs, parameters, mesh, memory, FLOPs, tokens, data, outputs."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm_jax.config import Config, differences
+from lm_jax.metrics import flops_per_token, human, peak_flops
+
+
+def text(
+    asked: Config, config: Config, workdir: str, mesh: Any, abstract: Any, store: Any | None
+) -> str:
+    """The start-up screen. `abstract` is the state as shapes with shardings; `store` None: not prepared yet."""
+    model, data = config.model, config.data
+    device = mesh.devices.flat[0]
+    rows: list[tuple[str, str]] = [("run", f"{asked.name} in {Path(workdir)}")]
+    changed = [f"{name}={value}" for name, value, _ in differences(asked, Config())]
+    rows.append(("not default", "  ".join(changed) or "nothing"))
+    parts = modules(abstract.model)
+    total = sum(parts.values())
+    shares = "  ".join(f"{name} {human(size)}" for name, size in parts.items())
+    rows.append(("parameters", f"{human(total)}: {shares}"))
+    kind = getattr(device, "device_kind", device.platform)
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    rows.append(("mesh", f"{axes} on {mesh.size} {kind}, {jax.process_count()} process(es)"))
+    rows.append(("compute", f"{model.dtype}, attention {model.attention}, remat {model.remat}"))
+    held = sum(bytes_per_device(x) for x in jax.tree.leaves(abstract))
+    limit = memory_limit(device)
+    rows.append((
+        "memory",
+        f"{human(held)}B of parameters and optimizer a device, as much again in gradients and updates at most; "
+        f"device has {human(limit) + 'B' if limit else 'an unknown amount'}",
+    ))  # fmt: skip
+    flops = flops_per_token(model, data.sequence_length)
+    peak = peak_flops(kind)
+    speed = f"; peak {human(peak * mesh.size)}FLOP/s" if peak else ""
+    rows.append(
+        ("FLOPs", f"{human(flops)} a token, {human(flops * config.tokens_per_step)} a step{speed}")
+    )
+    tokens = config.steps * config.tokens_per_step
+    amount = f"{human(tokens)} tokens: {config.steps} steps of {config.batch_size} x {data.sequence_length}"
+    if store is not None:
+        amount += f" = {tokens / store.num_tokens('train'):.2f} epochs"
+    rows.append(("training", amount))
+    if store is None:
+        rows.append(("data", f"{data.input}: not prepared yet"))
+    else:
+        rows.append((
+            "data",
+            f"{store.path}: {human(store.num_tokens('train'))} tokens, {human(store.num_documents('train'))} documents, "
+            f"{human(store.num_bytes('train'))}B; held out {human(store.num_tokens('heldout'))} tokens; "
+            f"{data.tokenizer} {store.tokenizer.vocab_size} ({store.tokenizer_hash[:12]})",
+        ))  # fmt: skip
+    rows.append(("outputs", f"{Path(workdir)}/{{checkpoints,metrics.jsonl,tb,report.html}}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def modules(model: Any) -> dict[str, int]:
+    """Parameters by module: embeddings, attention, mlp, norms, head."""
+    sizes: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        names = [part.name for part in path if hasattr(part, "name")]
+        kind = next((n for n in names if n in ("embed", "attn", "mlp", "head")), "norms")
+        sizes[kind] = sizes.get(kind, 0) + math.prod(leaf.shape)
+    return sizes
+
+
+def bytes_per_device(leaf: Any) -> int:
+    """Bytes that one device holds of an array with a sharding."""
+    shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def memory_limit(device: Any) -> int | None:
+    """Bytes of memory of an accelerator, None where it does not say."""
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return None

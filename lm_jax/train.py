@@ -1,0 +1,48 @@
+"""python -m lm_jax.train --config=configs/quickstart.py --workdir=runs/q: pretrain a language model.
+
+The same command again resumes. Any field of the config is overridden by --config.FIELD=VALUE, for example
+--config.model.num_layers=8.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from lm_jax import cli
+from lm_jax.config import Config
+from lm_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(), e.g. configs/quickstart.py."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run: checkpoints, metrics, report. Started before: resumed."
+)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
+PREFLIGHT = flags.DEFINE_bool(
+    "preflight", True, "Check kernels, masks, sharding and disk before the start."
+)
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Write an XProf trace of five steps to WORKDIR/profile."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, or 75 when SIGTERM stopped the run after a save."""
+    del argv
+    if CONFIG.value is None:
+        raise UserError("--config: missing. Name a file, e.g. --config=configs/quickstart.py.")
+    if not WORKDIR.value:
+        raise UserError("--workdir: missing. Name a folder for this run, e.g. --workdir=runs/q.")
+    config = Config.parse(CONFIG.value)
+
+    from lm_jax import loop
+
+    return loop.train(
+        config, WORKDIR.value, dry_run=DRY_RUN.value, check=PREFLIGHT.value, profile=PROFILE.value
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

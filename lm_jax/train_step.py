@@ -1,0 +1,83 @@
+"""What happens in a step? One pure function: gradients of summed losses, divided once, clipped, applied."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from lm_jax import optimizers
+from lm_jax.config import Config
+from lm_jax.models import Transformer
+from lm_jax.objectives import OBJECTIVES, Batch
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """All that a step changes."""
+
+    step: jax.Array
+    model: Transformer
+    opt: Any
+
+
+def init_state(config: Config) -> TrainState:
+    """A new state. Under jax.jit and a mesh every array is created on the devices that will hold it."""
+    model = Transformer(config.model, rngs=nnx.Rngs(config.seed))
+    opt = optimizers.make(config.optimizer, config.steps).init(model)
+    return TrainState(jnp.zeros((), jnp.int32), model, opt)
+
+
+def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step of `config`: (state, batch [microbatches, B, L]) -> (state, metrics), to be jitted and donated."""
+    objective = OBJECTIVES[config.loss.objective]
+    tx = optimizers.make(config.optimizer, config.steps)
+    rate = optimizers.schedule(config.optimizer, config.steps)
+
+    def sums(model, batch, key):
+        return objective(model, batch, key if config.model.dropout else None, config.loss)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        (_, totals), grads = accumulate(sums, state.model, batch, key)
+        tokens = jnp.maximum(totals["tokens"], 1.0)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))) / tokens
+        clip = config.optimizer.clip_norm
+        scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) if clip else 1.0
+        grads = jax.tree.map(lambda g: g * (scale / tokens), grads)
+        updates, opt = tx.update(grads, state.opt, state.model)
+        new = TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt)
+        loss = totals["nll"] / tokens
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A step that is not finite changes nothing: the loop stops there, with a good state to save.
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        metrics = {"loss": loss, "gnorm": norm, "lr": rate(state.step), "tokens": totals["tokens"]}
+        return new, metrics
+
+    return train_step
+
+
+def accumulate(sums, model, batch, key):
+    """((loss, totals), gradients) summed over the leading axis of `batch`, one microbatch after the other."""
+    grad = jax.value_and_grad(sums, has_aux=True)
+    count = batch["tokens"].shape[0]
+    keys = jax.random.split(key, count)
+    first = ({name: x[0] for name, x in batch.items()}, keys[0])
+    if count == 1:
+        return grad(model, *first)
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, grad(model, *part)), None
+
+    scalars = jax.eval_shape(sums, model, *first)
+    zeros = (
+        jax.tree.map(lambda x: jnp.zeros((), x.dtype), scalars),
+        jax.tree.map(jnp.zeros_like, model),
+    )
+    return jax.lax.scan(body, zeros, (batch, keys))[0]
