@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.models.ngram import KneserNey
+from lm_jax.progress import Progress
 
 ORDER = 5
 MOST_BYTES = 128 << 20  # of training text that the n-grams count: about 70 bytes of memory for each
@@ -23,10 +24,15 @@ def baselines(store: Any, most_bytes: int = MOST_BYTES) -> dict[str, float]:
     text = b"".join(document["text"].encode() for document in store.heldout())
     if not text:
         return {}
-    found = {"xz": xz(text)}
-    if 0 < store.num_bytes("train") <= most_bytes:
-        found["byte_5gram"] = byte_ngram(store)
-        found["token_5gram"] = token_ngram(store)
+    size = store.num_bytes("train")
+    ngrams = {"byte_5gram": byte_ngram, "token_5gram": token_ngram}
+    ngrams = ngrams if 0 < size <= most_bytes else {}
+    with Progress("baselines", len(text) + size * len(ngrams)) as progress:
+        found = {"xz": xz(text)}
+        progress.add(len(text))
+        for name, ngram in ngrams.items():
+            found[name] = ngram(store)
+            progress.add(size)
     return found
 
 
