@@ -7,9 +7,8 @@ is fastest and a little pessimistic.
 """
 
 import json
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -63,12 +62,16 @@ def main(argv: Sequence[str]) -> int:
         "bytes": result.bytes,
         "loss": result.loss,
         "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte if result.bytes else None,
+        "bits_per_byte": result.bits_per_byte,
         "window": window,
         "stride": stride,
         "seconds": result.seconds,
     }
-    print(json.dumps(rows) if asked.json else table(rows))
+    finite = {
+        name: None if isinstance(x, float) and not math.isfinite(x) else x
+        for name, x in rows.items()
+    }  # JSON has no NaN
+    print(json.dumps(finite) if asked.json else table(rows))
     return 0
 
 
@@ -97,37 +100,37 @@ def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, int]) -> tuple[str, An
             f"{path}: made with another tokenizer ({store.tokenizer_hash[:12]}) than the "
             f"checkpoint's ({lm.tokenizer.hash[:12]}); give a text with --data=PATH."
         )
+    if lm.metadata.get("data_fingerprint", store.fingerprint) != store.fingerprint:
+        raise DataError(
+            f"{path}: has changed since the checkpoint was saved, so the model may have learned "
+            "its held-out text; give a text with --data=PATH."
+        )
     if not store.num_documents("heldout"):
         raise DataError(f"{path}: has no held-out text; give a text with --data=PATH.")
-    total = store.num_documents("heldout")
-    documents = (store.document("heldout", i) for i in range(total))
-    return path, evaluate_tokens(
-        lm.model, shown(documents, total), store.num_bytes("heldout"), **sizes
-    )
+    count = store.num_documents("heldout")
+    documents = (store.document("heldout", i) for i in range(count))
+    total = store.num_tokens("heldout") - count
+    size = store.num_bytes("heldout")
+    return path, evaluate_tokens(lm.model, documents, size, **sizes, total=total)
 
 
 def on_text(lm: Any, spec: str, text_field: str | None, sizes: dict[str, int]) -> Any:
     """The result on any text that `data.sources` reads."""
-    from lm_jax.data.sources import documents
+    from lm_jax.data.sources import documents, total_bytes
+    from lm_jax.progress import Progress
     from lm_jax.scoring import evaluate
 
     field = text_field or lm.config.data.text_field
-    texts = (document.text for document in documents(spec, text_field=field))
-    return evaluate(lm.model, lm.tokenizer, shown(texts, 0), **sizes)
 
+    def texts() -> Iterator[str]:
+        with Progress("reading", total_bytes(spec)) as progress:
+            for document in documents(spec, field, advance=progress.add):
+                yield document.text
 
-def shown(items: Iterable[Any], total: int) -> Iterator[Any]:
-    """`items`, with their count on the terminal once two seconds have passed."""
-    started = said = time.monotonic()
-    for i, item in enumerate(items):
-        now = time.monotonic()
-        if sys.stderr.isatty() and now - started > 2 and now - said > 0.2:
-            said, left = now, (now - started) * (total - i) / max(1, i)
-            of = f" of {total:,}, {left:.0f} s left" if total else ""
-            print(f"\r{i:,} documents{of}\033[K", end="", file=sys.stderr, flush=True)
-        yield item
-    if said != started:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    try:
+        return evaluate(lm.model, lm.tokenizer, texts(), **sizes)
+    except DataError as error:
+        raise DataError(str(error).replace("config.data.input", "--data")) from None
 
 
 def table(rows: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from lm_jax.config import LossConfig
 from lm_jax.errors import DataError, UserError
 from lm_jax.objectives import causal
+from lm_jax.progress import Progress
 from lm_jax.sampling import batch_ways
 from lm_jax.sharding import shard
 
@@ -63,18 +64,13 @@ def evaluate(
     batch_size: int = 0,
 ) -> Result:
     """`evaluate_tokens` of texts, each [bos] text [eos]; raises DataError when there is none."""
-    size = 0
-
-    def documents() -> Iterator[np.ndarray]:
-        nonlocal size
-        for group in grouped(texts, TEXTS):
-            encoded = tokenizer.encode_batch(group)
-            size += sum(len(text.encode()) for text in group)
-            for ids in encoded:
-                yield np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]])
-
-    result = evaluate_tokens(model, documents(), 0, window, stride, batch_size)
-    return dataclasses.replace(result, bytes=size)
+    documents, size = [], 0
+    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    for group in grouped(texts, TEXTS):
+        documents += [np.concatenate([bos, ids, eos]) for ids in tokenizer.encode_batch(group)]
+        size += sum(len(text.encode()) for text in group)
+    total = sum(len(document) - 1 for document in documents)
+    return evaluate_tokens(model, documents, size, window, stride, batch_size, total)
 
 
 def evaluate_tokens(
@@ -84,13 +80,15 @@ def evaluate_tokens(
     window: int = 0,
     stride: int = 0,
     batch_size: int = 0,
+    total: int | None = None,
 ) -> Result:
     """The loss of `model` on documents of ids, [bos] ... [eos], that stand for `num_bytes` of text.
 
     window: tokens that the model sees at once, at most model.config.max_length (0: that). stride:
     targets by which the window moves on (0: window); each is counted once, with at least
     window - stride tokens before it where the document has them. batch_size: rows of windows
-    (0: BATCH_TOKENS tokens). Raises DataError without documents.
+    (0: BATCH_TOKENS tokens). total: targets of all documents, for the time left. Raises DataError
+    without documents.
     """
     window, stride = checked(window, stride, model.config.max_length)
     batch_size = batch_size or max(1, BATCH_TOKENS // window)
@@ -103,11 +101,13 @@ def evaluate_tokens(
             count += 1
             yield from cut(np.asarray(document, np.int32), window, stride)
 
-    for batch in packed(pieces(), window, batch_size):
-        tokens += int(batch["weights"].sum(dtype=np.float64))
-        found = nats_of(model, batch)
-        # The device computes this batch while the host waits for the one before.
-        nats, pending = nats + float(pending), found
+    with Progress("evaluating", total, "k tokens", 1e3) as progress:
+        for batch in packed(pieces(), window, batch_size):
+            found, counted = nats_of(model, batch), int(batch["weights"].sum(dtype=np.float64))
+            # The device computes this batch while the host waits for the one before.
+            nats, pending = nats + float(pending), found
+            tokens += counted
+            progress.add(counted)
     if not tokens:
         raise DataError("no text to evaluate: there is no document, or none has a token.")
     nats += float(pending)

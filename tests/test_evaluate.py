@@ -89,6 +89,13 @@ def test_a_store_of_another_tokenizer_is_refused(tmp_path):
         on_heldout(lm_jax.load(run), str(run), SIZES)
 
 
+def test_a_store_that_changed_since_training_is_refused(tmp_path):
+    store = save_store(tmp_path / "data", Tokenizer("bytes"), TEXTS)
+    run = save_run(tmp_path, steps=(1,), store=str(store), data_fingerprint="of another")
+    with pytest.raises(DataError, match=r"changed.*learned"):
+        on_heldout(lm_jax.load(run), str(run), SIZES)
+
+
 def test_a_store_without_heldout_text_is_refused(tmp_path):
     run = save_run(
         tmp_path, steps=(1,), store=str(save_store(tmp_path / "s", Tokenizer("bytes"), []))
@@ -102,12 +109,12 @@ def test_any_text_can_be_evaluated(lm, tmp_path):
     (tmp_path / "texts.jsonl").write_text("\n".join(lines) + "\n")
     found = on_text(lm, str(tmp_path / "texts.jsonl"), None, SIZES)
     np.testing.assert_allclose(found.nats, sum(lm.loss(text).nats for text in TEXTS), rtol=1e-5)
-    with pytest.raises(DataError, match="nothing"):
+    with pytest.raises(DataError, match=r"--data.*nothing"):
         on_text(lm, str(tmp_path / "nothing"), None, SIZES)
 
 
 def test_the_table_has_a_row_for_each_figure():
-    found = table({"step": 20, "tokens": 1234567, "loss": 1.23456, "bits_per_byte": None})
+    found = table({"step": 20, "tokens": 1234567, "loss": 1.23456, "data": None})
     assert found.splitlines()[1].split() == ["tokens", "1,234,567"]
     assert found.splitlines()[2].endswith("1.2346")
     assert found.splitlines()[3].endswith("n/a")
