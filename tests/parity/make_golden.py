@@ -2,7 +2,7 @@
 
 python tests/parity/make_golden.py writes golden/<name>/: config.json and model.safetensors as
 `save_pretrained` of transformers writes them, and expected.safetensors with token ids and the
-logits there. All numbers are random, biases and norms too: a zero bias in the wrong place proves nothing.
+logits there. All numbers are random, biases and norms too: zeros in a wrong place prove nothing.
 """
 
 import sys
