@@ -16,8 +16,8 @@ import sysconfig
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
 
+from lm_jax.data.unpack import binary, unpacked
 from lm_jax.errors import DataError, MachineError
 
 MAX_DOCUMENT = (
@@ -27,21 +27,6 @@ JSON_LINES = (".jsonl", ".ndjson")
 # Not in the documents of `stdlib`: what is not the library, or is not installed by every
 # distribution of Python.
 NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-SIGNATURES = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"%PDF": "PDF",
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"PAR1": "Parquet",
-    b"\x7fELF": "a program",
-    b"SQLite format": "SQLite",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +51,11 @@ class Report:
         self.bad[reason] += 1
         if len(self.examples) < 20:
             self.examples.append(f"{where}: {reason}{detail}")
+
+    def skip(self, reason: str, count: int) -> None:
+        """Counts what is left out as it should be."""
+        if count:
+            self.skipped[reason] += count
 
     def check(self, most: float) -> None:
         """Raises DataError when more than the fraction `most` of the records was refused."""
@@ -133,7 +123,7 @@ def files(spec: str, report: Report) -> list[str]:
         found = sorted(walk(root, lambda name: name not in NOT_STDLIB))
         found = [p for p in found if p.endswith(".py") and not p.endswith("pydoc_data/topics.py")]
         empty = [p for p in found if os.path.getsize(p) == 0]
-        report.skipped["empty module of the standard library"] += len(empty)
+        report.skip("empty module of the standard library", len(empty))
         found = [p for p in found if os.path.getsize(p)]
         where = f"the Python standard library has no sources in {root}"
     elif os.path.isfile(spec):
@@ -141,7 +131,7 @@ def files(spec: str, report: Report) -> list[str]:
     elif os.path.isdir(spec):
         found = sorted(walk(spec, lambda name: not name.startswith(".") and name != "__pycache__"))
         shown = [p for p in found if not os.path.basename(p).startswith(".")]
-        report.skipped["hidden file"] += len(found) - len(shown)
+        report.skip("hidden file", len(found) - len(shown))
         found, where = shown, f"config.data.input={spec}: the folder holds no files"
     else:
         found = sorted(p for p in glob.glob(spec, recursive=True) if os.path.isfile(p))
@@ -163,16 +153,8 @@ def file_documents(
     path: str, text_field: str, report: Report, advance: Callable[[float], None]
 ) -> Iterator[Document]:
     """The documents of one file."""
-    name, unpack = os.path.splitext(path)
     with open(path, "rb") as raw:
-        counted: Any = Counting(raw, advance)
-        if unpack == ".gz":
-            counted = gzip.GzipFile(fileobj=counted)
-        elif unpack == ".zst":
-            counted = unzstd(counted, path)
-        else:
-            name = path
-        file = io.BufferedReader(counted, 1 << 20)
+        name, file = unpacked(path, raw, advance)
         if kind := binary(file.peek(8192)[:8192]):
             report.records += 1
             report.refuse(path, "not text", f" (it looks like {kind})")
@@ -180,52 +162,6 @@ def file_documents(
             yield from json_lines(path, file, text_field, report)
         else:
             yield from plain_text(path, file, report)
-
-
-class Counting(io.RawIOBase):
-    """A file that tells how much was read from it."""
-
-    def __init__(self, file: BinaryIO, advance: Callable[[float], None]):
-        self.file, self.advance = file, advance
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self.file.readinto(buffer)  # type: ignore[attr-defined]
-        self.advance(count)
-        return count
-
-
-def unzstd(file: Any, path: str) -> Any:
-    """A reader of zstd frames; raises DataError when they are damaged, EOFError when they are cut
-    short.
-    """
-    import zstandard
-
-    class Reader(io.RawIOBase):
-        def __init__(self) -> None:
-            self.frames = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            try:
-                return self.frames.readinto(buffer)
-            except zstandard.ZstdError as error:
-                raise DataError(f"{path}: damaged zstd file ({error}).") from None
-
-    return Reader()
-
-
-def binary(head: bytes) -> str:
-    """What the first bytes of a file look like when they are not text, else ""."""
-    for signature, kind in SIGNATURES.items():
-        if head.startswith(signature):
-            return kind
-    control = sum(head.count(bytes([b])) for b in (*range(7), *range(14, 27)))
-    return "binary data" if control > len(head) * 0.02 else ""
 
 
 def plain_text(path: str, file: io.BufferedReader, report: Report) -> Iterator[Document]:
@@ -316,11 +252,13 @@ def field_of(line: bytes, text_field: str, where: str, report: Report) -> str:
 
 def usable(text: str, where: str, report: Report) -> str:
     """`text`, or "" when it is empty (counted as skipped) or no Unicode text (counted as bad)."""
-    if not text:
-        report.skipped["empty text"] += 1
-    elif not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         report.refuse(where, "lone surrogate")
         return ""
+    if not text:
+        report.skip("empty text", 1)
     return text
 
 

@@ -1,0 +1,103 @@
+"""What are the bytes inside a file that may be packed, and are they text?"""
+
+import gzip
+import io
+import os
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from lm_jax.errors import DataError
+
+SIGNATURES = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"%PDF": "PDF",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"PAR1": "Parquet",
+    b"\x7fELF": "a program",
+    b"SQLite format": "SQLite",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
+def unpacked(
+    path: str, raw: BinaryIO, advance: Callable[[float], None]
+) -> tuple[str, io.BufferedReader]:
+    """(`path` without .gz or .zst, reader of what is inside); `advance(bytes)` is told what was
+    read of `raw`.
+    """
+    name, packing = os.path.splitext(path)
+    counted: Any = Counting(raw, advance)
+    if packing == ".gz":
+        counted = gzip.GzipFile(fileobj=counted)
+    elif packing == ".zst":
+        counted = unzstd(counted, path)
+    else:
+        name = path
+    return name, io.BufferedReader(counted, 1 << 20)
+
+
+class Counting(io.RawIOBase):
+    """A file that tells how much was read from it."""
+
+    def __init__(self, file: BinaryIO, advance: Callable[[float], None]):
+        self.file, self.advance = file, advance
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.file.readinto(buffer)  # type: ignore[attr-defined]
+        self.advance(count)
+        return count
+
+
+def unzstd(file: Any, path: str) -> Any:
+    """A reader of zstd frames; raises DataError when they are damaged or cut short."""
+    import zstandard
+
+    # Not the library's stream_reader: that one takes a file that is cut short for one that ends.
+    class Reader(io.RawIOBase):
+        def __init__(self) -> None:
+            self.frame: Any = None
+            self.packed, self.plain = b"", memoryview(b"")
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            while not self.plain:
+                self.packed = self.packed or file.read(1 << 17)
+                if not self.packed:
+                    if self.frame is not None:
+                        raise DataError(
+                            f"{path}: damaged or cut short (the zstd frame has no end)."
+                        )
+                    return 0
+                self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    self.plain = memoryview(self.frame.decompress(self.packed))
+                except zstandard.ZstdError as error:
+                    raise DataError(f"{path}: damaged zstd file ({error}).") from None
+                self.packed = b""
+                if self.frame.eof:
+                    self.packed, self.frame = self.frame.unused_data, None
+            count = min(len(buffer), len(self.plain))
+            buffer[:count], self.plain = self.plain[:count], self.plain[count:]
+            return count
+
+    return Reader()
+
+
+def binary(head: bytes) -> str:
+    """What the first bytes of a file look like when they are not text, else ""."""
+    for signature, kind in SIGNATURES.items():
+        if head.startswith(signature):
+            return kind
+    control = sum(head.count(bytes([b])) for b in (*range(7), *range(14, 27)))
+    return "binary data" if control > 4 + len(head) * 0.02 else ""
