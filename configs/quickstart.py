@@ -36,6 +36,7 @@ def get_config(variant: str = "cpu"):
 
     config.eval.every = 500
     config.eval.prompt = "def "
+    config.eval.baselines = True
     config.checkpoint.every = 500
 
     if variant == "accelerator":

@@ -131,6 +131,7 @@ class EvalConfig:
     samples: int = 1  # texts written each time
     sample_tokens: int = 64
     prompt: str = ""
+    baselines: bool = False  # xz and Kneser-Ney 5-grams beside the model in the report
 
 
 @dataclasses.dataclass(frozen=True)

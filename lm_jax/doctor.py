@@ -5,7 +5,6 @@ and Colab, `lm_jax.doctor()` returns the same rows and shows them as a table.
 """
 
 import dataclasses
-import glob
 import json
 import os
 import platform
@@ -24,9 +23,9 @@ from absl import flags
 from lm_jax import cli
 from lm_jax.errors import MachineError
 from lm_jax.metrics import human
+from lm_jax.runtime import cache_folder, gpu_is_here, tpu_is_here
 from lm_jax.versions import installed, requirements, satisfies
 
-TPU_PCI_IDS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # as jax's
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 
@@ -232,35 +231,10 @@ def disk(folder: Path) -> Row:
     return Row("disk", status, f"{free / 2**30:.1f} GiB free for {folder}", fix)
 
 
-def cache_folder() -> str:
-    """Where compiled programs are kept when nothing else is set."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(root, "lm_jax", "xla")
-
-
 def existing(folder: Path) -> Path:
     """`folder`, or the nearest one above it that exists."""
     folder = folder.expanduser().absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
-
-
-def tpu_is_here() -> bool:
-    """Whether a TPU is attached: its device files, or Google's PCI ids."""
-    if glob.glob("/dev/accel*"):
-        return True
-    for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
-        try:
-            device = Path(vendor).with_name("device").read_text().strip()
-            if Path(vendor).read_text().strip() == "0x1ae0" and device in TPU_PCI_IDS:
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def gpu_is_here() -> bool:
-    """Whether an NVIDIA driver has a device here."""
-    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")))
 
 
 def memory() -> str:

@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm_jax import preflight, rundir, sharding, summary
+from lm_jax import preflight, rundir, runtime, sharding, summary
 from lm_jax.checkpoint import Checkpoints
 from lm_jax.config import Config, resolved
 from lm_jax.data.examples import Windows
 from lm_jax.data.stream import batches
 from lm_jax.errors import EXIT_PREEMPTED, DivergedError
+from lm_jax.finish import finish
 from lm_jax.metrics import Metrics
 from lm_jax.objectives import OBJECTIVES
 from lm_jax.sampling import sample_text
@@ -27,6 +28,7 @@ def train(
     asked: Config, workdir: str, dry_run: bool = False, check: bool = True, profile: bool = False
 ) -> int:
     """Runs `asked` in `workdir` to its end, or on from its newest checkpoint; returns the exit code."""
+    runtime.start()
     devices = jax.devices()
     mesh = sharding.make_mesh(asked.mesh, devices)
     sharding.check_batch(mesh, asked.batch_size, asked.microbatches)
@@ -128,6 +130,10 @@ class Run:
                     return EXIT_PREEMPTED
         self.checkpoints.wait()
         metrics.close()
+        if self.start < config.steps or not (self.workdir / "summary.json").exists():
+            finish(config, self.workdir, self.store, self.state, self.mesh, time.perf_counter() - began)
+        else:
+            print(f"{self.workdir} is finished: {self.workdir / 'report.html'}", flush=True)
         return 0
 
     def stop(self, *_: Any) -> None:

@@ -1,0 +1,49 @@
+"""What must be set before jax looks at the machine? Its platform, and where compiled programs are kept."""
+
+import glob
+import os
+from pathlib import Path
+
+TPU_PCI_IDS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # as jax's
+
+
+def start() -> None:
+    """Settles the platform and turns the persistent compilation cache on. Environment variables win."""
+    # libtpu is installed for its compiler on many machines without a TPU: jax would look for one
+    # for seconds, and say so on twenty lines.
+    if not (tpu_is_here() or gpu_is_here()):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        try:
+            os.makedirs(cache_folder(), mode=0o700, exist_ok=True)
+        except OSError:
+            return  # a home that cannot be written: compiled anew each time, which is only slower
+        jax.config.update("jax_compilation_cache_dir", cache_folder())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def cache_folder() -> str:
+    """Where compiled programs are kept when nothing else is set."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(root, "lm_jax", "xla")
+
+
+def tpu_is_here() -> bool:
+    """Whether a TPU is attached: its device files, or Google's PCI ids."""
+    if glob.glob("/dev/accel*"):
+        return True
+    for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
+        try:
+            device = Path(vendor).with_name("device").read_text().strip()
+            if Path(vendor).read_text().strip() == "0x1ae0" and device in TPU_PCI_IDS:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def gpu_is_here() -> bool:
+    """Whether an NVIDIA driver has a device here."""
+    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")))
