@@ -13,8 +13,7 @@ BAND = 3  # values that must agree for two documents to be compared: found with 
 BANDS = HASHES // BAND
 SIMILAR = 0.5  # documents from here on stay on one side of the split
 SAME = 0.8  # of those from here on one is kept (Lee et al., 2021, arXiv:2107.06499)
-LOWER = np.arange(256, dtype=np.uint64)
-LOWER[65:91] += np.uint64(32)
+LOWER, WHITE = bytes(range(256)).lower(), bytes(range(33))
 EMPTY = np.uint32(0xFFFFFFFF)
 
 
@@ -39,20 +38,18 @@ def signature(text: bytes) -> np.ndarray:
     counts (Li, Owen and Zhang, 2012), and an empty bin takes the value of the next one
     (Shrivastava and Li, 2014). All EMPTY: too short.
     """
-    letters = np.frombuffer(text, np.uint8)
-    hashes = LOWER[letters[letters > 32]]
+    hashes = np.frombuffer(text.translate(LOWER, WHITE), np.uint8).astype(np.uint32)
     for shift in (1, 2, 4, 8):  # a polynomial over 2, 4, 8 and 16 bytes, from the halves of each
         if len(hashes) <= shift:
             return np.full(HASHES, EMPTY)
-        multiplier = np.uint64(pow(0x9E3779B97F4A7C15, shift, 1 << 64))
-        hashes = hashes[:-shift] * multiplier + hashes[shift:]
-    hashes ^= hashes >> np.uint64(29)
-    hashes *= np.uint64(0xBF58476D1CE4E5B9)
-    hashes ^= hashes >> np.uint64(32)
-    hashes *= np.uint64(0x94D049BB133111EB)
-    bins = (hashes >> np.uint64(57)).astype(np.intp)
+        hashes = hashes[:-shift] * np.uint32(pow(0x9E3779B1, shift, 1 << 32)) + hashes[shift:]
+    hashes ^= hashes >> np.uint32(16)  # the finaliser of MurmurHash3
+    hashes *= np.uint32(0x85EBCA6B)
+    hashes ^= hashes >> np.uint32(13)
+    hashes *= np.uint32(0xC2B2AE35)
+    hashes ^= hashes >> np.uint32(16)
     values = np.full(HASHES, EMPTY)
-    np.minimum.at(values, bins, ((hashes >> np.uint64(20)) & np.uint64(EMPTY)).astype(np.uint32))
+    np.minimum.at(values, hashes >> np.uint32(25), hashes & np.uint32(0x1FFFFFF))
     filled = np.flatnonzero(values != EMPTY)
     following = np.searchsorted(filled, np.arange(HASHES)) % len(filled)
     return values[filled[following]]
