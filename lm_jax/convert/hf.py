@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lm_jax.checkpoint import flatten
 from lm_jax.config import ModelConfig
 from lm_jax.convert import gpt2, llama
 from lm_jax.convert.mapping import Family, Row, check_model, short, sizes_of
@@ -187,15 +188,6 @@ def abstract(config: ModelConfig, where: str) -> Transformer:
     if mesh_is_set():
         check_model(config, where, jax.sharding.get_abstract_mesh().shape)
     return jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-
-
-def flatten(model: Any) -> dict[str, Any]:
-    """{"decoder/blocks/attn/wq": leaf} in the order of the leaves."""
-    # The last key of a path is the Param's own.
-    return {
-        "/".join(str(getattr(key, "name", key)) for key in path[:-1]): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-    }
 
 
 def load(leaf: Any, rows: list[Row], config: ModelConfig, sources: Sources) -> jax.Array:

@@ -100,7 +100,7 @@ class Embed(nnx.Module):
     def __call__(
         self, tokens_BL: jax.Array, positions_BL: jax.Array, dtype: jnp.dtype
     ) -> jax.Array:
-        axes = ("batch", None, None)
+        axes: tuple[str | None, ...] = ("batch", None, None)
         x_BLD = gather(shard(self.tokens[...].astype(dtype), "vocab", None), tokens_BL, *axes)
         if self.config.positions == "learned":
             # One row of positions serves the whole batch and is on every device.

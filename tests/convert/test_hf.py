@@ -15,8 +15,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from lm_jax import convert
+from lm_jax.checkpoint import flatten
 from lm_jax.convert import gpt2, llama
-from lm_jax.convert.hf import flatten
 from lm_jax.errors import MachineError, UserError
 from lm_jax.models import ModelConfig, Transformer
 

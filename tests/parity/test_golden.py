@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lm_jax import convert
+from lm_jax.checkpoint import flatten
 from lm_jax.config import MeshConfig
 from lm_jax.sharding import make_mesh
 
@@ -48,8 +49,8 @@ def test_tensors_land_on_their_shards_and_come_back_from_them(tmp_path):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     with jax.set_mesh(mesh):
         _, model = convert.import_hf(GOLDEN / "llama_biases")
-        for name, leaf in convert.hf.flatten(model).items():
-            np.testing.assert_array_equal(leaf, convert.hf.flatten(alone)[name])
+        for name, leaf in flatten(model).items():
+            np.testing.assert_array_equal(leaf, flatten(alone)[name])
             if name.endswith(("wq", "wo", "up", "down", "tokens", "head")):
                 local = leaf.addressable_shards[0].data.size
                 assert local * 4 == math.prod(leaf.shape), name
