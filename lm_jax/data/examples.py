@@ -96,8 +96,8 @@ class Windows:
                 f"{store.path}: {split} has {self.num_tokens} tokens, one window needs"
                 f" {length + 1}; more text or a smaller config.data.sequence_length."
             )
-        self.block: tuple[int, int] = (-1, -1)
-        self.order = np.empty(0, np.int64)
+        # (epoch, block, its order): one tuple, so that threads may share these windows.
+        self.permuted: tuple[int, int, np.ndarray] = (-1, -1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
         """Examples an epoch."""
@@ -105,17 +105,18 @@ class Windows:
 
     def example(self, position: np.ndarray) -> np.ndarray:
         """[n] window numbers at places [n] of the endless stream of examples."""
-        epoch, index = np.divmod(position, self.size)
         if self.seed is None:
-            return index
-        found = np.empty_like(index)
-        block = np.stack([epoch, index // BLOCK])
-        for e, b in np.unique(block, axis=1).T.tolist():
-            if (e, b) != self.block:
-                span = np.arange(b * BLOCK, min((b + 1) * BLOCK, self.size))
-                self.order, self.block = permute(span, self.size, self.seed, e), (e, b)
-            here = (block[0] == e) & (block[1] == b)
-            found[here] = self.order[index[here] - b * BLOCK]
+            return position % self.size
+        found, permuted = np.empty(len(position), np.int64), self.permuted
+        # A plain loop: the rows of a batch are few, and neighbours are in one block.
+        for row, place in enumerate(position.tolist()):
+            epoch, index = divmod(place, self.size)
+            block, offset = divmod(index, BLOCK)
+            if (epoch, block) != permuted[:2]:
+                span = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.size))
+                permuted = epoch, block, permute(span, self.size, self.seed, epoch)
+            found[row] = permuted[2][offset]
+        self.permuted = permuted
         return found
 
     def batch(
