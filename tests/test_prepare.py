@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import string
 import subprocess
 import sys
@@ -93,6 +94,12 @@ def test_the_store_is_the_same_again_and_for_any_number_of_cores(
     assert cores is not None
     again = open_prepared(folder, tmp_path / "again", heldout_fraction=0.1)
     assert again.fingerprint == store.fingerprint
+
+
+def test_the_same_text_elsewhere_gives_the_same_tokens(folder, store, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = open_prepared(tmp_path / "moved", tmp_path / "store", heldout_fraction=0.1)
+    assert moved.fingerprint == store.fingerprint
 
 
 def test_a_single_file_is_cut_at_its_end(tmp_path):

@@ -150,9 +150,13 @@ class Corpus:
 
     def sample(self, parts: list[Part], most: int) -> Iterator[str]:
         """At most `most` bytes of training text, from documents all over the input."""
+        # In the order of the texts' hashes, not of their names: the same text anywhere, the same
+        # tokenizer.
         order = sorted(
             (part for part in parts if part.split == "train"),
-            key=lambda part: clean.digest(part.source.encode() + part.begin.to_bytes(8, "little")),
+            key=lambda part: clean.digest(
+                self.text(dataclasses.replace(part, end=min(part.end, part.begin + 4096)))
+            ),
         )
         for part in order:
             size = min(most, part.end - part.begin)
