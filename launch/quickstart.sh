@@ -27,14 +27,17 @@ if [ $# = 1 ]; then
         *)
             [[ $text = /* ]] || text=$PWD/$text
             [ -e "$text" ] || compgen -G "$text" >/dev/null || fail "$1: no such file or folder." 3
-            if [ -e "$text" ]; then
+            if [ -d "$text" ]; then
+                text=$(cd "$text" && pwd -P)
+            elif [ -e "$text" ]; then
                 text=$(cd "$(dirname "$text")" && pwd -P)/$(basename "$text")
             fi
             ;;
     esac
     # Two texts of one name in different folders are two runs.
-    short=$(basename "$text" | tr -c 'A-Za-z0-9\n' '_' | cut -c1-40)
-    name+=-$short-$(printf %s "$text" | cksum | awk '{printf "%06x", $1 % 16777216}')
+    short=$(basename "$text")
+    short=$(printf %s "${short%%.*}" | tr -c A-Za-z0-9 _ | cut -c1-40)
+    name+=-${short:-text}-$(printf %s "$text" | cksum | awk '{printf "%06x", $1 % 16777216}')
     [ "$text" = stdlib ] && name=quickstart
     input=(--config.data.input="$text")
 fi
@@ -62,8 +65,8 @@ again() {  # FILE COMMAND...: its output, kept in the run's folder and made anew
     local kept=$workdir/$1
     shift
     if [ "$kept" -nt "$workdir/summary.json" ]; then cat "$kept"; return; fi
-    "$@" | tee "$kept.part"
-    mv "$kept.part" "$kept"
+    "$@" | tee "$kept.$$"
+    mv "$kept.$$" "$kept"
 }
 
 say ""

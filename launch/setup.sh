@@ -33,7 +33,7 @@ find_python() {  # [NAMES]: prints the first interpreter that will do
 pip_install() {  # LOG ARGUMENTS: quiet; one line and the log when it fails
     local log=$1
     shift
-    if "$python" -m pip --disable-pip-version-check install --quiet "$@" >"$log" 2>&1; then return; fi
+    if "$python" -m pip --disable-pip-version-check install --quiet --no-compile "$@" >"$log" 2>&1; then return; fi
     local reason
     reason=$(grep -m1 '^ *ERROR' "$log" || tail -n1 "$log")
     fail "pip install failed: ${reason#*ERROR: } (all of it: $log)" 4

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Does the suite pass on the other versions? Python 3.13 with the newest jax, and with what Colab has.
+set -euo pipefail
+
+usage="usage: bash launch/matrix.sh [newest | colab] [pytest arguments]
+
+newest   Python 3.13 and the newest release of everything, in .venv-newest
+colab    Python 3.13 and launch/constraints/colab.txt, in .venv-colab
+Without either: both, one after the other. Python 3.11 is what launch/test.sh runs."
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+which=(newest colab)
+case "${1:-}" in
+    -h | --help) say "$usage"; exit ;;
+    newest | colab) which=("$1"); shift ;;
+esac
+cd "$root"
+export JAX_PLATFORMS=cpu
+failed=()
+for stack in "${which[@]}"; do
+    constraints=""
+    if [ "$stack" = colab ]; then constraints=launch/constraints/colab.txt; fi
+    setup test ".venv-$stack" "$constraints" python3.13
+    say "== $stack: $("$python" -c 'import importlib.metadata as m, sys
+print("Python", sys.version.split()[0], *(f"{n} {m.version(n)}" for n in ("jax", "flax", "numpy")), sep=", ")')"
+    "$python" -m pytest -m "not parity and not slow" "$@" || failed+=("$stack")
+done
+if [ ${#failed[@]} -gt 0 ]; then fail "the suite fails on: ${failed[*]}" 1; fi
