@@ -9,6 +9,7 @@ otherwise the step before it is, with a warning.
 """
 
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -97,6 +98,8 @@ class SavedSteps:
         report: Callable[[str], None] = lambda line: print(f"warning: {line}", file=sys.stderr),
     ):
         path = epath.Path(path)
+        if "://" not in str(path):
+            path = epath.Path(os.path.abspath(path))  # the only kind that Orbax takes
         inside = path.name == "checkpoints" or _is_step(path)
         self.directory = path if inside else path / "checkpoints"
         self.report = report

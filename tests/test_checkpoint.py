@@ -107,6 +107,16 @@ def test_a_step_is_whole_wherever_it_is_copied_to(tmp_path):
             assert bits(found.restore(ABSTRACT)[0]) == bits(make(seed=2))
 
 
+def test_a_relative_path_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = saved("run", steps=(1,))[1]
+    assert bits(SavedSteps("run").restore(ABSTRACT)[0]) == expected
+    assert SavedSteps("run/checkpoints/1").steps() == [1]
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints" / "1")
+    assert SavedSteps(".").steps() == [1]
+    write_test(".")
+
+
 def test_old_steps_go_but_for_those_to_be_kept(tmp_path):
     saved(tmp_path, steps=range(1, 8), keep=2, keep_every=3)
     assert SavedSteps(tmp_path).steps() == [3, 6, 7]
