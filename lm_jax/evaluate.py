@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from lm_jax import cli
+from lm_jax import cli, runtime
 from lm_jax.errors import DataError, UserError
 
 
@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     from lm_jax.language_model import load
     from lm_jax.scoring import checked
 
+    runtime.start()
+    runtime.devices()
     lm = load(asked.checkpoint, asked.step)
     window, stride = checked(
         asked.window or lm.config.data.sequence_length, asked.stride, lm.model.config.max_length

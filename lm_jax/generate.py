@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from lm_jax import cli
+from lm_jax import cli, runtime
 from lm_jax.errors import UserError
 
 
@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--num_samples={asked.num_samples}: must be at least 1.")
     # Text is UTF-8 whatever the terminal's locale says.
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    runtime.start()
+    runtime.devices()
     lm = load(asked.checkpoint, asked.step)
     print(lm, file=sys.stderr, flush=True)
     common = {"max_new_tokens": asked.max_new_tokens, "seed": asked.seed, **settings}
