@@ -3,8 +3,9 @@
     python -m lm_jax.train --config=configs/gpt2_124m.py --workdir=gs://BUCKET/gpt2 \
         --config.data.store=gs://BUCKET/tokens
 
-About 10 B tokens: 19,073 steps of 524,288. The vocabulary is padded from 50,257 to 50,304, a multiple of 128.
-Not run to the end here yet; its train step compiles for TPU v5e 4x4 and v5p 2x2x2 in the tests.
+About 10 B tokens: 19,073 steps of 524,288. The vocabulary is padded from 50,257 to 50,304, a
+multiple of 128. Not run to the end here yet; its train step compiles for TPU v5e 4x4 and v5p 2x2x2
+in the tests.
 """
 
 from lm_jax import config as lm_config

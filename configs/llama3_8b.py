@@ -1,10 +1,11 @@
-"""Llama 3 8B (Grattafiori et al. 2024, arXiv:2407.21783, table 3), pretrained at 8,192 tokens of context.
+"""Llama 3 8B (Grattafiori et al. 2024, arXiv:2407.21783, table 3), pretrained at 8,192 tokens of
+context.
 
     python -m lm_jax.train --config=configs/llama3_8b.py --workdir=gs://BUCKET/llama \
         --config.data.store=gs://BUCKET/tokens
 
-4 M tokens a step, 1 T tokens in all; parameters and optimizer state are sharded over every device. Not run here
-yet; two of its layers compile for TPU v5e 4x4 and v5p 2x2x2 in the tests.
+4 M tokens a step, 1 T tokens in all; parameters and optimizer state are sharded over every device.
+Not run here yet; two of its layers compile for TPU v5e 4x4 and v5p 2x2x2 in the tests.
 """
 
 from lm_jax import config as lm_config

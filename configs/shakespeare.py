@@ -1,10 +1,13 @@
-"""The classic first run: a byte-level GPT on the works of Shakespeare, with nanoGPT's published settings.
+"""The classic first run: a byte-level GPT on the works of Shakespeare, with nanoGPT's published
+settings.
 
-    python -m lm_jax.train --config=configs/shakespeare.py --workdir=runs/shakespeare --config.data.input=tinyshakespeare.txt
-    python -m lm_jax.train --config=configs/shakespeare.py:accelerator --workdir=runs/shakespeare ...
+    python -m lm_jax.train --config=configs/shakespeare.py --workdir=runs/shakespeare
+    --config.data.input=tinyshakespeare.txt python -m lm_jax.train
+    --config=configs/shakespeare.py:accelerator --workdir=runs/shakespeare ...
 
-The text is ASCII, so a byte is a character. `cpu` (0.8 M parameters, 2,000 steps) takes about two minutes on two
-cores; nanoGPT publishes a validation loss of 1.88 nats for it, and 1.47 for `accelerator` (10.7 M, 5,000 steps).
+The text is ASCII, so a byte is a character. `cpu` (0.8 M parameters, 2,000 steps) takes about two
+minutes on two cores; nanoGPT publishes a validation loss of 1.88 nats for it, and 1.47 for
+`accelerator` (10.7 M, 5,000 steps).
 """
 
 from lm_jax import config as lm_config

@@ -1,4 +1,6 @@
-"""lm_jax: pretraining of language models in JAX and Flax. Public names load when they are first used."""
+"""lm_jax: pretraining of language models in JAX and Flax. Public names load when they are first
+used.
+"""
 
 import importlib
 from typing import Any

@@ -18,7 +18,7 @@ from lm_jax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The Transformer. The defaults are a small Llama; `configs/gpt2_124m.py` is the other family."""
+    """The Transformer. The defaults are a small Llama; configs/gpt2_124m.py is the other family."""
 
     vocab_size: int = 4096  # at least the tokenizer's size; a multiple of 128 is fastest
     num_layers: int = 4
@@ -168,7 +168,7 @@ class Config:
 
     @classmethod
     def parse(cls, values: Any) -> "Config":
-        """From a ConfigDict or nested dict; raises UserError naming field, value and right choice."""
+        """From a ConfigDict or nested dict; raises UserError naming field, value, right choice."""
         config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else values)
         config_check.check(config)
         return config

@@ -52,9 +52,9 @@ def check(config: Any) -> None:
         need(0 <= value_of(config, field) < 1, field, "must be at least 0 and below 1.")
 
     need(model.head_dim or model.dim % model.num_heads == 0, "model.dim",
-         f"not divisible by config.model.num_heads={model.num_heads}; or set model.head_dim.")  # fmt: skip
+         f"not divisible by model.num_heads={model.num_heads}; or set model.head_dim.")  # fmt: skip
     need(model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0,
-         "model.num_kv_heads", f"must divide config.model.num_heads={model.num_heads}.")  # fmt: skip
+         "model.num_kv_heads", f"must divide model.num_heads={model.num_heads}.")  # fmt: skip
     need(model.positions != "rope" or model.head_size % 2 == 0, "model.head_dim",
          "rotary positions need an even head size.")  # fmt: skip
     need(data.sequence_length <= model.max_length, "data.sequence_length",

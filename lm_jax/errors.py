@@ -37,7 +37,9 @@ class DivergedError(UserError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """` Did you mean 'x'?` when one of `allowed` is close to `name`, else the list of what is allowed."""
+    """` Did you mean 'x'?` when one of `allowed` is close to `name`, else the list of what is
+    allowed.
+    """
     allowed = [str(a) for a in allowed]
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else f" Allowed: {', '.join(allowed)}."

@@ -1,4 +1,6 @@
-"""What came out of a run? Exact held-out figures beside the baselines, summary.json and report.html."""
+"""What came out of a run? Exact held-out figures beside the baselines, summary.json and
+report.html.
+"""
 
 import json
 import time
@@ -17,7 +19,9 @@ NAMES = {"model": "this model", "xz": "xz -9", "byte_5gram": "Kneser-Ney 5-gram,
 MOST_TOKENS = 5_000_000  # of held-out text that are read at the end
 
 
-def finish(config: Config, workdir: Path, store: Any, state: Any, mesh: Any, seconds: float) -> None:
+def finish(
+    config: Config, workdir: Path, store: Any, state: Any, mesh: Any, seconds: float
+) -> None:
     """Evaluates document by document, writes summary.json and report.html, prints where all is."""
     step = int(state.step)
     summary = {
@@ -49,7 +53,8 @@ def finish(config: Config, workdir: Path, store: Any, state: Any, mesh: Any, sec
         f"checkpoint  {workdir}/checkpoints/{step}\n"
         f"metrics     {workdir}/metrics.jsonl (tensorboard --logdir {workdir}/tb)\n"
         f"report      {page}\n"
-        f"next        python -m lm_jax.generate --checkpoint={workdir} --prompt={config.eval.prompt!r}\n"
+        f"next        python -m lm_jax.generate --checkpoint={workdir} "
+        f"--prompt={config.eval.prompt!r}\n"
         f"            python -m lm_jax.evaluate --checkpoint={workdir} [--data=PATH]",
         flush=True,
     )

@@ -1,4 +1,6 @@
-"""How does a run go? Data, mesh, state, then steps until the end, a signal or a loss that is not finite."""
+"""How does a run go? Data, mesh, state, then steps until the end, a signal, or a loss that is not
+finite.
+"""
 
 import dataclasses
 import math
@@ -6,7 +8,7 @@ import signal
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,11 +25,13 @@ from lm_jax.objectives import OBJECTIVES
 from lm_jax.sampling import sample_text
 from lm_jax.train_step import TrainState, init_state, make_train_step
 
+TRACED = range(10, 15)  # steps after the first that --profile records
+
 
 def train(
     asked: Config, workdir: str, dry_run: bool = False, check: bool = True, profile: bool = False
 ) -> int:
-    """Runs `asked` in `workdir` to its end, or on from its newest checkpoint; returns the exit code."""
+    """Runs `asked` in `workdir` to its end, or on from its newest checkpoint; the exit code."""
     runtime.start()
     devices = jax.devices()
     mesh = sharding.make_mesh(asked.mesh, devices)
@@ -43,95 +47,78 @@ def train(
         rundir.create(workdir, asked)
         if check:
             print(preflight.run(config, mesh, abstract, workdir), flush=True)
-        with Checkpoints(
-            workdir, asked.checkpoint.keep, asked.checkpoint.keep_every
-        ) as checkpoints:
-            return Run(config, workdir, mesh, store, checkpoints, abstract).go(profile)
+        with Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved:
+            return Run(config, Path(workdir), mesh, store, saved, abstract).go(profile)
+
+
+class Done(NamedTuple):
+    """A step whose metrics are not read yet."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    crc: int | None
 
 
 class Run:
     """The parts of a run that is under way."""
 
-    def __init__(self, config: Config, workdir: str, mesh: Any, store: Any, checkpoints: Checkpoints,
+    def __init__(self, config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoints,
                  abstract: TrainState):  # fmt: skip
-        self.config, self.workdir, self.mesh = config, Path(workdir), mesh
-        self.store, self.checkpoints = store, checkpoints
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.store, self.saved, self.stopped = store, saved, False
         self.state, self.start = self.first_state(abstract)
-        self.metrics = Metrics(workdir, config, store.num_bytes("train") / store.num_tokens("train"),
-                               mesh.devices.flat[0].device_kind, mesh.size, self.start)  # fmt: skip
         self.step = jax.jit(make_train_step(config), donate_argnums=0)
-        self.stopped = False
+        objective = OBJECTIVES[config.loss.objective]
+        self.eval_step = jax.jit(lambda model, batch: objective(model, batch, None, config.loss)[1])
+        bytes_per_token = store.num_bytes("train") / store.num_tokens("train")
+        kind = mesh.devices.flat[0].device_kind
+        self.metrics = Metrics(workdir, config, bytes_per_token, kind, mesh.size, self.start)
 
     def first_state(self, abstract: TrainState) -> tuple[TrainState, int]:
-        """The newest checkpoint that verifies, or a new state, born sharded."""
-        if not self.checkpoints.steps():
+        """The newest checkpoint that verifies, or a new state, born sharded; and its step."""
+        if not self.saved.steps():
             return jax.jit(lambda: init_state(self.config))(), 0
-        state, metadata = self.checkpoints.restore(abstract)
+        state, metadata = self.saved.restore(abstract)
         rundir.check_data(metadata, self.store)
         step = int(state.step)
         print(f"resuming {self.workdir} after step {step}", flush=True)
         return state, step
 
     def go(self, profile: bool) -> int:
-        """Steps until the end or SIGTERM; metrics are read one step late, so the device never waits for them."""
-        config, metrics = self.config, self.metrics
+        """Steps until the end or SIGTERM. Metrics are read one step late: no device waits for it.
+
+        Returns the exit code; raises DivergedError.
+        """
+        config, last = self.config, self.config.steps
         signal.signal(signal.SIGTERM, self.stop)
-        windows = Windows(
-            self.store, "train", config.data.sequence_length, config.seed, config.data.packed
-        )
-        pending: tuple[int, Any, int | None] | None = None
-        traced = range(self.start + 10, self.start + 15) if profile else range(0)
+        windows = self.windows("train", config.seed)
+        done: Done | None = None
         began = time.perf_counter()
         with batches(windows, self.start, config.batch_size, config.microbatches,
                      workers=config.data.workers) as stream:  # fmt: skip
-            for step in range(self.start + 1, config.steps + 1):
-                since = time.perf_counter()
-                host_batch = next(stream)
-                metrics.clock.waited(since)
-                if step in traced and step == traced.start:
-                    jax.profiler.start_trace(str(self.workdir / "profile"))
-                self.state, result = self.step(self.state, device_batch(host_batch, self.mesh))
-                metrics.clock.steps += 1
-                crc = batch_crc(host_batch) if config.log_every == 1 else None
-                self.report(pending)
-                self.checkpoints.poll()
-                pending = (step, result, crc)
+            for step in range(self.start + 1, last + 1):
+                batch = self.next_batch(stream)
+                self.trace(step, profile)
+                self.state, metrics = self.step(self.state, self.on_device(batch))
+                self.read(done)
+                done = Done(step, metrics, batch_crc(batch) if config.log_every == 1 else None)
                 if step == self.start + 1:
-                    jax.block_until_ready(result)
-                    print(
-                        f"first step done, {time.perf_counter() - began:.1f} s with compilation",
-                        flush=True,
-                    )
-                    metrics.clock.restart()
-                if step in traced and step == traced.stop - 1:
-                    jax.block_until_ready(self.state)
-                    jax.profiler.stop_trace()
-                    print(
-                        f"profile: {self.workdir / 'profile'} (xprof or TensorBoard reads it)",
-                        flush=True,
-                    )
-                due = step % config.checkpoint.every == 0 or step == config.steps or self.stopped
-                looked = config.eval.every and step % config.eval.every == 0 or step == config.steps
-                if due or looked:
-                    self.report(pending)
-                    pending = None
-                    since = time.perf_counter()
-                    if due:
-                        self.save(step)
-                    if looked and not self.stopped:
-                        self.look(step)
-                    metrics.clock.left_out(since)
+                    self.first_step_done(done, began)
+                save = step % config.checkpoint.every == 0 or step == last or self.stopped
+                look = step == last or (config.eval.every and step % config.eval.every == 0)
+                if save or look:
+                    self.read(done)
+                    done = None
+                    self.pause(step, save, look and not self.stopped)
                 if self.stopped:
-                    self.checkpoints.wait()
-                    print(
-                        f"stopped by SIGTERM, saved step {step}; the same command goes on.",
-                        flush=True,
-                    )
+                    self.saved.wait()
+                    print(f"SIGTERM: saved step {step}; the same command goes on.", flush=True)
                     return EXIT_PREEMPTED
-        self.checkpoints.wait()
-        metrics.close()
-        if self.start < config.steps or not (self.workdir / "summary.json").exists():
-            finish(config, self.workdir, self.store, self.state, self.mesh, time.perf_counter() - began)
+        self.saved.wait()
+        self.metrics.close()
+        if self.start < last or not (self.workdir / "summary.json").exists():
+            seconds = time.perf_counter() - began
+            finish(config, self.workdir, self.store, self.state, self.mesh, seconds)
         else:
             print(f"{self.workdir} is finished: {self.workdir / 'report.html'}", flush=True)
         return 0
@@ -140,34 +127,88 @@ class Run:
         """SIGTERM: the step under way is finished and saved."""
         self.stopped = True
 
-    def report(self, pending: tuple[int, Any, int | None] | None) -> None:
-        """Reads the metrics of a step that is done by now; raises DivergedError when they are not finite."""
-        if pending is None:
+    def windows(self, split: str, seed: int) -> Windows:
+        """The examples of a split."""
+        data = self.config.data
+        return Windows(self.store, split, data.sequence_length, seed, data.packed)
+
+    def next_batch(self, stream: Any) -> dict[str, np.ndarray]:
+        """The next batch; the wait counts as waiting for data."""
+        since = time.perf_counter()
+        batch = next(stream)
+        self.metrics.clock.waited(since)
+        return batch
+
+    def on_device(self, batch: dict[str, np.ndarray], leading: int = 1) -> dict[str, jax.Array]:
+        """[microbatches, B, L] host arrays onto the mesh, without the examples' numbers."""
+        inputs = {name: value for name, value in batch.items() if name != "example"}
+        return sharding.put(inputs, self.mesh, leading)
+
+    def first_step_done(self, done: Done, began: float) -> None:
+        """Waits for the first step, so that its compilation is not counted as training."""
+        jax.block_until_ready(done.metrics)
+        seconds = time.perf_counter() - began
+        print(f"first step done, {seconds:.1f} s with compilation", flush=True)
+        self.metrics.clock.restart()
+
+    def trace(self, step: int, profile: bool) -> None:
+        """Starts and stops the XProf trace of --profile."""
+        folder, index = self.workdir / "profile", step - self.start
+        if profile and index == TRACED.start:
+            jax.profiler.start_trace(str(folder))
+        if profile and index == TRACED.stop:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+            print(f"profile: {folder} (for xprof or TensorBoard)", flush=True)
+
+    def read(self, done: Done | None) -> None:
+        """Reads the metrics of a step that is over by now; raises DivergedError."""
+        self.saved.poll()
+        if done is None:
             return
-        step, result, crc = pending
-        loss, gnorm = float(result["loss"]), float(result["gnorm"])
+        values = {name: float(value) for name, value in done.metrics.items()}
+        loss, gnorm = values["loss"], values["gnorm"]
+        self.metrics.clock.steps += 1
         if not (math.isfinite(loss) and math.isfinite(gnorm)):
-            good = self.checkpoints.steps()
-            kept = f"the checkpoint of step {good[-1]} is kept" if good else "nothing was saved yet"
+            steps = self.saved.steps()
+            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing is saved"
+            rate = self.config.optimizer.learning_rate
             raise DivergedError(
-                f"step {step}: loss {loss}, gradient norm {gnorm}: not finite; {kept}. Try a lower "
-                f"config.optimizer.learning_rate (now {self.config.optimizer.learning_rate:g}), a longer "
-                "warmup_steps, or config.loss.z_loss=1e-4 in a new --workdir."
+                f"step {done.step}: loss {loss}, gradient norm {gnorm}: not finite; {kept}. In a "
+                f"new --workdir try a lower config.optimizer.learning_rate (now {rate:g}), a "
+                "longer config.optimizer.warmup_steps, or config.loss.z_loss=1e-4."
             )
-        if step % self.config.log_every == 0 or step in (1, self.config.steps):
-            self.metrics.train(step, loss, float(result["lr"]), gnorm, float(result["tokens"]), crc)
+        if done.step % self.config.log_every == 0 or done.step in (1, self.config.steps):
+            self.metrics.train(done.step, loss, values["lr"], gnorm, values["tokens"], done.crc)
 
-    def save(self, step: int) -> None:
-        """A checkpoint that holds all that evaluate, generate and load need."""
-        self.checkpoints.save(step, self.state, rundir.metadata(self.config, self.workdir, self.store, self.mesh),
-                              extra_files=rundir.tokenizer_files(self.store))  # fmt: skip
+    def pause(self, step: int, save: bool, look: bool) -> None:
+        """What does not count as training: a save, a look at held-out text."""
+        since = time.perf_counter()
+        if save:
+            about = rundir.metadata(self.config, self.workdir, self.store, self.mesh)
+            self.saved.save(step, self.state, about, rundir.tokenizer_files(self.store))
+        if look:
+            loss, tokens = self.heldout_loss()
+            self.metrics.evaluation(step, loss, tokens, time.perf_counter() - since)
+            self.write_samples(step)
+        self.metrics.clock.left_out(since)
 
-    def look(self, step: int) -> None:
-        """Loss on held-out text, and samples."""
-        config, since = self.config, time.perf_counter()
-        loss, tokens = self.heldout_loss()
-        self.metrics.evaluation(step, loss, tokens, time.perf_counter() - since)
-        tokenizer, prompt = self.store.tokenizer, config.eval.prompt
+    def heldout_loss(self) -> tuple[float, int]:
+        """(nats per token, tokens) over config.eval.tokens of held-out windows, always the same."""
+        config, windows = self.config, self.windows("heldout", 0)
+        rows = config.batch_size // config.microbatches
+        most = min(config.eval.tokens, self.store.num_tokens("heldout"))
+        nll = tokens = 0.0
+        for index in range(max(1, most // (rows * config.data.sequence_length))):
+            batch = self.on_device(windows.batch(index, rows), leading=0)
+            sums = self.eval_step(self.state.model, batch)
+            nll, tokens = nll + float(sums["nll"]), tokens + float(sums["tokens"])
+        return nll / max(1.0, tokens), int(tokens)
+
+    def write_samples(self, step: int) -> None:
+        """Texts of the model as it is now."""
+        config, tokenizer = self.config, self.store.tokenizer
+        prompt = config.eval.prompt
         room = config.model.max_length - len(tokenizer.encode(prompt)) - 1
         length = min(config.eval.sample_tokens, room)
         for index in range(config.eval.samples if length > 0 else 0):
@@ -175,41 +216,8 @@ class Run:
             self.metrics.write(step, "sample", prompt=prompt, text=text)
             print(f"sample {step}: {' '.join((prompt + text).split())[:300]}", flush=True)
 
-    def heldout_loss(self) -> tuple[float, int]:
-        """(nats per token, tokens) over the first config.eval.tokens of held-out windows, always the same ones."""
-        config = self.config
-        objective = OBJECTIVES[config.loss.objective]
-        if not hasattr(self, "eval_step"):
-            self.eval_step = jax.jit(
-                lambda model, batch: objective(model, batch, None, config.loss)[1]
-            )
-        windows = Windows(self.store, "heldout", config.data.sequence_length, 0, config.data.packed)
-        rows = config.batch_size // config.microbatches
-        count = max(
-            1,
-            min(config.eval.tokens, self.store.num_tokens("heldout"))
-            // (rows * config.data.sequence_length),
-        )
-        nll = tokens = 0.0
-        for index in range(count):
-            batch = sharding.put(model_inputs(windows.batch(index, rows)), self.mesh)
-            sums = self.eval_step(self.state.model, batch)
-            nll, tokens = nll + float(sums["nll"]), tokens + float(sums["tokens"])
-        return nll / max(1.0, tokens), int(tokens)
-
-
-def model_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What goes to the device: not the examples' numbers."""
-    return {name: value for name, value in batch.items() if name != "example"}
-
-
-def device_batch(batch: dict[str, np.ndarray], mesh: Any) -> dict[str, jax.Array]:
-    """[microbatches, B, L] host arrays onto the mesh."""
-    return sharding.put(model_inputs(batch), mesh, leading=1)
-
 
 def batch_crc(batch: dict[str, np.ndarray]) -> int:
-    """Checksum of the tokens and of which examples they are: the ledger of what each step saw."""
-    return zlib.crc32(
-        np.ascontiguousarray(batch["tokens"]), zlib.crc32(np.ascontiguousarray(batch["example"]))
-    )
+    """Checksum of the examples' numbers and tokens: the ledger of what each step saw."""
+    crc = zlib.crc32(np.ascontiguousarray(batch["example"]))
+    return zlib.crc32(np.ascontiguousarray(batch["tokens"]), crc)

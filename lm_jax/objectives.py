@@ -1,4 +1,6 @@
-"""What is minimised? A batch becomes sums over its target tokens; the caller divides once, by their global number."""
+"""What is minimised? A batch becomes sums over its target tokens; the caller divides once, by their
+global number.
+"""
 
 # Shapes: B batch, L length, D model width, V vocabulary.
 
@@ -45,7 +47,8 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sums (negative log-likelihood with z-loss, without it) in nats, over float32 logits.
 
-    The logits of `chunk_size` positions exist at a time. z-loss: z log(Z)^2 (PaLM, arXiv:2204.02311, section 5).
+    The logits of `chunk_size` positions exist at a time. z-loss: z log(Z)^2 (PaLM,
+    arXiv:2204.02311, section 5).
     """
     L = x_BLD.shape[1]
     size = chunk_size(x_BLD.shape, table_VD.shape[0], config.chunk_size)
@@ -56,14 +59,18 @@ def cross_entropy(
 
 
 def chunk_size(shape: tuple[int, ...], vocab_size: int, asked: int) -> int:
-    """Positions of each row whose logits exist at once: a divisor of the length, near what is asked or fits."""
+    """Positions of each row whose logits exist at once: a divisor of the length, near what is asked
+    or fits.
+    """
     B, L, _ = shape
     most = asked or max(1, WHOLE // (4 * B * vocab_size))
     return next(size for size in range(min(most, L), 0, -1) if L % size == 0)
 
 
 def chunk(x_BLD, table_VD, targets_BL, weights_BL, z_loss):
-    """The sums of one chunk. A target is found by comparison: a gather would move a sharded vocabulary."""
+    """The sums of one chunk. A target is found by comparison: a gather would move a sharded
+    vocabulary.
+    """
     table_VD = table_VD.astype(x_BLD.dtype)
     logits_BLV = einsum("bld,vd->blv", x_BLD, table_VD, "batch", None, "vocab").astype(jnp.float32)
     log_z_BL = jax.nn.logsumexp(logits_BLV, -1)
@@ -87,7 +94,9 @@ def chunked(part, size, x_BLD, table_VD, targets_BL, weights_BL):
 
 
 def chunked_forward(part, size, x_BLD, table_VD, targets_BL, weights_BL):
-    """The gradients are made with the loss, while a chunk's logits are there: they are never computed twice."""
+    """The gradients are made with the loss, while a chunk's logits are there: they are never
+    computed twice.
+    """
     gradient = jax.value_and_grad(part, argnums=(0, 1), has_aux=True)
 
     def body(carry, xs):

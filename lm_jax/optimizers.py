@@ -1,4 +1,6 @@
-"""How are weights moved? A name in the config becomes an optax chain, and a step becomes a learning rate."""
+"""How are weights moved? A name in the config becomes an optax chain, and a step becomes a learning
+rate.
+"""
 
 import jax
 import optax
@@ -9,10 +11,13 @@ NOT_DECAYED = ("scale", "bias", "up_bias", "down_bias", "bq", "bk", "bv", "bo")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """step -> learning rate: linear warm-up, then cosine, warm-up-stable-decay (arXiv:2404.06395) or constant."""
+    """step -> learning rate: linear warm-up, then cosine, warm-up-stable-decay (arXiv:2404.06395)
+    or constant.
+    """
     peak, warmup = config.learning_rate, config.warmup_steps
     end = peak * config.end_fraction
-    parts: list[optax.Schedule] = [optax.linear_schedule(peak / (warmup + 1), peak, warmup)]
+    warm = optax.linear_schedule(peak / (warmup + 1), peak, warmup) if warmup else None
+    parts: list[optax.Schedule] = [warm or optax.constant_schedule(peak)]
     bounds = [warmup]
     if config.schedule == "cosine":
         decay = config.decay_steps or steps - warmup
@@ -27,7 +32,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decayed(tree):
-    """Which leaves weight decay applies to, by name: all but norms and biases. (Layers are stacked: a bias has
+    """Which leaves weight decay applies to, by name: all but norms and biases. (Layers are stacked:
+    a bias has
     two axes, so counting them would not tell.)"""
 
     def leaf(path, _):
@@ -38,7 +44,9 @@ def decayed(tree):
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) without its clipping, which the train step does with a norm it has anyway."""
+    """AdamW (Loshchilov and Hutter 2019) without its clipping, which the train step does with a
+    norm it has anyway.
+    """
     return optax.chain(
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decayed),

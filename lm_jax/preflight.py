@@ -1,4 +1,6 @@
-"""Is this run computing what it says? Seconds of checks before the start; any failure names the setting."""
+"""Is this run computing what it says? Seconds of checks before the start; any failure names the
+setting.
+"""
 
 import dataclasses
 import math
@@ -37,7 +39,9 @@ def run(config: Config, mesh: Any, abstract: Any, workdir: str) -> str:
 
 
 def check_attention(config: Config) -> float:
-    """The chosen backend against the plain product: outputs, gradients, and no sight of other documents."""
+    """The chosen backend against the plain product: outputs, gradients, and no sight of other
+    documents.
+    """
     model = config.model
     length = 256  # two blocks of queries on the xla backend
     rows = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ("data", "fsdp"))
@@ -49,19 +53,20 @@ def check_attention(config: Config) -> float:
     limit = TOLERANCE[model.dtype]
     if not (error <= limit and gradient <= 4 * limit):
         raise MachineError(
-            f"preflight: config.model.attention={model.attention!r} differs from the reference by {error:.1e} "
-            f"(gradients {gradient:.1e}; at most {limit:.0e}) on this device; set config.model.attention=xla."
+            f"preflight: config.model.attention={model.attention!r} differs from the reference by "
+            f"{error:.1e} (gradients {gradient:.1e}; at most {limit:.0e}) on this device; "
+            "set config.model.attention=xla."
         )
     if leak != 0.0:
         raise MachineError(
-            f"preflight: with config.model.attention={model.attention!r} packed documents see each other "
-            f"(by {leak:.1e}); set config.model.attention=xla or config.data.packed=False."
+            f"preflight: with config.model.attention={model.attention!r} packed documents see each "
+            f"other (by {leak:.1e}); set config.model.attention=xla or config.data.packed=False."
         )
     return error
 
 
 def compare(backend, dtype, shape, heads, head_size):
-    """(largest difference of outputs, of gradients, largest change across documents) of `backend`."""
+    """Largest differences of outputs, of gradients, and across documents, of `backend`."""
     (B, L), (K, G) = shape, heads
     keys = jax.random.split(jax.random.key(0), 4)
     names = ("batch", None, "heads", None)
@@ -111,8 +116,8 @@ def check_sharded(abstract: Any, mesh: Any) -> None:
         if leaf.size >= LARGE and math.prod(leaf.sharding.shard_shape(leaf.shape)) == leaf.size:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise MachineError(
-                f"preflight: {name} {leaf.shape} is whole on every device of the mesh {dict(mesh.shape)}; "
-                "its axes need a name in sharding.RULES that the mesh shards."
+                f"preflight: {name} {leaf.shape} is whole on every device of the mesh "
+                f"{dict(mesh.shape)}; its axes need a name in sharding.RULES that the mesh shards."
             )
 
 
@@ -121,8 +126,8 @@ def check_accumulation(config: Config) -> float:
     tiny = dataclasses.replace(
         config,
         model=dataclasses.replace(
-            config.model, vocab_size=128, num_layers=1, dim=32, num_heads=2, num_kv_heads=2, head_dim=16,
-            mlp_dim=32, dropout=0.0, attention="xla", dtype="float32", max_length=16, remat="none",
+            config.model, vocab_size=128, num_layers=1, dim=32, num_heads=2, num_kv_heads=2,
+            head_dim=16, mlp_dim=32, dropout=0.0, attention="xla", dtype="float32", max_length=16, remat="none",
         ),
         data=dataclasses.replace(config.data, sequence_length=16), mesh=MeshConfig(),
         batch_size=2 * config.microbatches, loss=dataclasses.replace(config.loss, chunk_size=0),
@@ -145,7 +150,7 @@ def check_accumulation(config: Config) -> float:
     error = max(jax.tree.leaves(gaps))
     if not error <= 1e-4:
         raise MachineError(
-            f"preflight: config.microbatches={config.microbatches} gives another update than one batch, "
-            f"by {error:.1e}; set config.microbatches=1 and report this."
+            f"preflight: config.microbatches={config.microbatches} gives another update than one "
+            f"batch, by {error:.1e}; set config.microbatches=1 and report this."
         )
     return error

@@ -1,8 +1,9 @@
 """Who holds which part of an array? The only file that names a mesh axis.
 
-Weights, activations and batches carry logical axis names; `RULES` maps each to mesh axes. The sharding is part
-of an array's type (explicit mesh axes), so gradients, optimizer state and `jax.eval_shape` inherit it. Without a
-mesh (a notebook) every function here does nothing and the modules just work.
+Weights, activations and batches carry logical axis names; `RULES` maps each to mesh axes. The
+sharding is part of an array's type (explicit mesh axes), so gradients, optimizer state and
+`jax.eval_shape` inherit it. Without a mesh (a notebook) every function here does nothing and the
+modules just work.
 """
 
 import math
@@ -28,7 +29,9 @@ RULES: dict[str, str | tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `config` over all of `devices`; raises UserError when the sizes do not multiply to them."""
+    """The mesh of `config` over all of `devices`; raises UserError when the sizes do not multiply
+    to them.
+    """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [getattr(config, axis) for axis in AXES]
     known = math.prod(size for size in sizes if size > 0)
@@ -57,8 +60,8 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
         down, up = batch_size // step * step, -(-batch_size // step) * step
         near = f"{down} or {up}" if down else f"{up}"
         raise UserError(
-            f"config.batch_size={batch_size}: must be divisible by {ways} devices (mesh data x fsdp) "
-            f"x {microbatches} microbatches; nearest: {near}."
+            f"config.batch_size={batch_size}: must be divisible by {ways} devices "
+            f"(mesh data x fsdp) x {microbatches} microbatches; nearest: {near}."
         )
 
 
@@ -68,9 +71,11 @@ def no_mesh() -> Any:
 
 
 def automatic(tree: Any) -> Any:
-    """The same arrays on the same devices, laid out the same, with axes that the compiler shards as it likes.
+    """The same arrays on the same devices, laid out the same, with axes that the compiler shards as
+    it likes.
 
-    For programs that no rule was written for, like decoding: run them on this tree outside of any mesh.
+    For programs that no rule was written for, like decoding: run them on this tree outside of any
+    mesh.
     """
 
     def convert(x: Any) -> Any:
@@ -84,7 +89,9 @@ def automatic(tree: Any) -> Any:
 
 
 def mesh_is_set() -> bool:
-    """Whether a mesh with explicit axes is in use (jax.set_mesh), as opposed to a notebook or a shard_map."""
+    """Whether a mesh with explicit axes is in use (jax.set_mesh), as opposed to a notebook or a
+    shard_map.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and all(kind == AxisType.Explicit for kind in mesh.axis_types)
 
@@ -116,7 +123,9 @@ def gather(table: jax.Array, ids: jax.Array, *names: str | None) -> jax.Array:
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh, leading: int = 0) -> dict[str, jax.Array]:
-    """Host arrays [*leading, batch, ...] onto the devices of `mesh`; each process gives the rows that are its own."""
+    """Host arrays [*leading, batch, ...] onto the devices of `mesh`; each process gives the rows
+    that are its own.
+    """
     axes = PartitionSpec(*(None,) * leading, RULES["batch"])
     place = NamedSharding(mesh, axes)
     if jax.process_count() == 1:

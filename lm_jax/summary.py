@@ -1,4 +1,6 @@
-"""What is about to run? One screen: what differs, parameters, mesh, memory, FLOPs, tokens, data, outputs."""
+"""What is about to run? One screen: what differs, parameters, mesh, memory, FLOPs, tokens, data,
+outputs.
+"""
 
 import math
 from pathlib import Path
@@ -13,7 +15,9 @@ from lm_jax.metrics import flops_per_token, human, peak_flops
 def text(
     asked: Config, config: Config, workdir: str, mesh: Any, abstract: Any, store: Any | None
 ) -> str:
-    """The start-up screen. `abstract` is the state as shapes with shardings; `store` None: not prepared yet."""
+    """The start-up screen. `abstract` is the state as shapes with shardings; `store` None: not
+    prepared yet.
+    """
     model, data = config.model, config.data
     device = mesh.devices.flat[0]
     rows: list[tuple[str, str]] = [("run", f"{asked.name} in {Path(workdir)}")]
@@ -31,8 +35,7 @@ def text(
     limit = memory_limit(device)
     rows.append((
         "memory",
-        f"{human(held)}B of parameters and optimizer a device, as much again in gradients and updates at most; "
-        f"device has {human(limit) + 'B' if limit else 'an unknown amount'}",
+        f"{human(held)}B of parameters and optimizer a device; it has {human(limit) + 'B' if limit else 'an unknown amount'}",
     ))  # fmt: skip
     flops = flops_per_token(model, data.sequence_length)
     peak = peak_flops(kind)
@@ -41,7 +44,8 @@ def text(
         ("FLOPs", f"{human(flops)} a token, {human(flops * config.tokens_per_step)} a step{speed}")
     )
     tokens = config.steps * config.tokens_per_step
-    amount = f"{human(tokens)} tokens: {config.steps} steps of {config.batch_size} x {data.sequence_length}"
+    amount = f"{human(tokens)} tokens: {config.steps} steps of "
+    amount += f"{config.batch_size} x {data.sequence_length}"
     if store is not None:
         amount += f" = {tokens / store.num_tokens('train'):.2f} epochs"
     rows.append(("training", amount))
@@ -50,9 +54,10 @@ def text(
     else:
         rows.append((
             "data",
-            f"{store.path}: {human(store.num_tokens('train'))} tokens, {human(store.num_documents('train'))} documents, "
+            f"{store.path}: {human(store.num_tokens('train'))} tokens, "
+            f"{human(store.num_documents('train'))} documents, "
             f"{human(store.num_bytes('train'))}B; held out {human(store.num_tokens('heldout'))} tokens; "
-            f"{data.tokenizer} {store.tokenizer.vocab_size} ({store.tokenizer_hash[:12]})",
+            f"{store.tokenizer.kind} {store.tokenizer.vocab_size} ({store.tokenizer_hash[:12]})",
         ))  # fmt: skip
     rows.append(("outputs", f"{Path(workdir)}/{{checkpoints,metrics.jsonl,tb,report.html}}"))
     width = max(len(name) for name, _ in rows)

@@ -1,7 +1,8 @@
-"""python -m lm_jax.train --config=configs/quickstart.py --workdir=runs/q: pretrain a language model.
+"""python -m lm_jax.train --config=configs/quickstart.py --workdir=runs/q: pretrain a language
+model.
 
-The same command again resumes. Any field of the config is overridden by --config.FIELD=VALUE, for example
---config.model.num_layers=8.
+The same command again resumes. Any field of the config is overridden by --config.FIELD=VALUE, for
+example --config.model.num_layers=8.
 """
 
 from collections.abc import Sequence

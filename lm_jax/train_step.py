@@ -1,4 +1,6 @@
-"""What happens in a step? One pure function: gradients of summed losses, divided once, clipped, applied."""
+"""What happens in a step? One pure function: gradients of summed losses, divided once, clipped,
+applied.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,14 +30,18 @@ class TrainState:
 
 
 def init_state(config: Config) -> TrainState:
-    """A new state. Under jax.jit and a mesh every array is created on the devices that will hold it."""
+    """A new state. Under jax.jit and a mesh every array is created on the devices that will hold
+    it.
+    """
     model = Transformer(config.model, rngs=nnx.Rngs(config.seed))
     opt = optimizers.make(config.optimizer, config.steps).init(model)
     return TrainState(jnp.zeros((), jnp.int32), model, opt)
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step of `config`: (state, batch [microbatches, B, L]) -> (state, metrics), to be jitted and donated."""
+    """The step of `config`: (state, batch [microbatches, B, L]) -> (state, metrics), to be jitted
+    and donated.
+    """
     objective = OBJECTIVES[config.loss.objective]
     tx = optimizers.make(config.optimizer, config.steps)
     rate = optimizers.schedule(config.optimizer, config.steps)
@@ -55,7 +61,8 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         new = TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt)
         loss = totals["nll"] / tokens
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # A step that is not finite changes nothing: the loop stops there, with a good state to save.
+        # A step that is not finite changes nothing: the loop stops there, with a good state to
+        # save.
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         metrics = {"loss": loss, "gnorm": norm, "lr": rate(state.step), "tokens": totals["tokens"]}
         return new, metrics
@@ -64,7 +71,9 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
 
 
 def accumulate(sums, model, batch, key):
-    """((loss, totals), gradients) summed over the leading axis of `batch`, one microbatch after the other."""
+    """((loss, totals), gradients) summed over the leading axis of `batch`, one microbatch after the
+    other.
+    """
     grad = jax.value_and_grad(sums, has_aux=True)
     count = batch["tokens"].shape[0]
     keys = jax.random.split(key, count)

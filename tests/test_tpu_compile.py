@@ -1,4 +1,6 @@
-"""The real TPU compiler accepts the train step, with splash attention, for slices that are not here."""
+"""The real TPU compiler accepts the train step, with splash attention, for slices that are not
+here.
+"""
 
 import dataclasses
 import math
@@ -18,9 +20,16 @@ CONFIGS = os.path.join(os.path.dirname(__file__), os.pardir, "configs")
 
 @pytest.fixture(scope="module", autouse=True)
 def tpu_compiler():
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-                      TPU_ACCELERATOR_TYPE="v5litepod-16", TPU_LOG_DIR="disabled")
-    pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu, the TPU compiler")
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-16",
+        TPU_LOG_DIR="disabled",
+    )
+    pytest.importorskip(
+        "libtpu", reason="pip install 'lm_jax[test]' brings libtpu, the TPU compiler"
+    )
 
 
 def compile_step(config: Config, topology: str):
@@ -31,12 +40,22 @@ def compile_step(config: Config, topology: str):
     mesh = sharding.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda: init_state(config))
-        shape = (config.microbatches, config.batch_size // config.microbatches, config.data.sequence_length)
-        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, sharding.RULES["batch"]))
+        shape = (
+            config.microbatches,
+            config.batch_size // config.microbatches,
+            config.data.sequence_length,
+        )
+        place = jax.sharding.NamedSharding(
+            mesh, jax.sharding.PartitionSpec(None, sharding.RULES["batch"])
+        )
         ints = ("tokens", "targets", "segment_ids", "positions")
         batch = {n: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for n in ints}
         batch["weights"] = jax.ShapeDtypeStruct(shape, np.float32, sharding=place)
-        lowered = jax.jit(make_train_step(config), donate_argnums=0).trace(state, batch).lower(lowering_platforms=("tpu",))
+        lowered = (
+            jax.jit(make_train_step(config), donate_argnums=0)
+            .trace(state, batch)
+            .lower(lowering_platforms=("tpu",))
+        )
         return state, lowered.compile()
 
 
@@ -56,7 +75,10 @@ def test_train_step_compiles_for_tpu_with_splash_attention(name, topology):
     memory = compiled.memory_analysis()
     text = compiled.as_text()
     assert "splash" in text
-    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    held = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(state)
+    )
     assert memory.alias_size_in_bytes >= 0.99 * held  # the state is donated: updated in place
     assert memory.argument_size_in_bytes < 1.05 * held + 2**24
     print(name, topology, memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30)

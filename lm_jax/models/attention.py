@@ -1,6 +1,9 @@
-"""How does one token look at others? Grouped-query attention (Ainslie et al. 2023), with a key/value cache."""
+"""How does one token look at others? Grouped-query attention (Ainslie et al. 2023), with a
+key/value cache.
+"""
 
-# Shapes: B batch, L query length, S key length, D model width, K key heads, G query heads a key head, H head size.
+# Shapes: B batch, L query length, S key length, D model width, K key heads, G query heads a key
+# head, H head size.
 
 import jax
 from flax import nnx

@@ -1,4 +1,6 @@
-"""Which attention kernel runs? Every backend behind one function, none of them ever replaced in silence."""
+"""Which attention kernel runs? Every backend behind one function, none of them ever replaced in
+silence.
+"""
 
 # Shapes: B batch, L query length, S key length, K key heads, G query heads a key head, H head size.
 
@@ -19,7 +21,7 @@ MOST_BLOCKS = 8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """What a query may see: nothing later (causal), its own segment, and filled slots of a cache."""
+    """What a query may see: nothing later (causal), its own segment, filled slots of a cache."""
 
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     segments: jax.Array | None = (
@@ -35,8 +37,8 @@ def attention(
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v, [B, L, K, G, H], on `backend`: xla, splash or cudnn.
 
-    Raises UserError when the backend cannot do what is asked. One step of decoding is always plain XLA:
-    a single query has nothing to tile.
+    Raises UserError when the backend cannot do what is asked. One step of decoding is always plain
+    XLA: a single query has nothing to tile.
     """
     q_BLKGH = q_BLKGH * np.asarray(q_BLKGH.shape[-1] ** -0.5, q_BLKGH.dtype)
     if mask.q_slots is not None:
@@ -45,7 +47,9 @@ def attention(
 
 
 def xla(q_BLKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> jax.Array:
-    """The reference: scores are whole, queries in a few blocks that meet only the keys before their end."""
+    """The reference: scores are whole, queries in a few blocks that meet only the keys before their
+    end.
+    """
     L = q_BLKGH.shape[1]
     q_BKGLH = jnp.transpose(q_BLKGH, (0, 2, 3, 1, 4))
     k_BKSH, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 1, 3)), jnp.transpose(v_BSKH, (0, 2, 1, 3))
@@ -86,7 +90,7 @@ def cached(
 
 
 def splash(q_BLKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> jax.Array:
-    """Pallas splash attention on TPU: block-sparse, segment ids inside the kernel, fused backward."""
+    """Pallas splash attention on TPU: block-sparse, segment ids in the kernel, fused backward."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -126,12 +130,13 @@ def splash(q_BLKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask)
 
 
 def cudnn(q_BLKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> jax.Array:
-    """cuDNN's fused attention on NVIDIA GPUs. Packed documents go in as a mask, which it honours."""
+    """cuDNN's fused attention on NVIDIA GPUs. Packed documents go in as a mask, which it obeys."""
     B, L, K, G, H = q_BLKGH.shape
     if q_BLKGH.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 256:
         raise UserError(
-            f"config.model.attention='cudnn': needs bfloat16 and a head size that is a multiple of 8 up to 256, "
-            f"not {q_BLKGH.dtype} and {H}; set config.model.attention=xla or config.model.dtype=bfloat16."
+            "config.model.attention='cudnn': needs bfloat16 and a head size that is a multiple of 8 "
+            f"up to 256, not {q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
+            "config.model.dtype=bfloat16."
         )
     allowed = None
     if mask.segments is not None:

@@ -1,6 +1,9 @@
-"""What is every block made of? Weights with logical axes, norms, the feed-forward layer, embeddings, dropout."""
+"""What is every block made of? Weights with logical axes, norms, the feed-forward layer,
+embeddings, dropout.
+"""
 
-# Shapes: B batch, L length, D model width, C 2 when gated else 1, F feed-forward width, V vocabulary.
+# Shapes: B batch, L length, D model width, C 2 when gated else 1, F feed-forward width, V
+# vocabulary.
 
 import math
 
@@ -34,13 +37,17 @@ def constant(shape: tuple[int, ...], axes: tuple[str | None, ...], value: float)
 
 
 def std_of(config: ModelConfig, fan_in: int, ends_branch: bool = False) -> float:
-    """Standard deviation of a projection; one that ends a residual branch is 1/sqrt(2 layers) of it (GPT-2)."""
+    """Standard deviation of a projection; one that ends a residual branch is 1/sqrt(2 layers) of it
+    (GPT-2).
+    """
     std = config.init_std or fan_in**-0.5
     return std / math.sqrt(2 * config.num_layers) if ends_branch else std
 
 
 class Norm(nnx.Module):
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis, in float32."""
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis, in
+    float32.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         del rngs

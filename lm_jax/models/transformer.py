@@ -1,6 +1,9 @@
-"""What is the model? A stack of identical blocks, stored stacked and scanned, between embeddings and a head."""
+"""What is the model? A stack of identical blocks, stored stacked and scanned, between embeddings
+and a head.
+"""
 
-# Shapes: B batch, L length, S cache slots, D model width, V vocabulary, N layers, K key heads, H head size.
+# Shapes: B batch, L length, S cache slots, D model width, V vocabulary, N layers, K key heads, H
+# head size.
 
 from typing import Any
 
@@ -64,13 +67,18 @@ class Stack(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Decoder-only language model: `Transformer(ModelConfig(...), rngs=nnx.Rngs(0))(tokens)` gives logits.
+    """Decoder-only language model: `Transformer(ModelConfig(...), rngs=nnx.Rngs(0))(tokens)` gives
+    logits.
 
-    Parameters are float32 and hold nothing but weights: the module is a pytree for jax.jit, grad and scan.
+    Parameters are float32 and hold nothing but weights: the module is a pytree for jax.jit, grad
+    and scan.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        if "auto" in (config.attention, config.dtype):  # a run has decided already, maybe for another machine
+        if "auto" in (
+            config.attention,
+            config.dtype,
+        ):  # a run has decided already, maybe for another machine
             config = resolved(config, jax.default_backend())
         self.config = config
         self.embed = Embed(config, rngs=rngs)
@@ -111,14 +119,16 @@ class Transformer(nnx.Module):
         return (self.embed.tokens if self.config.tie_embeddings else self.head)[...]
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache of `length` slots for `batch` rows: k and v [N, B, S, K, H], and how many are filled."""
+        """An empty cache of `length` slots for `batch` rows: k and v [N, B, S, K, H], and how many
+        are filled.
+        """
         config = self.config
         shape = (config.num_layers, batch, length, config.kv_heads, config.head_size)
         kv = {name: jnp.zeros(shape, config.dtype) for name in ("k", "v")}
         return {**kv, "length": jnp.zeros(batch, jnp.int32)}
 
     def decode(self, tokens_BL: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Hidden states [B, L, D] of tokens that follow what the cache holds, and the longer cache."""
+        """Hidden states [B, L, D] of tokens that follow those in the cache, and the longer cache."""
         length_B = cache["length"]
         slots_BL = length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
         kv = {"k": cache["k"], "v": cache["v"]}
