@@ -94,20 +94,20 @@ def export_hf(
     shapes = {name: tensor_shape(row_list, sizes) for name, (_, row_list) in by_tensor.items()}
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not an empty directory; name another.")
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
     try:
-        part.mkdir(parents=True)
-        write(part, shapes, get, shard_bytes)
+        draft.mkdir(parents=True)
+        write(draft, shapes, get, shard_bytes)
         for name, content in (
             ("config.json", values),
             ("generation_config.json", {"_from_model_config": True, **special_ids(tokenizer)}),
         ):
-            (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        part.replace(path)
+            (draft / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        draft.replace(path)
     except OSError as error:
         raise MachineError(f"{error.filename or path}: {error.strerror}.") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_config(path: Path) -> tuple[Family, ModelConfig]:
@@ -198,9 +198,12 @@ def load(leaf: Any, rows: list[Row], config: ModelConfig, sources: Sources) -> j
     stack = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
     inner = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     for layer in range(config.num_layers):
-        one = place(assemble(leaf.shape[1:], rows, layer, config, sources), inner)
-        # Waiting keeps no more than one layer in flight.
-        stack = jax.block_until_ready(put_layer(stack, one, layer))
+        # Not named and waited for: the host holds one layer, not the last one and the next.
+        stack = jax.block_until_ready(
+            put_layer(
+                stack, place(assemble(leaf.shape[1:], rows, layer, config, sources), inner), layer
+            )
+        )
     return stack
 
 
@@ -208,17 +211,21 @@ def assemble(
     shape: tuple[int, ...], rows: list[Row], layer: int, config: ModelConfig, sources: Sources
 ) -> np.ndarray:
     """One of our arrays in one layer, float32 on the host."""
-    sizes = sizes_of(config)
-    values = np.empty(shape, np.float32) if len(rows) > 1 else None
+    if len(rows) == 1:
+        return part(rows[0], layer, config, sources).reshape(shape)
+    values = np.empty(shape, np.float32)
     for row in rows:
-        tensor, siblings = sources[row.theirs.format(layer=layer)]
-        before = sum(other.shape(sizes)[-1] for other in siblings[: siblings.index(row)])
-        part = tensor.read()[..., before : before + row.shape(sizes)[-1]]
-        if values is None:
-            return row.to_ours(part, sizes).reshape(shape)
-        values[row.place] = row.to_ours(part, sizes)
-    assert values is not None
+        values[row.place] = part(row, layer, config, sources)
     return values
+
+
+def part(row: Row, layer: int, config: ModelConfig, sources: Sources) -> np.ndarray:
+    """What a tensor of theirs holds of `row`, in our order of axes."""
+    tensor, siblings = sources[row.theirs.format(layer=layer)]
+    widths = [other.shape(sizes_of(config))[-1] for other in siblings]
+    number = siblings.index(row)
+    start = sum(widths[:number])
+    return row.to_ours(tensor.read()[..., start : start + widths[number]], sizes_of(config))
 
 
 def concrete(sharding: Any) -> NamedSharding | None:
