@@ -168,7 +168,7 @@ class Checkpoints(SavedSteps):
         self._error = f"{self.directory}: step {step} was not saved: {self._failure}; {rest}."
         if self._failures >= MAX_FAILURES:
             raise MachineError(f"{self._error} {self._failures} saves in a row failed.")
-        self.report(self._error)
+        self._tell(self._error)
 
     def _drop(self) -> None:
         """Forgets Orbax's manager, whose list of steps is wrong after a failure or a move."""

@@ -38,6 +38,7 @@ SIGNS = {
     "NOT_FOUND": "files are missing",
     "DATA_LOSS": "files are truncated or changed",
     "OUT_OF_RANGE": "files are truncated or changed",
+    "Error reading": "files are truncated or changed",
 }
 
 # Orbax tells every move of its threads, and errors by their tracebacks: here an error is one line.
@@ -175,7 +176,7 @@ class SavedSteps:
                 # Only now: had none been intact, the cause may be a disk that will be back.
                 for old, text in why.items():
                     moved = self._put_aside(paths[old])
-                    self.report(f"{paths[old]}: damaged: {text}; {moved}using step {candidate}.")
+                    self._tell(f"{paths[old]}: damaged: {text}; {moved}using step {candidate}.")
                 return found, about["metadata"] | {"step": about["step"]}
             why[candidate] = damage or "another process finds it damaged"
         reasons = "; ".join(f"step {number}: {text}" for number, text in why.items())
@@ -193,6 +194,10 @@ class SavedSteps:
             for path in self.directory.iterdir()
             if path.name.isdigit() and (path / COMMITTED).exists()
         }
+
+    def _tell(self, line: str) -> None:
+        if jax.process_index() == 0:
+            self.report(line)
 
     def _put_aside(self, path: epath.Path) -> str:
         """What was done with a damaged step, for the warning: here nothing."""

@@ -1,4 +1,4 @@
-"""A state of a kilobyte with the types and shardings of a real one, for tests of checkpoints."""
+"""A state of 100 kB with the types and shardings of a real one, for tests of checkpoints."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ SHAPES = {"data": (8, 1, 1), "all": (2, 2, 2), "tensor": (1, 2, 4), "one": (1, 1
 
 class Layer(nnx.Module):
     def __init__(self, first, dim):
-        values = jnp.sin(first + jnp.arange(8.0 * dim)).reshape(dim, 8)
+        values = jnp.sin(first + jnp.arange(256.0 * dim)).reshape(dim, 256)
         self.w = nnx.Param(shard(values, "embed", "mlp"))
         self.scale = nnx.Param(jnp.ones(dim))
 

@@ -20,7 +20,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_arrays(tmp_path):
     checkpoints, lines = collected(tmp_path)
     with pytest.raises(CheckpointError) as error:
         checkpoints.restore(jax.eval_shape(lambda: make(dim=24)))
-    assert "model/blocks/w: checkpoint (2, 16, 8) vs model (2, 24, 8)" in str(error.value)
+    assert "model/blocks/w: checkpoint (2, 16, 256) vs model (2, 24, 256)" in str(error.value)
     assert str(error.value).count("checkpoint (") == 5
     assert "and 4 more." in str(error.value)
     assert (checkpoints.steps(), lines) == ([1, 2], [])  # it is whole: nothing is moved
