@@ -1,0 +1,52 @@
+"""Training a small character GPT on CPU: lm_jax beside eager PyTorch, in turns, whole processes.
+
+    python benchmarks/cpu_gpt.py [--torch=PYTHON_WITH_TORCH] [--rounds=3] [--steps=10]
+
+6 layers, 6 heads, 384 wide, 256 context, batch 12, float32, exact GELU, 2 threads, AdamW, clipping.
+Prints tokens a second and tokens a CPU-second of each round, and the median ratio of the pairs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def run(python: str, script: str, steps: int) -> dict:
+    """One process of one side."""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "2"}
+    command = [python, str(HERE / script), f"--steps={steps}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--torch", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    args = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
+    print(f"{'':<24}{'tokens/s':>12}{'tokens/CPU-s':>14}")
+    for _ in range(args.rounds):
+        ours = run(sys.executable, "lm_jax_gpt.py", args.steps)
+        theirs = run(args.torch, "torch_gpt.py", args.steps)
+        for row in (ours, theirs):
+            name = f"{row['name']} {row['version']}"
+            print(f"{name:<24}{row['wall']:>12.0f}{row['cpu']:>14.0f}", flush=True)
+        for kind, values in ratios.items():
+            values.append(ours[kind] / theirs[kind])
+    for kind, values in ratios.items():
+        print(f"ratio by {kind} time: median {statistics.median(values):.3f} of "
+              f"{', '.join(f'{v:.3f}' for v in values)}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
