@@ -185,7 +185,7 @@ class Run:
         """What does not count as training: a save, a look at held-out text."""
         since = time.perf_counter()
         if save:
-            about = rundir.metadata(self.config, self.workdir, self.store, self.mesh)
+            about = rundir.metadata(step, self.config, self.workdir, self.store, self.mesh)
             self.saved.save(step, self.state, about, rundir.tokenizer_files(self.store))
         if look:
             loss, tokens = self.heldout_loss()

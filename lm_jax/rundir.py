@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax import versions
-from lm_jax.config import Config, differences
+from lm_jax.config import Config, DataConfig, differences
 from lm_jax.data.store import TokenStore
 from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
+from lm_jax.metrics import replace_text
 
 # Fields that may change between a start and a resume: they do not change what is learned.
 FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "data.input", "data.store",
@@ -38,7 +39,12 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
                 f"--workdir={workdir}: holds {strange[0]!r} but no run; name a new or empty folder."
             )
         return
-    saved = Config.parse(json.loads(path.read_text()))
+    try:
+        saved = Config.parse(json.loads(path.read_text()))
+    except (ValueError, UserError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); it is damaged or of another version. Name another --workdir."
+        ) from None
     rows = [row for row in differences(config, saved) if not row[0].startswith(FREE)]
     if rows:
         shown = "; ".join(
@@ -51,16 +57,19 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
 
 
 def create(workdir: str | os.PathLike, config: Config) -> None:
-    """Makes the folder and writes config.json."""
+    """Makes the folder and writes config.json, which on a full disk stays what it was."""
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        (Path(workdir) / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+        replace_text(Path(workdir) / "config.json", text)
     except OSError as error:
         raise MachineError(f"--workdir={workdir}: {error.strerror}; name another folder.") from None
 
 
 def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> TokenStore | None:
-    """The token store of a run, prepared from config.data.input when there is none yet (None in a dry run)."""
+    """The token store of a run, prepared from config.data.input when there is none yet (None in a
+    dry run).
+    """
     data = config.data
     path = data.store or str(Path(workdir) / "data")
     if not TokenStore.exists(path):
@@ -75,6 +84,8 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
 
         run_prepare(data, path, config.seed)
     store = TokenStore.open(path)
+    if not data.store:
+        check_input(store, data)
     size = store.tokenizer.vocab_size
     if size > config.model.vocab_size:
         raise DataError(
@@ -87,7 +98,26 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
             f"{path}: {store.num_tokens('train')} training tokens do not fill one window of "
             f"config.data.sequence_length={data.sequence_length}; give more text or shorten it."
         )
+    if store.num_tokens("heldout") <= data.sequence_length:
+        raise DataError(
+            f"{path}: {store.num_tokens('heldout')} held-out tokens do not fill one window of "
+            f"config.data.sequence_length={data.sequence_length}; raise config.data.heldout_fraction="
+            f"{data.heldout_fraction:g} in a new --workdir, or give more text."
+        )
     return store
+
+
+def check_input(store: TokenStore, data: DataConfig) -> None:
+    """Raises DataError when a run's own store was made of another text, or otherwise, than `data`
+    says.
+    """
+    made = store.metadata.get("data", {})
+    for name in ("input", "text_field", "tokenizer", "vocab_size", "heldout_fraction"):
+        if name in made and made[name] != getattr(data, name):
+            raise DataError(
+                f"config.data.{name}={getattr(data, name)!r}: {store.path} was made with {made[name]!r}; name "
+                f"another --workdir, delete {store.path}, or set config.data.store to it to use it as it is."
+            )
 
 
 def installed() -> dict[str, str]:
@@ -99,11 +129,12 @@ def installed() -> dict[str, str]:
 
 
 def metadata(
-    config: Config, workdir: str | os.PathLike, store: TokenStore, mesh: Any
+    step: int, config: Config, workdir: str | os.PathLike, store: TokenStore, mesh: Any
 ) -> dict[str, Any]:
     """What a checkpoint says of itself: config, data, tokenizer, versions, mesh."""
     saved = json.loads((Path(workdir) / "config.json").read_text())
     return {
+        "step": step,
         "config": saved,
         "store": str(Path(config.data.store or Path(workdir) / "data").absolute())
         if "://" not in config.data.store else config.data.store,
@@ -122,7 +153,9 @@ def tokenizer_files(store: TokenStore) -> dict[str, bytes]:
 
 
 def check_data(saved: dict[str, Any], store: TokenStore) -> None:
-    """Raises CheckpointError when the data or the tokenizer are not those that the checkpoint was trained on."""
+    """Raises CheckpointError when the data or the tokenizer are not those that the checkpoint was
+    trained on.
+    """
     if saved["tokenizer_hash"] != store.tokenizer_hash:
         raise CheckpointError(
             f"the checkpoint's tokenizer ({saved['tokenizer_hash'][:12]}) is not the token store's "
