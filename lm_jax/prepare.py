@@ -181,7 +181,7 @@ def say(data: DataConfig, size: int) -> None:
     """A line before the wait for SentencePiece, which tells nothing itself."""
     if data.tokenizer != "bytes":
         about = f"{data.tokenizer}, {data.vocab_size} pieces, {size / 1e6:.1f} MB"
-        seconds = max(1, round(size / 8e5))
+        seconds = max(1, round(size / (8e5 if data.tokenizer == "bpe" else 3e5)))
         if seconds > 2:
             print(
                 f"training the tokenizer ({about}), about {seconds} s", file=sys.stderr, flush=True
