@@ -23,7 +23,7 @@ export JAX_PLATFORMS=cpu
 
 if [ "$part" = parity ]; then
     setup parity .venv-parity
-    exec "$python" -m pytest -m parity "$@"
+    exec "$python" -m pytest tests/parity -m parity "$@"
 fi
 setup test
 if [ "$part" = slow ]; then exec "$python" -m pytest -m slow "$@"; fi

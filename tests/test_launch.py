@@ -213,5 +213,5 @@ def test_the_whole_check_runs_style_types_and_suite(launch):
     assert launch.log()[-1].endswith("tests/test_x.py -k one")
     launch("test.sh", "--parity")
     assert launch.told("pip")[-1].endswith("[parity]")
-    assert launch.log()[-1] == "-m pytest -m parity"
+    assert launch.log()[-1] == "-m pytest tests/parity -m parity"
     assert (launch.clone / ".venv-parity").is_dir()
