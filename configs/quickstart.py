@@ -11,6 +11,8 @@ from lm_jax import config as lm_config
 
 def get_config(variant: str = "cpu"):
     """`cpu`: 2 cores; `accelerator`: one GPU or TPU chip."""
+    if variant not in ("cpu", "accelerator"):
+        raise ValueError(f"{variant!r}: the variants are cpu and accelerator")
     config = lm_config.new()
     config.name = "quickstart"
     config.steps = 1500

@@ -15,6 +15,8 @@ from lm_jax import config as lm_config
 
 def get_config(variant: str = "cpu"):
     """`cpu` or `accelerator`."""
+    if variant not in ("cpu", "accelerator"):
+        raise ValueError(f"{variant!r}: the variants are cpu and accelerator")
     config = lm_config.new()
     config.name = "shakespeare"
     config.steps = 2000

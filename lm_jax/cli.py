@@ -1,14 +1,20 @@
-"""How does a command start and end? One line for a mistake, an exit code for its kind, no traceback."""
+"""How does a command start and end? One line for a mistake, an exit code for its kind, no
+traceback.
+"""
 
+import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from lm_jax.errors import UserError
+from lm_jax.errors import MachineError, UserError, nearest
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback behind an error.")
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def fail(message: str, code: int) -> None:
@@ -18,7 +24,9 @@ def fail(message: str, code: int) -> None:
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags, runs `main(argv)` and exits: 0, 2 user, 3 data or checkpoint, 4 machine, 5 diverged."""
+    """Parses the flags, runs `main(argv)` and exits: 0, 2 user, 3 data or checkpoint, 4 machine, 5
+    diverged.
+    """
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
 
 
@@ -35,36 +43,120 @@ def guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
     except KeyboardInterrupt:
         fail("stopped by the keyboard.", 130)
     except BrokenPipeError:
-        # The reader of a pipe left (| head): nothing is wrong, and flushing again would say so once more.
+        # The reader of a pipe left (| head): nothing is wrong, and flushing again would say so once
+        # more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if DEBUG.value or not (why := machine_trouble(error)):
+            raise
+        fail(why, MachineError.code)
     return None
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """absl's flags, with one line in place of a traceback for a config override that cannot be."""
-    from lm_jax.errors import nearest
+def machine_trouble(error: Exception) -> str:
+    """What a full disk, a lack of memory or of a device is called; "" for what is a bug of ours."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"{error.strerror}"
+        return f"{where}{what}; make room or name another folder (--debug shows where)."
+    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+        return ("out of memory; lower config.batch_size, or raise config.microbatches, or set "
+                f"config.model.remat=full. {text[:120]}")  # fmt: skip
+    if "Unable to initialize backend" in text:
+        return (
+            f"{text.split('(you may')[0].strip(' .')}; unset JAX_PLATFORMS, or run lm_jax.doctor."
+        )
+    return ""
 
-    debug = "--debug" in argv
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """absl's flags, with one line for what is wrong with them or with the config file."""
+    argv = list(argv)
+    if "--debug" in argv:
+        return flags.FLAGS(argv)
+    file = ""
     try:
-        return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, KeyError) as error:
-        if debug:
-            raise
-        # ml_collections raises what it met on the way: the field is in the argument, the names in the config.
-        for argument in argv[1:]:
-            name = argument.lstrip("-").split("=")[0]
-            if name.startswith("config.") and (where := unknown(name)):
-                fail(f"{where[0]}: no such field.{nearest(where[1], where[2])}", 2)
-        fail(str(error), 2)
-    except (TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-        if debug:
-            raise
-        fail(str(error), 2)
+        if "config" in flags.FLAGS:
+            file = check_config(argv[1:])
+        return flags.FLAGS(argv)
+    except UserError as error:
+        fail(str(error), error.code)
+    except Exception as error:  # a config file is Python, and may raise what it likes
+        fail(explained(error, file), 2)
     raise AssertionError("fail() exits")
 
 
+def check_config(arguments: list[str]) -> str:
+    """The path of --config; raises UserError at a file or a field that is not there."""
+    found, fields = "", []
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            found = value if equals else "".join(arguments[index + 1 : index + 2])
+        elif name.startswith("config."):
+            fields.append(name)
+    if fields and not found:
+        raise UserError(f"--{fields[0]}: needs a --config=FILE before it.")
+    path = found.split(":")[0]
+    if found and not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        there = [name for name in listed(folder) if name.endswith(".py")]
+        hint = nearest(os.path.basename(path), there) if there else " Name a Python file."
+        raise UserError(f"--config={found}: no such file.{hint}")
+    if found and not path.endswith(".py"):
+        raise UserError(
+            f"--config={found}: not a Python file; name one, like configs/quickstart.py."
+        )
+    for field in fields:
+        if where := unknown(field):
+            raise UserError(f"{where[0]}: no such field.{nearest(where[1], where[2])}")
+    return path
+
+
+def listed(folder: str) -> list[str]:
+    """Sorted names in a folder, none when it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def explained(error: BaseException, file: str) -> str:
+    """The line for what absl or a config file raised."""
+    text = str(error)
+    value = re.match(r"flag --(config\.[\w.]+)=(.*?): ", text, re.DOTALL)
+    if value and (hint := kind(value[1])):
+        return f"{value[1]}={value[2]!r}: expected {EXPECTED.get(hint, 'a field of it to be set')}."
+    if isinstance(error, flags.Error) and not text.startswith("flag --config="):
+        named = "Unknown command line flag" not in text or "Did you mean" in text
+        return text if named else f"{text}. --help lists the names."
+    while error.__cause__ or error.__context__:  # absl and ml_collections wrap what happened
+        error = error.__cause__ or error.__context__ or error
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    if "get_config" in str(error) and isinstance(error, AttributeError):
+        return f"--config={file}: has no get_config(); see configs/quickstart.py."
+    where = f"{file}, line {lines[-1]}" if lines else file
+    return f"--config={where}: {type(error).__name__}: {error}; correct the file."
+
+
+def kind(name: str) -> type | None:
+    """The type of the field `config.a.b`."""
+    import typing
+
+    from lm_jax.config import Config
+
+    cls: type | None = Config
+    for part in name.split(".")[1:]:
+        cls = typing.get_type_hints(cls).get(part)
+    return cls
+
+
 def unknown(name: str) -> tuple[str, str, list[str]] | None:
-    """(the dotted name up to the part that no config has, that part, what is there) of `config.a.b`."""
+    """(the dotted name up to the part that no config has, that part, what is there) of
+    `config.a.b`.
+    """
     import dataclasses
     import typing
 
@@ -72,11 +164,11 @@ def unknown(name: str) -> tuple[str, str, list[str]] | None:
 
     cls, seen = Config, "config"
     for part in name.split(".")[1:]:
+        if not dataclasses.is_dataclass(cls):
+            return f"{seen}.{part}", seen, [seen]
         hints = typing.get_type_hints(cls)
         seen += f".{part}"
         if part not in hints:
             return seen, part, list(hints)
         cls = hints[part]
-        if not dataclasses.is_dataclass(cls):
-            return None
     return None

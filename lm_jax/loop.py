@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm_jax import preflight, rundir, runtime, sharding, summary
+from lm_jax import config_check, preflight, rundir, runtime, sharding, summary
 from lm_jax.checkpoint import Checkpoints
-from lm_jax.config import Config, resolved
+from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.data.examples import Windows
 from lm_jax.data.stream import batches
 from lm_jax.errors import EXIT_PREEMPTED, DivergedError
@@ -33,9 +33,11 @@ def train(
 ) -> int:
     """Runs `asked` in `workdir` to its end, or on from its newest checkpoint; the exit code."""
     runtime.start()
-    devices = jax.devices()
+    devices = runtime.devices()
     mesh = sharding.make_mesh(asked.mesh, devices)
     sharding.check_batch(mesh, asked.batch_size, asked.microbatches)
+    # Once more, now that what a -1 stands for is known.
+    config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
     config = dataclasses.replace(asked, model=resolved(asked.model, devices[0].platform))
     rundir.check(workdir, asked)
     store = rundir.open_store(workdir, config, prepare=not dry_run)
@@ -44,10 +46,12 @@ def train(
         print(summary.text(asked, config, workdir, mesh, abstract, store), flush=True)
         if dry_run:
             return 0
-        rundir.create(workdir, asked)
-        if check:
-            print(preflight.run(config, mesh, abstract, workdir), flush=True)
         with Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved:
+            if saved.steps():  # of other data: refused before anything is written
+                rundir.check_data(saved.metadata(), store)
+            rundir.create(workdir, asked)
+            if check:
+                print(preflight.run(config, mesh, abstract, workdir), flush=True)
             return Run(config, Path(workdir), mesh, store, saved, abstract).go(profile)
 
 
@@ -78,8 +82,7 @@ class Run:
         """The newest checkpoint that verifies, or a new state, born sharded; and its step."""
         if not self.saved.steps():
             return jax.jit(lambda: init_state(self.config))(), 0
-        state, metadata = self.saved.restore(abstract)
-        rundir.check_data(metadata, self.store)
+        state, _ = self.saved.restore(abstract)
         step = int(state.step)
         print(f"resuming {self.workdir} after step {step}", flush=True)
         return state, step
@@ -170,6 +173,7 @@ class Run:
         loss, gnorm = values["loss"], values["gnorm"]
         self.metrics.clock.steps += 1
         if not (math.isfinite(loss) and math.isfinite(gnorm)):
+            self.saved.wait()  # a save under way counts
             steps = self.saved.steps()
             kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing is saved"
             rate = self.config.optimizer.learning_rate

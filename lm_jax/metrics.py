@@ -1,4 +1,6 @@
-"""What does a run report? One line a person and grep can read, metrics.jsonl, TensorBoard events, MFU."""
+"""What does a run report? One line a person and grep can read, metrics.jsonl, TensorBoard events,
+MFU.
+"""
 
 import json
 import math
@@ -9,8 +11,9 @@ from typing import Any
 
 from lm_jax.config import Config, ModelConfig
 
-# Dense bfloat16 peak of one JAX device in FLOP/s, by a part of its device_kind, lower case (vendors' data sheets;
-# a TPU v4, v5p or v7 device is what jax.devices() lists: a chip, a chip, and half a chip).
+# Dense bfloat16 peak of one JAX device in FLOP/s, by a part of its device_kind, lower case
+# (vendors' data sheets; a TPU v4, v5p or v7 device is what jax.devices() lists: a chip, a chip, and
+# half a chip).
 PEAKS = {
     "tpu v4": 275e12, "tpu v5 lite": 197e12, "tpu v5e": 197e12, "tpu v5p": 459e12, "tpu v5": 459e12,
     "tpu v6 lite": 918e12, "tpu v6e": 918e12, "tpu7x": 1153e12, "tpu v7": 1153e12,
@@ -27,13 +30,17 @@ def matmul_parameters(config: ModelConfig) -> int:
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Training FLOPs a token, 6 N + 12 L d T ("full" convention of PaLM and nanoGPT: no causal discount)."""
+    """Training FLOPs a token, 6 N + 12 L d T: the "full" convention of PaLM and nanoGPT, in which
+    the causal mask saves nothing.
+    """
     attention = 12 * config.num_layers * config.num_heads * config.head_size * length
     return 6.0 * matmul_parameters(config) + attention
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """bfloat16 FLOP/s of a device, None when it is not in the table: MFU is then not known, never guessed."""
+    """bfloat16 FLOP/s of a device, None when it is not in the table: MFU is then not known, never
+    guessed.
+    """
     kind = device_kind.lower()
     return next((peak for name, peak in PEAKS.items() if name in kind), None)
 
@@ -47,13 +54,23 @@ def human(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """3725 -> '1h02m'."""
+    """725 -> '12m', 3725 -> '1h02m'."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
+        return f"{seconds // 60}m"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or, where the disk is full or the process killed, leaves it as it was."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(text, "utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def perplexity(loss: float) -> float:
@@ -62,7 +79,7 @@ def perplexity(loss: float) -> float:
 
 
 class Clock:
-    """Where the time since the last line went: `with clock("data")` adds to its share, `pause` stops counting."""
+    """Where the time since the last line went: waiting for data, left out, or training."""
 
     def __init__(self) -> None:
         self.restart()
@@ -86,7 +103,9 @@ class Clock:
 
 
 class Metrics:
-    """Writes what a run reports; `step` also prints the line. Lines after `resumed_from` of an earlier try go."""
+    """Writes what a run reports; `step` also prints the line. Lines after `resumed_from` of an
+    earlier try go.
+    """
 
     def __init__(self, workdir: str | os.PathLike, config: Config, bytes_per_token: float,
                  device_kind: str, devices: int, resumed_from: int = 0):  # fmt: skip
@@ -96,8 +115,9 @@ class Metrics:
         self.peak = peak * devices if peak else None
         self.path = Path(workdir) / "metrics.jsonl"
         keep = [row for row in read(self.path) if row["step"] <= resumed_from and resumed_from]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in keep))
-        self.file = self.path.open("a", buffering=1)
+        rows = (json.dumps(row, ensure_ascii=False) for row in keep)
+        replace_text(self.path, "".join(f"{row}\n" for row in rows))
+        self.file = self.path.open("a", buffering=1, encoding="utf-8")
         self.clock, self.seconds_per_step = Clock(), 0.0
         from tensorboardX import SummaryWriter
 
@@ -171,7 +191,9 @@ class Metrics:
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that a killed run left half-written is left out."""
     path, rows = Path(path), []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    # Not splitlines(): a sample may hold U+2028 and other ends of lines that JSON does not escape.
+    for line in text.removesuffix("\n").split("\n") if text else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -60,8 +60,9 @@ def create(workdir: str | os.PathLike, config: Config) -> None:
     """Makes the folder and writes config.json, which on a full disk stays what it was."""
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(config.to_dict(), indent=2) + "\n"
-        replace_text(Path(workdir) / "config.json", text)
+        path, text = Path(workdir) / "config.json", json.dumps(config.to_dict(), indent=2) + "\n"
+        if not path.exists() or path.read_text() != text:
+            replace_text(path, text)
     except OSError as error:
         raise MachineError(f"--workdir={workdir}: {error.strerror}; name another folder.") from None
 

@@ -1,19 +1,29 @@
-"""What must be set before jax looks at the machine? Its platform, and where compiled programs are kept."""
+"""What must be set before jax looks at the machine? Its platform, and where compiled programs are
+kept.
+"""
 
 import glob
 import os
 from pathlib import Path
+from typing import Any
+
+from lm_jax.errors import MachineError
 
 TPU_PCI_IDS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # as jax's
 
 
 def start() -> None:
-    """Settles the platform and turns the persistent compilation cache on. Environment variables win."""
+    """Settles the platform and turns the persistent compilation cache on. Environment variables
+    win.
+    """
     # libtpu is installed for its compiler on many machines without a TPU: jax would look for one
     # for seconds, and say so on twenty lines.
     if not (tpu_is_here() or gpu_is_here()):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
+
+    if jax.config.jax_platforms is None:  # jax may have been imported before the variable was set
+        jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
 
     if jax.config.jax_compilation_cache_dir is None:
         try:
@@ -22,6 +32,19 @@ def start() -> None:
             return  # a home that cannot be written: compiled anew each time, which is only slower
         jax.config.update("jax_compilation_cache_dir", cache_folder())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def devices() -> list[Any]:
+    """All devices; raises MachineError when there are none of the platform that is asked for."""
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError):
+        raise MachineError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms}: no such device can be used here; unset it, or see "
+            "python -m lm_jax.doctor."
+        ) from None
 
 
 def cache_folder() -> str:

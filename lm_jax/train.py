@@ -32,6 +32,8 @@ PROFILE = flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> int:
     """Exit code 0, or 75 when SIGTERM stopped the run after a save."""
     del argv
+    if CONFIG.value is None and CONFIG.present:
+        raise UserError("--config: its get_config() returns nothing; return the config at its end.")
     if CONFIG.value is None:
         raise UserError("--config: missing. Name a file, e.g. --config=configs/quickstart.py.")
     if not WORKDIR.value:
