@@ -18,8 +18,8 @@ from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from lm_jax import manifest
 from lm_jax.errors import CheckpointError, MachineError, UserError
-from lm_jax.manifest import Damaged
-from lm_jax.restore import COMMITTED, SavedSteps, collect, flatten, reason, unflatten
+from lm_jax.manifest import Damaged, flatten, unflatten
+from lm_jax.restore import COMMITTED, SavedSteps, collect, reason
 
 __all__ = ["Checkpoints", "SavedSteps", "flatten", "unflatten", "write_test"]
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import nnx
 
 from lm_jax.errors import CheckpointError
 
@@ -23,6 +24,45 @@ NAMED = 5  # differing arrays that an error names
 
 class Damaged(Exception):
     """Why a step cannot be used, in one line."""
+
+
+# ---- Names ---------------------------------------------------------------------------------------
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{"model/decoder/blocks/attn/wq": leaf} of modules, dataclasses, optimizer states, dicts.
+
+    ValueError when two leaves would have one name.
+    """
+    names = []
+    # A parameter is a node with one leaf, whose own name depends on Flax: the path stops at it.
+    is_parameter = lambda x: isinstance(x, nnx.Variable)
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_parameter):
+        name = "/".join(_part(key) for key in path)
+        count = len(jax.tree.leaves(node))
+        names += [name] if count == 1 else [f"{name}/{i}" for i in range(count)]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"two leaves of the tree have the name {twice!r}")
+    return dict(zip(names, jax.tree.leaves(tree), strict=True))
+
+
+def unflatten(flat: dict[str, Any], like: Any) -> Any:
+    """The tree structured as `like` with the leaves of `flat`; ValueError when names differ."""
+    names = flatten(like)
+    if wrong := sorted(names.keys() ^ flat.keys()):
+        raise ValueError(f"in one tree and not in the other: {', '.join(wrong[:5])}")
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in names])
+
+
+def _part(key: Any) -> str:
+    for field in ("key", "name", "idx"):
+        if hasattr(key, field):
+            return str(getattr(key, field))
+    return str(key)
+
+
+# ---- The file ------------------------------------------------------------------------------------
 
 
 def make(

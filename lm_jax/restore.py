@@ -10,9 +10,11 @@ otherwise the step before it is, with a warning.
 
 import gc
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from logging import getLogger
 from typing import Any
 
 import jax
@@ -21,13 +23,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lm_jax import manifest
 from lm_jax.errors import CheckpointError, UserError
-from lm_jax.manifest import Damaged
+from lm_jax.manifest import Damaged, flatten, unflatten
 
 COMMITTED = "commit_success.txt"  # Orbax writes it last
 SIGNS = {
@@ -41,46 +42,15 @@ SIGNS = {
     "Error reading": "files are truncated or changed",
 }
 
-# Orbax tells every move of its threads, and errors by their tracebacks: here an error is one line.
-logging.get_absl_logger().addFilter(
-    lambda record: "/orbax/" not in record.pathname or logging.get_verbosity() >= logging.DEBUG
-)
-
-
-# ---- Names ---------------------------------------------------------------------------------------
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """{"model/decoder/blocks/attn/wq": leaf} of modules, dataclasses, optimizer states, dicts.
-
-    ValueError when two leaves would have one name.
-    """
-    names = []
-    # A parameter is a node with one leaf, whose own name depends on Flax: the path stops at it.
-    is_parameter = lambda x: isinstance(x, nnx.Variable)
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_parameter):
-        name = "/".join(_part(key) for key in path)
-        count = len(jax.tree.leaves(node))
-        names += [name] if count == 1 else [f"{name}/{i}" for i in range(count)]
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"two leaves of the tree have the name {twice!r}")
-    return dict(zip(names, jax.tree.leaves(tree), strict=True))
-
-
-def unflatten(flat: dict[str, Any], like: Any) -> Any:
-    """The tree structured as `like` with the leaves of `flat`; ValueError when names differ."""
-    names = flatten(like)
-    if wrong := sorted(names.keys() ^ flat.keys()):
-        raise ValueError(f"in one tree and not in the other: {', '.join(wrong[:5])}")
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in names])
-
-
-def _part(key: Any) -> str:
-    for field in ("key", "name", "idx"):
-        if hasattr(key, field):
-            return str(getattr(key, field))
-    return str(key)
+# Orbax tells every move of its threads, and an error by pages of it: here an error is one line.
+_theirs = re.compile("/orbax/|TensorStore|OCDBT")
+for _logger in (logging.get_absl_logger(), getLogger("asyncio")):
+    _logger.addFilter(
+        lambda record: (
+            not _theirs.search(record.pathname + str(record.msg))
+            or logging.get_verbosity() >= logging.DEBUG
+        )
+    )
 
 
 # ---- Steps ---------------------------------------------------------------------------------------
@@ -273,6 +243,8 @@ def _mesh_in_use() -> Mesh | None:
 
 def reason(error: BaseException) -> str:
     """What went wrong, in one short line: Orbax and TensorStore write pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
