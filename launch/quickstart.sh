@@ -39,7 +39,7 @@ if [ $# = 1 ]; then
     short=$(printf %s "${short%%.*}" | tr -c A-Za-z0-9 _ | cut -c1-40)
     name+=-${short:-text}-$(printf %s "$text" | cksum | awk '{printf "%06x", $1 % 16777216}')
     [ "$text" = stdlib ] && name=quickstart
-    input=(--config.data.input="$text")
+    input=(--config.eval.prompt= --config.data.input="$text")  # the config's prompt is Python
 fi
 
 cd "$root"
