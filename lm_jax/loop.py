@@ -44,7 +44,7 @@ def train(
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: init_state(config))
         print(summary.text(asked, config, workdir, mesh, abstract, store), flush=True)
-        if dry_run:
+        if dry_run or store is None:
             return 0
         with Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved:
             if saved.steps():  # of other data: refused before anything is written
@@ -108,7 +108,7 @@ class Run:
                 if step == self.start + 1:
                     self.first_step_done(done, began)
                 save = step % config.checkpoint.every == 0 or step == last or self.stopped
-                look = step == last or (config.eval.every and step % config.eval.every == 0)
+                look = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
                 if save or look:
                     self.read(done)
                     done = None
@@ -223,5 +223,5 @@ class Run:
 
 def batch_crc(batch: dict[str, np.ndarray]) -> int:
     """Checksum of the examples' numbers and tokens: the ledger of what each step saw."""
-    crc = zlib.crc32(np.ascontiguousarray(batch["example"]))
-    return zlib.crc32(np.ascontiguousarray(batch["tokens"]), crc)
+    crc = zlib.crc32(batch["example"].tobytes())
+    return zlib.crc32(batch["tokens"].tobytes(), crc)

@@ -77,8 +77,8 @@ def compare(backend, dtype, shape, heads, head_size):
         sharding.shard(jax.random.normal(key, (B, L, K, head_size)), *names).astype(dtype)
         for key in keys[1:]
     )
-    segments = np.broadcast_to((np.arange(L) >= L // 3).astype(np.int32) + 1, (B, L))
-    segments = sharding.shard(jnp.asarray(segments), "batch", None)
+    documents = np.broadcast_to((np.arange(L) >= L // 3).astype(np.int32) + 1, (B, L))
+    segments = sharding.shard(jnp.asarray(documents), "batch", None)
     mask = kernels.Mask(causal=True, segments=segments)
 
     def plain(q, k, v):

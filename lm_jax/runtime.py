@@ -22,10 +22,11 @@ def start() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
-    if jax.config.jax_platforms is None:  # jax may have been imported before the variable was set
+    settings: Any = jax.config
+    if settings.jax_platforms is None:  # jax may have been imported before the variable was set
         jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if settings.jax_compilation_cache_dir is None:
         try:
             os.makedirs(cache_folder(), mode=0o700, exist_ok=True)
         except OSError:
@@ -41,8 +42,9 @@ def devices() -> list[Any]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError):
+        asked = os.environ.get("JAX_PLATFORMS")
         raise MachineError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms}: no such device can be used here; unset it, or see "
+            f"JAX_PLATFORMS={asked}: no such device can be used here; unset it, or see "
             "python -m lm_jax.doctor."
         ) from None
 

@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "sampling": "errors config sharding models",
     "scoring": "errors config sharding models objectives sampling progress",
     "baselines": "errors config data models progress",
-    "doctor": "errors cli config metrics versions",
+    "runtime": "errors",
+    "doctor": "errors cli config metrics runtime versions",
 }
 NEVER = {"tensorflow", "torch", "transformers", "pickle", "cloudpickle", "dill", "joblib", "pandas",
          "sklearn", "matplotlib", "nltk", "clu"}  # fmt: skip

@@ -29,6 +29,7 @@ class LocalFiles:
         return os.path.isfile(os.path.join(self.path, name))
 
     def wrong_size(self, name: str, expected: int) -> str:
+        """Why a file is not of the size that is expected; "" when it is."""
         if not self.exists(name):
             return "missing"
         size = os.path.getsize(os.path.join(self.path, name))
@@ -41,6 +42,7 @@ class LocalFiles:
             yield from iter(lambda: file.read(1 << 22), b"")
 
     def rows(self, name: str, dtype: np.dtype, starts: np.ndarray, length: int) -> np.ndarray:
+        """[n, length] items of a flat file from each of `starts` [n] on."""
         if name not in self.maps:
             # A plain view: slicing np.memmap itself costs microseconds a row.
             where = os.path.join(self.path, name)
@@ -97,6 +99,7 @@ class RemoteFiles:
         yield self.result(name)
 
     def rows(self, name: str, dtype: np.dtype, starts: np.ndarray, length: int) -> np.ndarray:
+        """[n, length] items of a flat file from each of `starts` [n] on."""
         size = dtype.itemsize
         spans = [slice(s * size, (s + length) * size) for s in starts.tolist()]
         futures = [self.kv.read(name, byte_range=span) for span in spans]
