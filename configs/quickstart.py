@@ -15,25 +15,32 @@ def get_config(variant: str = "cpu"):
         raise ValueError(f"{variant!r}: the variants are cpu and accelerator")
     config = lm_config.new()
     config.name = "quickstart"
-    config.steps = 1500
-    config.batch_size = 16
-    config.log_every = 25
+    config.steps = 1400
+    config.batch_size = 4
+    config.log_every = 50
 
     config.model.vocab_size = 4096
     config.model.num_layers = 4
-    config.model.dim = 256
+    config.model.dim = 128
     config.model.num_heads = 4
     config.model.max_length = 256
+    config.model.init_std = 0.0
+    config.model.zero_init = True
     config.model.scan_unroll = 4
 
     config.data.input = "stdlib"
     config.data.tokenizer = "bpe"
     config.data.vocab_size = 4096
-    config.data.heldout_fraction = 0.02
+    config.data.heldout_fraction = 0.05
     config.data.sequence_length = 256
 
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 100
+    config.loss.chunk_size = 64
+
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 6e-3
+    config.optimizer.muon_learning_rate = 0.03
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.warmup_steps = 20
     config.optimizer.end_fraction = 0.05
 
     config.eval.every = 500
@@ -42,14 +49,16 @@ def get_config(variant: str = "cpu"):
     config.checkpoint.every = 500
 
     if variant == "accelerator":
-        config.steps = 5000
-        config.batch_size = 64
+        config.steps = 4000
+        config.batch_size = 32
         config.model.num_layers = 12
         config.model.dim = 768
         config.model.num_heads = 12
         config.model.max_length = 512
         config.model.scan_unroll = 12
         config.data.sequence_length = 512
-        config.optimizer.learning_rate = 1e-3
-        config.optimizer.warmup_steps = 300
+        config.loss.chunk_size = 0
+        config.optimizer.learning_rate = 3e-3
+        config.optimizer.muon_learning_rate = 0.02
+        config.optimizer.warmup_steps = 200
     return config

@@ -44,6 +44,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     dropout: float = 0.0
     init_std: float = 0.02  # of weights; 0: fan_in ** -0.5; / sqrt(2 layers) where a branch ends
+    zero_init: bool = False  # what ends a residual branch starts at 0: a block starts as nothing
     attention: str = "auto"  # splash on TPU, cudnn on GPU, xla elsewhere
     dtype: str = "auto"  # of the computation: bfloat16, on CPU float32; parameters are float32
     remat: str = "none"
@@ -98,10 +99,11 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, decoupled decay off norms and biases, clipped by global norm, and its schedule."""
+    """Decoupled decay off norms and biases, clipping by global norm, and the schedule."""
 
     name: str = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # at the peak; muon: of the weights that are not matrices
+    muon_learning_rate: float = 0.02  # of the matrices of the blocks, when name is muon
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8

@@ -14,7 +14,7 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
     "loss.objective": ("causal",),
-    "optimizer.name": ("adamw",),
+    "optimizer.name": ("adamw", "muon"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
 }
@@ -26,7 +26,8 @@ AT_LEAST_1 = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.init_std",
-    "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm",
+    "optimizer.learning_rate", "optimizer.muon_learning_rate",
+    "optimizer.weight_decay", "optimizer.clip_norm",
     "optimizer.warmup_steps", "optimizer.decay_steps", "loss.z_loss", "loss.chunk_size",
     "eval.every", "eval.samples", "eval.sample_tokens", "data.workers", "checkpoint.keep_every",
 )  # fmt: skip

@@ -153,12 +153,15 @@ class Metrics:
         share = min(1.0, clock.data / seconds)
         bpb = self.bits_per_byte(loss)
         extra = {} if crc is None else {"batch_crc": crc}
-        self.write(step, "train", loss=loss, bpb=bpb, lr=lr, gnorm=gnorm, tokens=tokens, mfu=mfu,
-                   tokens_per_second=round(rate, 1), data_fraction=round(share, 4), **extra)  # fmt: skip
+        extra |= {"tokens_per_second": round(rate, 1), "data_fraction": round(share, 4)}
+        self.write(
+            step, "train", loss=loss, bpb=bpb, lr=lr, gnorm=gnorm, tokens=tokens, mfu=mfu, **extra
+        )
         eta = duration((config.steps - step) * self.seconds_per_step)
         print(
             f"step {step}/{config.steps}  loss {loss:.3f}  bpb {bpb:.3f}  lr {lr:.1e}  "
-            f"gnorm {gnorm:.2f}  {human(rate)} tok/s  mfu {'n/a' if mfu is None else f'{mfu:.1%}'}  "
+            f"gnorm {gnorm:.2f}  {human(rate)} tok/s  "
+            f"mfu {'n/a' if mfu is None else f'{mfu:.1%}'}  "
             f"data {share:.1%}  eta {eta}",
             flush=True,
         )

@@ -4,9 +4,19 @@ rate.
 
 import jax
 import optax
+from optax import contrib
 
 from lm_jax.config import OptimizerConfig
+from lm_jax.sharding import mesh_is_set
 
+# Stacked matrices by name: which axes are summed over, and which are the result's. Axis 0: layers.
+MATRICES = {
+    name: contrib.MuonDimensionNumbers(inputs, outputs)
+    for name, inputs, outputs in (
+        ("wq", (1,), (2, 3, 4)), ("wk", (1,), (2, 3)), ("wv", (1,), (2, 3)),
+        ("wo", (1, 2, 3), (4,)), ("up", (1,), (2, 3)), ("down", (1,), (2,)),
+    )
+}  # fmt: skip
 NOT_DECAYED = ("scale", "bias", "up_bias", "down_bias", "bq", "bk", "bv", "bo")
 
 
@@ -31,24 +41,61 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules(parts, bounds)
 
 
-def decayed(tree):
-    """Which leaves weight decay applies to, by name: all but norms and biases. (Layers are stacked:
-    a bias has
-    two axes, so counting them would not tell.)"""
+def names(tree, name_of):
+    """The tree with `name_of(name of the parameter)` at each leaf: wq, scale, tokens ..."""
 
     def leaf(path, _):
-        names = [part.name for part in path if hasattr(part, "name") and part.name != "value"]
-        return not names or names[-1] not in NOT_DECAYED
+        parts = [part.name for part in path if hasattr(part, "name") and part.name != "value"]
+        return name_of(parts[-1] if parts else "")
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) without its clipping, which the train step does with a
-    norm it has anyway.
+def decayed(tree):
+    """Which leaves weight decay applies to, by name: all but norms and biases.
+
+    Layers are stacked, so a bias has two axes and counting them would not tell.
     """
+    return names(tree, lambda name: name not in NOT_DECAYED)
+
+
+def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer by its name, without clipping: the train step has the norm anyway."""
+    rate = schedule(config, steps)
+    return muon(config, rate) if config.name == "muon" else adamw(config, rate)
+
+
+def adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     return optax.chain(
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decayed),
-        optax.scale_by_learning_rate(schedule(config, steps)),
+        optax.scale_by_learning_rate(rate),
     )
+
+
+def muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on the matrices inside the blocks, AdamW on all other weights.
+
+    Both follow `rate`; Muon's is scaled to peak at config.muon_learning_rate.
+    """
+    share = config.muon_learning_rate / max(config.learning_rate, 1e-30)
+    tx = contrib.muon(
+        lambda step: share * rate(step),
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decayed,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_weight_decay=config.weight_decay,
+        adam_learning_rate=rate,
+        muon_weight_dimension_numbers=lambda tree: names(tree, MATRICES.get),
+    )
+
+    def update(grads, state, params=None):
+        if not mesh_is_set():
+            return tx.update(grads, state, params)
+        # Orthogonalization mixes whole matrices: here the compiler decides what moves where.
+        places = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
+        return jax.sharding.auto_axes(tx.update, out_sharding=places)(grads, state, params)
+
+    return optax.GradientTransformation(tx.init, update)

@@ -97,12 +97,12 @@ def compare(backend, dtype, shape, heads, head_size):
 
     (o, grads), (o_ref, grads_ref) = outputs(chosen), outputs(plain)
     gap = lambda a, b: jnp.max(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)))
-    # Other keys and values in the first document: the second must not notice at all.
+    # Other keys and values in the first document: the second must not notice at all. One loop runs
+    # both, since programs that mean the same may round differently.
     first = (segments == 1)[..., None, None]
-    other = chosen(q, jnp.where(first, noise, k), jnp.where(first, noise, v))
-    leak = jnp.max(
-        jnp.where((segments == 2)[..., None, None, None], jnp.abs(other - chosen(q, k, v)), 0)
-    )
+    pairs = [jnp.stack([x, jnp.where(first, noise, x)]) for x in (k, v)]
+    mine, other = jax.lax.map(lambda pair: chosen(q, *pair), pairs)
+    leak = jnp.max(jnp.where((segments == 2)[..., None, None, None], jnp.abs(other - mine), 0))
     largest = jnp.stack([gap(a, b) for a, b in zip(grads, grads_ref, strict=True)])
     return gap(o, o_ref), jnp.max(largest), leak
 
@@ -122,12 +122,13 @@ def check_sharded(abstract: Any, mesh: Any) -> None:
 
 
 def check_accumulation(config: Config) -> float:
-    """Largest difference of a tiny model's update between the run's microbatches and one batch."""
+    """Largest relative difference of a tiny model's gradients: microbatches against one batch."""
     tiny = dataclasses.replace(
         config,
         model=dataclasses.replace(
             config.model, vocab_size=128, num_layers=1, dim=32, num_heads=2, num_kv_heads=2,
-            head_dim=16, mlp_dim=32, dropout=0.0, attention="xla", dtype="float32", max_length=16, remat="none",
+            head_dim=16, mlp_dim=32, dropout=0.0, attention="xla", dtype="float32", max_length=16,
+            remat="none",
         ),
         data=dataclasses.replace(config.data, sequence_length=16), mesh=MeshConfig(),
         batch_size=2 * config.microbatches, loss=dataclasses.replace(config.loss, chunk_size=0),
@@ -145,10 +146,13 @@ def check_accumulation(config: Config) -> float:
         for parts in (1, config.microbatches):
             batch = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in whole.items()}
             new, metrics = step(state, batch)
-            results.append((metrics["loss"], metrics["gnorm"], new.model))
-    gaps = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), *results)
-    error = max(jax.tree.leaves(gaps))
-    if not error <= 1e-4:
+            # The moments are the gradients; Adam's update is hardly more than their signs.
+            results.append(jax.device_get((metrics["loss"], metrics["gnorm"], new.opt)))
+    gaps = jax.tree.map(
+        lambda a, b: np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30), *results
+    )
+    error = float(max(jax.tree.leaves(gaps)))
+    if not error <= 1e-3:
         raise MachineError(
             f"preflight: config.microbatches={config.microbatches} gives another update than one "
             f"batch, by {error:.1e}; set config.microbatches=1 and report this."

@@ -14,7 +14,8 @@ from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
 from lm_jax.metrics import replace_text
 
 # Fields that may change between a start and a resume: they do not change what is learned.
-FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "data.input", "data.store",
+FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "data.input",
+        "data.store",
         "data.max_bad_fraction", "model.attention", "model.remat", "model.scan_unroll",
         "loss.chunk_size", "microbatches")  # fmt: skip
 
@@ -43,7 +44,8 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
         saved = Config.parse(json.loads(path.read_text()))
     except (ValueError, UserError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); it is damaged or of another version. Name another --workdir."
+            f"{path}: cannot be read ({error}); it is damaged or of another version. "
+            "Name another --workdir."
         ) from None
     rows = [row for row in differences(config, saved) if not row[0].startswith(FREE)]
     if rows:
@@ -76,8 +78,8 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
     if not TokenStore.exists(path):
         if not data.input:
             raise DataError(
-                f"config.data.store={data.store!r}: no token store at {path}; make one with python -m "
-                "lm_jax.prepare, or set config.data.input to a text file or folder."
+                f"config.data.store={data.store!r}: no token store at {path}; make one with "
+                "python -m lm_jax.prepare, or set config.data.input to a text file or folder."
             )
         if not prepare:
             return None
@@ -90,8 +92,8 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
     size = store.tokenizer.vocab_size
     if size > config.model.vocab_size:
         raise DataError(
-            f"config.model.vocab_size={config.model.vocab_size}: smaller than the {size} tokens of the store "
-            f"{path}; set it to {-(-size // 128) * 128} (a multiple of 128)."
+            f"config.model.vocab_size={config.model.vocab_size}: smaller than the {size} tokens of "
+            f"the store {path}; set it to {-(-size // 128) * 128} (a multiple of 128)."
         )
     rows = (store.num_tokens("train") - 1) // data.sequence_length
     if rows < 1:
@@ -102,7 +104,8 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
     if store.num_tokens("heldout") <= data.sequence_length:
         raise DataError(
             f"{path}: {store.num_tokens('heldout')} held-out tokens do not fill one window of "
-            f"config.data.sequence_length={data.sequence_length}; raise config.data.heldout_fraction="
+            f"config.data.sequence_length={data.sequence_length}; raise "
+            f"config.data.heldout_fraction="
             f"{data.heldout_fraction:g} in a new --workdir, or give more text."
         )
     return store
@@ -116,8 +119,9 @@ def check_input(store: TokenStore, data: DataConfig) -> None:
     for name in ("input", "text_field", "tokenizer", "vocab_size", "heldout_fraction"):
         if name in made and made[name] != getattr(data, name):
             raise DataError(
-                f"config.data.{name}={getattr(data, name)!r}: {store.path} was made with {made[name]!r}; name "
-                f"another --workdir, delete {store.path}, or set config.data.store to it to use it as it is."
+                f"config.data.{name}={getattr(data, name)!r}: {store.path} was made with "
+                f"{made[name]!r}; name another --workdir, delete {store.path}, or set "
+                "config.data.store to it to use it as it is."
             )
 
 
@@ -160,10 +164,12 @@ def check_data(saved: dict[str, Any], store: TokenStore) -> None:
     if saved["tokenizer_hash"] != store.tokenizer_hash:
         raise CheckpointError(
             f"the checkpoint's tokenizer ({saved['tokenizer_hash'][:12]}) is not the token store's "
-            f"({store.tokenizer_hash[:12]}); restore config.data.store={saved['store']}, or start a new --workdir."
+            f"({store.tokenizer_hash[:12]}); restore config.data.store={saved['store']}, or "
+            "start a new --workdir."
         )
     if saved["data_fingerprint"] != store.fingerprint:
         raise CheckpointError(
-            "the token store has changed since the checkpoint was saved, so the position in the data means "
-            f"something else now; restore config.data.store={saved['store']}, or start a new --workdir."
+            "the token store has changed since the checkpoint was saved, so the position in the "
+            f"data means something else now; restore config.data.store={saved['store']}, or start a new "
+            "--workdir."
         )

@@ -35,7 +35,8 @@ def text(
     limit = memory_limit(device)
     rows.append((
         "memory",
-        f"{human(held)}B of parameters and optimizer a device; it has {human(limit) + 'B' if limit else 'an unknown amount'}",
+        f"{human(held)}B of parameters and optimizer a device; it has "
+        f"{human(limit) + 'B' if limit else 'an unknown amount'}",
     ))  # fmt: skip
     flops = flops_per_token(model, data.sequence_length)
     peak = peak_flops(kind)
@@ -56,7 +57,8 @@ def text(
             "data",
             f"{store.path}: {human(store.num_tokens('train'))} tokens, "
             f"{human(store.num_documents('train'))} documents, "
-            f"{human(store.num_bytes('train'))}B; held out {human(store.num_tokens('heldout'))} tokens; "
+            f"{human(store.num_bytes('train'))}B; "
+            f"held out {human(store.num_tokens('heldout'))} tokens; "
             f"{store.tokenizer.kind} {store.tokenizer.vocab_size} ({store.tokenizer_hash[:12]})",
         ))  # fmt: skip
     rows.append(("outputs", f"{Path(workdir)}/{{checkpoints,metrics.jsonl,tb,report.html}}"))

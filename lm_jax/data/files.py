@@ -81,6 +81,7 @@ class RemoteFiles:
         return bool(self.kv.list(tensorstore.KvStore.KeyRange(name, name + "\0")).result())
 
     def wrong_size(self, name: str, expected: int) -> str:
+        """Why a file is not of the size that is expected; "" when it is."""
         # A key-value store does not tell a size: the last byte must be there and the one behind it
         # not.
         if not self.exists(name):

@@ -134,8 +134,8 @@ def cudnn(q_BLKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) 
     B, L, K, G, H = q_BLKGH.shape
     if q_BLKGH.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 256:
         raise UserError(
-            "config.model.attention='cudnn': needs bfloat16 and a head size that is a multiple of 8 "
-            f"up to 256, not {q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
+            "config.model.attention='cudnn': needs bfloat16 and a head size that is a multiple of "
+            f"8 up to 256, not {q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
             "config.model.dtype=bfloat16."
         )
     allowed = None

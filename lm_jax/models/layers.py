@@ -40,7 +40,7 @@ def std_of(config: ModelConfig, fan_in: int, ends_branch: bool = False) -> float
     """Standard deviation of a projection; one that ends a residual branch is 1/sqrt(2 layers) of it
     (GPT-2).
     """
-    std = config.init_std or fan_in**-0.5
+    std = 0.0 if ends_branch and config.zero_init else config.init_std or fan_in**-0.5
     return std / math.sqrt(2 * config.num_layers) if ends_branch else std
 
 

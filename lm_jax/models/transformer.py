@@ -128,7 +128,7 @@ class Transformer(nnx.Module):
         return {**kv, "length": jnp.zeros(batch, jnp.int32)}
 
     def decode(self, tokens_BL: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Hidden states [B, L, D] of tokens that follow those in the cache, and the longer cache."""
+        """Hidden states [B, L, D] of tokens after those in the cache, and the longer cache."""
         length_B = cache["length"]
         slots_BL = length_B[:, None] + jnp.arange(tokens_BL.shape[1])[None]
         kv = {"k": cache["k"], "v": cache["v"]}
