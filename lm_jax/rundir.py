@@ -170,6 +170,6 @@ def check_data(saved: dict[str, Any], store: TokenStore) -> None:
     if saved["data_fingerprint"] != store.fingerprint:
         raise CheckpointError(
             "the token store has changed since the checkpoint was saved, so the position in the "
-            f"data means something else now; restore config.data.store={saved['store']}, or start a new "
-            "--workdir."
+            f"data means something else now; restore config.data.store={saved['store']}, or start "
+            "a new --workdir."
         )
