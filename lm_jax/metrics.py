@@ -152,7 +152,7 @@ class Metrics:
         mfu = rate * self.flops / self.peak if self.peak else None
         share = min(1.0, clock.data / seconds)
         bpb = self.bits_per_byte(loss)
-        extra = {} if crc is None else {"batch_crc": crc}
+        extra: dict[str, Any] = {} if crc is None else {"batch_crc": crc}
         extra |= {"tokens_per_second": round(rate, 1), "data_fraction": round(share, 4)}
         self.write(
             step, "train", loss=loss, bpb=bpb, lr=lr, gnorm=gnorm, tokens=tokens, mfu=mfu, **extra
