@@ -7,7 +7,7 @@ import optax
 from optax import contrib
 
 from lm_jax.config import OptimizerConfig
-from lm_jax.sharding import mesh_is_set
+from lm_jax.sharding import mesh_is_set, shard
 
 # Stacked matrices by name: which axes are summed over, and which are the result's. Axis 0: layers.
 MATRICES = {
@@ -98,4 +98,10 @@ def muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransfo
         places = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
         return jax.sharding.auto_axes(tx.update, out_sharding=places)(grads, state, params)
 
-    return optax.GradientTransformation(tx.init, update)
+    def init(params):
+        # A constant that no device owns: it would be restored onto one device alone, and the step
+        # be compiled twice.
+        here = lambda path, x: shard(x, None) if getattr(path[-1], "name", "") == "ns_coeffs" else x
+        return jax.tree_util.tree_map_with_path(here, tx.init(params))
+
+    return optax.GradientTransformation(init, update)

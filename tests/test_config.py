@@ -1,0 +1,124 @@
+"""Is a config exactly what it says, and refused before anything else when it cannot be?"""
+
+import dataclasses
+import pathlib
+import runpy
+
+import pytest
+
+from lm_jax import config as lm_config
+from lm_jax.config import Config, ModelConfig, differences, resolved
+from lm_jax.errors import UserError
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def changed(**fields):
+    """The default config as a dict with dotted fields (a__b) set."""
+    values = Config().to_dict()
+    for name, value in fields.items():
+        *groups, leaf = name.split("__")
+        group = values
+        for part in groups:
+            group = group[part]
+        group[leaf] = value
+    return values
+
+
+def test_the_default_is_a_config_and_comes_back_from_its_dict():
+    assert Config.parse(lm_config.new()) == Config() == Config.parse(Config().to_dict())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_is_right_in_all_its_variants(path):
+    get_config = runpy.run_path(str(path))["get_config"]
+    config = Config.parse(get_config())
+    assert config.name == path.stem
+    if get_config.__code__.co_argcount:
+        assert Config.parse(get_config("accelerator")) != config
+        with pytest.raises(ValueError, match="'tpu'"):
+            get_config("tpu")
+
+
+def test_whole_numbers_and_texts_pass_as_what_they_mean():
+    config = Config.parse(changed(steps=3e3, optimizer__learning_rate="1e-4", loss__z_loss=1))
+    assert (config.steps, config.optimizer.learning_rate, config.loss.z_loss) == (3000, 1e-4, 1.0)
+    assert isinstance(config.steps, int)
+    assert isinstance(config.loss.z_loss, float)
+
+
+REFUSED = {
+    "steps": [0, -1, 1.5, "many", True, None],
+    "batch_size": [0, 33.0001],
+    "model__num_layers": [0],
+    "model__dim": [130],
+    "model__num_kv_heads": [3, 8, -1],
+    "model__head_dim": [33],
+    "model__dropout": [1.0, -0.1],
+    "model__norm": ["rms", ""],
+    "model__tie_embeddings": [1, "yes"],
+    "data__sequence_length": [0, 2048],
+    "data__tokenizer": ["wordpiece"],
+    "optimizer__learning_rate": [-1e-3, float("nan"), float("inf"), "fast"],
+    "optimizer__warmup_steps": [-1, 2000],
+    "mesh__data": [0, -2],
+    "mesh__tensor": [3],
+    "mesh__fsdp": [3],
+    "microbatches": [3],
+    "checkpoint__keep": [0],
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_cannot_be_is_refused_by_field_and_value(field):
+    for value in REFUSED[field]:
+        with pytest.raises(UserError) as error:
+            Config.parse(changed(**{field: value}))
+        line = str(error.value)
+        assert "\n" not in line
+        assert line.startswith("config.")
+        assert field.replace("__", ".") in line
+        assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"stepz": 3}, "config.stepz: no such field. Did you mean 'steps'?"),
+        ({"model": {"num_layer": 3}}, "config.model.num_layer: no such field. Did you mean 'num_layers'?"),
+        ({"model": 3}, "config.model=3: expected a group of fields: vocab_size, "),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "config.mesh.fsdp=-1: only one mesh axis may be -1."),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_answered_by_the_nearest_right_one(values, hint):
+    with pytest.raises(UserError) as error:
+        Config.parse(values)
+    assert str(error.value).startswith(hint)
+
+
+def test_a_config_cannot_be_changed_by_accident():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().steps = 3  # type: ignore[misc]
+
+
+def test_what_is_left_at_zero_is_derived():
+    model = ModelConfig(dim=384, num_heads=6)
+    assert (model.kv_heads, model.head_size, model.mlp_size) == (6, 64, 1024)
+    plain = dataclasses.replace(model, gated=False, num_kv_heads=2, head_dim=32)
+    assert (plain.kv_heads, plain.head_size, plain.mlp_size) == (2, 32, 1536)
+    assert Config(batch_size=4).tokens_per_step == 4 * 256
+
+
+def test_auto_is_decided_by_the_platform_and_never_falls_back():
+    found = {p: resolved(ModelConfig(), p) for p in ("cpu", "gpu", "cuda", "tpu")}
+    assert [m.attention for m in found.values()] == ["xla", "cudnn", "cudnn", "splash"]
+    assert [m.dtype for m in found.values()] == ["float32", "bfloat16", "bfloat16", "bfloat16"]
+    with pytest.raises(UserError, match="cannot run on cpu; set it to auto or xla"):
+        resolved(ModelConfig(attention="cudnn"), "cpu")
+
+
+def test_differences_are_listed_by_dotted_name():
+    other = Config.parse(changed(steps=300, model__dim=512, mesh__fsdp=2))
+    assert differences(other, Config()) == [
+        ("steps", 300, 1000), ("model.dim", 512, 256), ("mesh.fsdp", 2, 1)]  # fmt: skip
+    assert differences(Config(), Config()) == []

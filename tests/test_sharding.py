@@ -1,0 +1,88 @@
+"""Does every device hold what the rules say, and is a layout that cannot be refused?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from lm_jax import sharding
+from lm_jax.config import MeshConfig
+from lm_jax.errors import UserError
+from lm_jax.sharding import check_batch, make_mesh, shard, spec
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, (8, 1, 1)),
+        ({"data": 1, "fsdp": -1}, (1, 8, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2)),
+        ({"data": -1, "tensor": 4}, (2, 1, 4)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+    ],
+)
+def test_minus_one_takes_the_devices_that_are_left(asked, found):
+    assert tuple(make_mesh(MeshConfig(**asked)).shape.values()) == found
+
+
+@pytest.mark.parametrize(
+    "asked", [{"data": 3}, {"fsdp": 3}, {"data": 16}, {"data": 4, "tensor": 1}]
+)
+def test_sizes_that_do_not_make_all_devices_are_refused(asked):
+    with pytest.raises(UserError, match=r"does not make 8 devices; .* product is 8"):
+        make_mesh(MeshConfig(**asked))
+
+
+def test_one_device_is_a_mesh_of_ones():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "microbatches", "nearest"),
+    [(9, 1, "8 or 12"), (3, 1, "nearest: 4."), (36, 2, "32 or 40"), (12, 3, None), (8, 2, None)],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
+    batch_size, microbatches, nearest
+):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    if nearest is None:
+        check_batch(mesh, batch_size, microbatches)
+        return
+    with pytest.raises(UserError, match=f"config.batch_size={batch_size}: must be .*{nearest}"):
+        check_batch(mesh, batch_size, microbatches)
+
+
+def test_two_logical_axes_on_one_mesh_axis_are_refused():
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        assert spec("batch", None, "mlp") == PartitionSpec(("data", "fsdp"), None, "tensor")
+        for names in (("heads", "mlp"), ("batch", "embed"), ("vocab", None, "heads")):
+            with pytest.raises(ValueError, match="use a mesh axis twice"):
+                spec(*names)
+
+
+def test_without_a_mesh_nothing_happens():
+    x = jnp.ones((4, 4))
+    assert spec("batch", "mlp") is None
+    assert shard(x, "batch", "mlp") is x
+    with jax.set_mesh(make_mesh(MeshConfig())), sharding.no_mesh():
+        assert spec("batch") is None
+
+
+def test_a_batch_lies_spread_over_data_and_fsdp_and_comes_back_whole():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    x = np.arange(2 * 8 * 3).reshape(2, 8, 3)
+    found = sharding.put({"x": x}, mesh, leading=1)["x"]
+    assert found.sharding.spec == PartitionSpec(None, ("data", "fsdp"))
+    assert {shard.data.shape for shard in found.addressable_shards} == {(2, 2, 3)}
+    np.testing.assert_array_equal(found, x)
+
+
+def test_an_array_keeps_its_place_when_its_axes_become_automatic():
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=2, tensor=4, data=1))):
+        x = shard(jnp.arange(64.0).reshape(8, 8), "embed", "mlp")
+    (y,) = sharding.automatic([x])
+    assert [s.data.shape for s in y.addressable_shards] == [(4, 2)] * 8
+    np.testing.assert_array_equal(y, np.asarray(x))
+    assert float(jax.jit(jnp.sum)(y)) == 2016.0
