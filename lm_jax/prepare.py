@@ -5,6 +5,7 @@ from a directory), and every document is encoded, decoded again and compared. --
 examples as the model will see them.
 """
 
+import contextlib
 import dataclasses
 import errno
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -90,6 +92,8 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
     started = time.monotonic()
     refuse_existing(output)
     folder = None
+    parents = [] if "://" in output else Path(output).absolute().parents
+    made = [parent for parent in parents if not parent.exists()]
     try:
         folder = unfinished(output)
         with Corpus(data, folder) as corpus:
@@ -118,6 +122,9 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:  # those that hold nothing after a failure
+            with contextlib.suppress(OSError):
+                parent.rmdir()
     return output
 
 

@@ -1,4 +1,4 @@
-"""Does a run report in lines that grep can read, in rows that survive, and with figures that are right?"""
+"""Are a run's lines what grep expects, do its rows survive, and are its figures right?"""
 
 import dataclasses
 import json
@@ -79,8 +79,15 @@ def test_mfu_of_an_unknown_device_is_not_guessed(make, capsys, monkeypatch, tmp_
 
 
 def test_peaks_are_found_by_the_names_that_devices_give_themselves():
-    kinds = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
-             "TPU v6 lite": 918e12, "NVIDIA H200": 989.4e12, "NVIDIA A100-SXM4-40GB": 312e12}  # fmt: skip
+    kinds = {
+        "TPU v4": 275e12,
+        "TPU v5 lite": 197e12,
+        "TPU v5p": 459e12,
+        "TPU v5": 459e12,
+        "TPU v6 lite": 918e12,
+        "NVIDIA H200": 989.4e12,
+        "NVIDIA A100-SXM4-40GB": 312e12,
+    }
     assert {kind: peak_flops(kind) for kind in kinds} == kinds
 
 
@@ -94,7 +101,9 @@ def test_gpt2_124m_takes_854_6_mega_flops_a_token():
 
 
 def test_flops_count_grouped_heads_and_gates():
-    model = ModelConfig(vocab_size=128, num_layers=2, dim=64, num_heads=4, num_kv_heads=2, mlp_dim=96)  # fmt: skip
+    model = ModelConfig(
+        vocab_size=128, num_layers=2, dim=64, num_heads=4, num_kv_heads=2, mlp_dim=96
+    )
     block = 64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 96
     assert flops_per_token(model, 10) == 6 * (2 * block + 64 * 128) + 12 * 2 * 64 * 10
 
@@ -148,7 +157,13 @@ def test_events_for_tensorboard_are_written(make, tmp_path):
 
 
 def test_numbers_and_durations_are_short():
-    assert [human(x) for x in (7, 4123, 412_345, 1.5e9, 3e12)] == ["7", "4.12k", "412k", "1.5G", "3T"]  # fmt: skip
+    assert [human(x) for x in (7, 4123, 412_345, 1.5e9, 3e12)] == [
+        "7",
+        "4.12k",
+        "412k",
+        "1.5G",
+        "3T",
+    ]
     assert [duration(x) for x in (0, 59.4, 725, 3599, 3725, 360_000)] == [
         "0s", "59s", "12m", "59m", "1h02m", "100h00m"]  # fmt: skip
 

@@ -16,7 +16,9 @@ rng = np.random.default_rng(0)
 X = rng.standard_normal((B, L, D)).astype(np.float32)
 TABLE = rng.standard_normal((V, D)).astype(np.float32)
 TARGETS = rng.integers(0, V, (B, L)).astype(np.int32)
-WEIGHTS = (rng.random((B, L)) < 0.7).astype(np.float32) * rng.choice([1.0, 0.5], (B, L)).astype(np.float32)  # fmt: skip
+WEIGHTS = (rng.random((B, L)) < 0.7).astype(np.float32) * rng.choice([1.0, 0.5], (B, L)).astype(
+    np.float32
+)
 
 
 def reference(z_loss=0.0):
@@ -94,5 +96,8 @@ def test_causal_gives_sums_so_that_parts_add_up_to_the_whole():
     assert float(sums["tokens"]) == WEIGHTS.sum()
     parts = [causal(Model(), {k: v[i : i + 1] for k, v in batch.items()}, None, LossConfig())
              for i in range(B)]  # fmt: skip
-    for found, expected in ((sum(p[0] for p in parts), loss), (sum(p[1]["nll"] for p in parts), sums["nll"])):  # fmt: skip
+    for found, expected in (
+        (sum(p[0] for p in parts), loss),
+        (sum(p[1]["nll"] for p in parts), sums["nll"]),
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-6)

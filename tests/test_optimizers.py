@@ -1,4 +1,4 @@
-"""Do the schedules and AdamW do what the papers say, and does decay leave norms and biases alone?"""
+"""Do schedules and AdamW do what the papers say, and does decay leave norms and biases alone?"""
 
 import math
 
@@ -46,8 +46,10 @@ def test_no_first_step_is_lost_to_a_rate_of_zero(schedule):
 
 
 def test_decay_leaves_out_norms_and_biases_and_nothing_else():
-    config = ModelConfig(vocab_size=32, num_layers=2, dim=8, num_heads=2, max_length=8, bias=True, norm="layernorm",
-                         positions="learned", gated=False, tie_embeddings=False)  # fmt: skip
+    config = ModelConfig(
+        vocab_size=32, num_layers=2, dim=8, num_heads=2, max_length=8, bias=True,
+        norm="layernorm", positions="learned", gated=False, tie_embeddings=False,
+    )  # fmt: skip
     model = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     found = flatten(optimizers.decayed(model))
     assert sorted(name for name, decays in found.items() if decays) == [
@@ -64,7 +66,9 @@ class Tiny(nnx.Module):
 
 
 def test_adamw_equals_its_formula_over_three_steps():
-    config = OptimizerConfig(learning_rate=0.1, warmup_steps=2, weight_decay=0.3, b1=0.8, b2=0.9, eps=1e-6)  # fmt: skip
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=2, weight_decay=0.3, b1=0.8, b2=0.9, eps=1e-6
+    )
     rng = np.random.default_rng(0)
     shapes = {"w": (3, 4), "scale": (4,), "bias": (4,)}
     values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

@@ -23,10 +23,10 @@ CONFIG = Config(
 
 def changed(**fields):
     """CONFIG with fields of its groups changed: model={"dim": 32}."""
-    parts = {
-        name: dataclasses.replace(getattr(CONFIG, name), **value) if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }  # fmt: skip
+    parts = {}
+    for name, value in fields.items():
+        group = getattr(CONFIG, name)
+        parts[name] = dataclasses.replace(group, **value) if isinstance(value, dict) else value
     return dataclasses.replace(CONFIG, **parts)
 
 
@@ -150,7 +150,9 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_is_not_continued_on_other_
     assert {"python", "jax", "flax", "lm_jax", "numpy"} <= about["versions"].keys()
     rundir.check_data(about, store)
     for name in ("fingerprint", "tokenizer_hash"):
-        other = types.SimpleNamespace(fingerprint=store.fingerprint, tokenizer_hash=store.tokenizer_hash)  # fmt: skip
+        other = types.SimpleNamespace(
+            fingerprint=store.fingerprint, tokenizer_hash=store.tokenizer_hash
+        )
         setattr(other, name, "0" * 64)
         with pytest.raises(CheckpointError, match=r"restore config\.data\.store=.*/data"):
             rundir.check_data(about, other)

@@ -113,7 +113,9 @@ def test_parameters_and_moments_are_born_spread_over_the_mesh(mesh):
             other = f"opt/0/{moment}/{name.removeprefix('model/')}"
             assert other not in first or first[other][:2] == (place, shape)
     assert checked >= 7
-    assert sum(name.startswith("opt/0/mu/") for name in first) == sum(n[:6] == "model/" for n in first)  # fmt: skip
+    assert sum(name.startswith("opt/0/mu/") for name in first) == sum(
+        n[:6] == "model/" for n in first
+    )
 
 
 def test_muon_moves_the_same_on_a_mesh():
@@ -135,7 +137,9 @@ def test_muon_moves_the_same_on_a_mesh():
             assert step._cache_size() == 1  # what comes out is laid out as what went in
         places = [[(k, x.sharding) for k, x in flatten(s).items()] for s in (first, state)]
         assert places[0] == places[1]
-        found.append(({k: np.asarray(x) for k, x in flatten(state.model).items()}, float(metrics["loss"])))  # fmt: skip
+        found.append(
+            ({k: np.asarray(x) for k, x in flatten(state.model).items()}, float(metrics["loss"]))
+        )
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-5)
     for name, x in found[0][0].items():
         np.testing.assert_allclose(found[1][0][name], x, rtol=1e-2, atol=1e-4)
@@ -167,10 +171,8 @@ def test_the_first_step_is_what_it_was(name):
         step, state = one(GPT2)
         _, metrics = step(state, batch_of(0))
         found = [float(metrics["loss"]), float(metrics["gnorm"]), norm_of(state.model)]
-    np.testing.assert_allclose(
-        found, GOLDEN[name], rtol=1e-4,
-        err_msg=f"loss, gradient norm, parameter norm: if you meant to change it, update GOLDEN to {found}.",
-    )  # fmt: skip
+    hint = f"loss, gradient and parameter norm: if you meant to change it, update GOLDEN to {found}"
+    np.testing.assert_allclose(found, GOLDEN[name], rtol=1e-4, err_msg=hint)
 
 
 def test_microbatches_of_unlike_weight_make_the_step_of_the_full_batch():
