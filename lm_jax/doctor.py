@@ -4,6 +4,7 @@ Each row is ok, warn or fail and says what to do. Exit code 4 when a row fails, 
 and Colab, `lm_jax.doctor()` returns the same rows and shows them as a table.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,7 +24,7 @@ from absl import flags
 from lm_jax import cli
 from lm_jax.errors import MachineError
 from lm_jax.metrics import human
-from lm_jax.runtime import cache_folder, gpu_is_here, tpu_is_here
+from lm_jax.runtime import cache_folder, gpu_is_here, start, tpu_is_here
 from lm_jax.versions import installed, requirements, satisfies
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -185,8 +186,9 @@ def extras() -> Iterator[Row]:
     for name, _, extra in requirements("lm_jax"):
         if extra:
             present = installed(name) is not None
-            if name == "jax":  # jax[tpu], jax[cuda13]
-                present = installed("libtpu" if extra == "tpu" else "jax-cuda13-plugin") is not None
+            if name == "jax":  # jax[tpu] (test has it too), jax[cuda13], jax[cuda12]
+                plugins = {"cuda": "jax-cuda13-plugin", "cuda12": "jax-cuda12-plugin"}
+                present = installed(plugins.get(extra, "libtpu")) is not None
             parts[extra] = parts.get(extra, True) and present
     text = ", ".join(f"{extra} {'yes' if here else 'no'}" for extra, here in parts.items())
     yield Row("extras", OK, text or "none declared")
@@ -256,6 +258,8 @@ def seconds(function: Callable[[Any], Any], x: Any) -> float:
 def main(argv: Sequence[str]) -> int:
     """Exit code 0, or 4 when something is broken."""
     del argv
+    with contextlib.suppress(ImportError):  # a missing jax is a row of the table
+        start()
     rows = doctor(flags.FLAGS.workdir)
     print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2) if flags.FLAGS.json else rows)
     return MachineError.code if rows.broken else 0
