@@ -1,6 +1,6 @@
 """GPT-2 124M (Radford et al. 2019), with the recipe that nanoGPT and llm.c made the reference.
 
-    python -m lm_jax.train --config=configs/gpt2_124m.py --workdir=gs://BUCKET/gpt2 \
+    python -m lm_jax.train --config=configs/gpt2_124m.py --workdir=/mnt/bucket/gpt2 \
         --config.data.store=gs://BUCKET/tokens
 
 About 10 B tokens: 19,073 steps of 524,288. The vocabulary is padded from 50,257 to 50,304, a

@@ -1,6 +1,6 @@
 """Llama 3.2 1B (Meta 2024, model card), pretrained at 8,192 tokens of context.
 
-    python -m lm_jax.train --config=configs/llama3_1b.py --workdir=gs://BUCKET/llama1b \
+    python -m lm_jax.train --config=configs/llama3_1b.py --workdir=/mnt/bucket/llama1b \
         --config.data.store=gs://BUCKET/tokens
 
 2 M tokens a step, 100 B tokens in all. Not run here yet.

@@ -1,7 +1,7 @@
 """Llama 3 8B (Grattafiori et al. 2024, arXiv:2407.21783, table 3), pretrained at 8,192 tokens of
 context.
 
-    python -m lm_jax.train --config=configs/llama3_8b.py --workdir=gs://BUCKET/llama \
+    python -m lm_jax.train --config=configs/llama3_8b.py --workdir=/mnt/bucket/llama \
         --config.data.store=gs://BUCKET/tokens
 
 4 M tokens a step, 1 T tokens in all; parameters and optimizer state are sharded over every device.

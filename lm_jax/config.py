@@ -92,9 +92,7 @@ class LossConfig:
 
     objective: str = "causal"
     z_loss: float = 0.0  # times log(Z)^2 (PaLM, section 5)
-    chunk_size: int = (
-        0  # positions whose logits exist at once; 0: all when they fit 64 MiB, else that many
-    )
+    chunk_size: int = 0  # positions whose logits exist at once; 0: 256 MiB of them a device
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax.config import LossConfig
-from lm_jax.sharding import einsum, shard
+from lm_jax.sharding import einsum, shard, ways
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
-WHOLE = (
-    64 * 2**20
-)  # bytes of float32 logits on a device that may exist at once when loss.chunk_size is 0
+WHOLE = 256 * 2**20  # bytes of float32 logits on one device, when loss.chunk_size is 0
 
 
 def causal(
@@ -63,7 +61,8 @@ def chunk_size(shape: tuple[int, ...], vocab_size: int, asked: int) -> int:
     or fits.
     """
     B, L, _ = shape
-    most = asked or max(1, WHOLE // (4 * B * vocab_size))
+    position = 4 * B * vocab_size // ways("batch", "vocab")
+    most = asked or max(1, WHOLE // position)
     return next(size for size in range(min(most, L), 0, -1) if L % size == 0)
 
 

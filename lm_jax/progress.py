@@ -27,7 +27,7 @@ class Progress:
         self.done = 0.0
         self.start = time.monotonic()
         self.next = self.start + 2
-        self.shown = False
+        self.shown, self.last = False, -1.0
 
     def add(self, amount: float) -> None:
         """`amount` more is done."""
@@ -42,7 +42,7 @@ class Progress:
         text = self.line(now - self.start)
         self.out.write(f"\r{text}\x1b[K" if self.bar else text + "\n")
         self.out.flush()
-        self.shown = True
+        self.shown, self.last = True, self.done
 
     def line(self, seconds: float) -> str:
         """`reading  42%  12.3 of 29.0 MB  4.1 MB/s  4 s left`."""
@@ -61,7 +61,8 @@ class Progress:
 
     def __exit__(self, *exception: Any) -> None:
         if self.shown:
-            self.show(time.monotonic())
+            if self.bar or self.done != self.last:
+                self.show(time.monotonic())
             if self.bar:
                 self.out.write("\n")
 

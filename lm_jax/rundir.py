@@ -22,6 +22,11 @@ FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "d
 
 def check(workdir: str | os.PathLike, config: Config) -> None:
     """Raises UserError when `workdir` cannot be written or holds a run of another config."""
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir={workdir}: must be a folder; mount the bucket (gcsfuse). "
+            "config.data.store may be a URL."
+        )
     workdir = Path(workdir)
     parent = workdir
     while not parent.exists():

@@ -2,7 +2,6 @@
 
 # Shapes: B rows, L tokens of a block, D model width, V vocabulary, T tokens of a chunk.
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.errors import UserError
-from lm_jax.sharding import shard, spec
+from lm_jax.sharding import shard, ways
 
 CHUNK = 8  # tokens a dispatch: Python's share is small, and text still streams
 BLOCKS = (32, 256)  # widths in which prompts are read: two programs whatever their lengths
@@ -173,7 +172,7 @@ def sample_text(
 def columns(model, prompts, max_new_tokens, key, settings, allowed_V) -> Iterator[np.ndarray]:
     """The loop of `generate`."""
     rows = len(prompts)
-    prompts = [*prompts, *[prompts[-1]] * (-rows % batch_ways())]
+    prompts = [*prompts, *[prompts[-1]] * (-rows % ways("batch"))]
     cache, x_BD = prefill(model, prompts, max_new_tokens)
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(prompts)))
     done_B = jnp.zeros(len(prompts), bool)
@@ -209,14 +208,6 @@ def prefill(model, prompts, max_new_tokens: int):
         cache, x_BD = extended(model, cache, x_BD, tokens[:, start : start + width], lengths_B)
     # After a row's own length comes padding: new tokens overwrite it before anything sees it.
     return {**cache, "length": shard(jnp.asarray(lengths_B), "batch")}, x_BD
-
-
-def batch_ways() -> int:
-    """How many devices share a batch under the mesh in use; rows must divide over them."""
-    if (axes := spec("batch")) is None:
-        return 1
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in np.ravel(axes[0]))
 
 
 @partial(jax.jit, donate_argnames=("cache", "x_BD"))

@@ -13,8 +13,7 @@ from lm_jax.config import LossConfig
 from lm_jax.errors import DataError, UserError
 from lm_jax.objectives import causal
 from lm_jax.progress import Progress
-from lm_jax.sampling import batch_ways
-from lm_jax.sharding import shard
+from lm_jax.sharding import shard, ways
 
 BATCH_TOKENS = 8192  # of a batch whose size is not given
 TEXTS = 64  # documents that are tokenized together
@@ -159,13 +158,13 @@ def packed(pieces: Iterable[Piece], window: int, batch_size: int) -> Iterator[Ba
         row.append(piece)
     used = sum(bool(row) for row in rows)
     if used:
-        small = first and batch_ways() == 1
+        small = first and ways("batch") == 1
         yield arrays(rows[: 1 << (used - 1).bit_length()] if small else rows, window)
 
 
 def new_rows(batch_size: int) -> list[list[Piece]]:
     """Empty rows, as many as divide over the devices."""
-    return [[] for _ in range(-(-batch_size // batch_ways()) * batch_ways())]
+    return [[] for _ in range(-(-batch_size // ways("batch")) * ways("batch"))]
 
 
 def arrays(rows: Sequence[Sequence[Piece]], window: int) -> Batch:

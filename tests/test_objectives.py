@@ -74,7 +74,7 @@ def test_a_target_without_weight_leaves_no_trace():
 def test_a_chunk_divides_the_length_and_fits_what_is_asked_or_the_memory():
     size = lambda length, asked, vocab=V: objectives.chunk_size((B, length, D), vocab, asked)
     assert [size(12, 5), size(12, 12), size(12, 99), size(7, 6)] == [4, 12, 12, 1]
-    assert size(1024, 0, 50_304) == 128  # 2 x 128 x 50304 x 4 bytes are under 64 MiB, 256 are not
+    assert size(1024, 0, 50_304) == 512  # 2 x 512 x 50304 x 4 bytes are under 256 MiB, twice is not
     assert size(12, 0) == 12
 
 

@@ -79,10 +79,9 @@ def test_a_batch_lies_spread_over_data_and_fsdp_and_comes_back_whole():
     np.testing.assert_array_equal(found, x)
 
 
-def test_an_array_keeps_its_place_when_its_axes_become_automatic():
-    with jax.set_mesh(make_mesh(MeshConfig(fsdp=2, tensor=4, data=1))):
-        x = shard(jnp.arange(64.0).reshape(8, 8), "embed", "mlp")
-    (y,) = sharding.automatic([x])
-    assert [s.data.shape for s in y.addressable_shards] == [(4, 2)] * 8
-    np.testing.assert_array_equal(y, np.asarray(x))
-    assert float(jax.jit(jnp.sum)(y)) == 2016.0
+def test_ways_count_the_devices_that_share_a_logical_axis():
+    assert sharding.ways("batch") == 1  # no mesh
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
+    with jax.set_mesh(mesh):
+        assert [sharding.ways("batch"), sharding.ways("vocab")] == [4, 2]
+        assert sharding.ways("batch", "vocab") == 8

@@ -56,7 +56,9 @@ def compile_step(config: Config, topology: str):
             .trace(state, batch)
             .lower(lowering_platforms=("tpu",))
         )
-        return state, lowered.compile()
+        # Fusing collectives into products doubles the time of compilation, and checks nothing here.
+        options = {"xla_tpu_enable_async_collective_fusion": "false"}
+        return state, lowered.compile(compiler_options=options)
 
 
 def load(name: str, **changes) -> Config:
@@ -67,18 +69,22 @@ def load(name: str, **changes) -> Config:
     return Config.parse(values)
 
 
+def bytes_per_device(x) -> int:
+    """Of an abstract array; one without a sharding is whole everywhere."""
+    shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+    return math.prod(shape) * x.dtype.itemsize
+
+
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x2"])
 @pytest.mark.parametrize("name", ["gpt2_124m", "llama3_8b"])
 def test_train_step_compiles_for_tpu_with_splash_attention(name, topology):
     changes = {"model__num_layers": 2, "batch_size": 16} if name == "llama3_8b" else {}
     state, compiled = compile_step(load(name, **changes), topology)
     memory = compiled.memory_analysis()
-    text = compiled.as_text()
-    assert "splash" in text
-    held = sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(state)
-    )
+    assert "splash" in compiled.as_text()
+    held = sum(bytes_per_device(x) for x in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes >= 0.99 * held  # the state is donated: updated in place
-    assert memory.argument_size_in_bytes < 1.05 * held + 2**24
-    print(name, topology, memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30)
+    assert memory.argument_size_in_bytes < 1.05 * held + 2**24  # and nothing else is held
+    if name == "llama3_8b":  # parameters are spread over all devices, not copied to each
+        whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+        assert held < 1.01 * whole / len(compiled.input_shardings[0][1]["tokens"].device_set)
