@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
+from lm_jax import runtime
 from lm_jax.checkpoint import Checkpoints
 from lm_jax.config import Config, ModelConfig, resolved
 from lm_jax.data.tokenizer import Tokenizer
@@ -107,6 +108,7 @@ def load(path: Any, step: int | None = None) -> LanguageModel:
     a run, the newest intact one by default. The model goes to the default device, or is laid out
     over the mesh of jax.set_mesh. Raises CheckpointError.
     """
+    runtime.start()
     if not epath.Path(path).exists():
         raise CheckpointError(f"{path}: no such path; name a run directory or a checkpoint in it.")
     with Checkpoints(path, read_only=True) as checkpoints:

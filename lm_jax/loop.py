@@ -171,7 +171,7 @@ class Run:
             return
         values = {name: float(value) for name, value in done.metrics.items()}
         loss, gnorm = values["loss"], values["gnorm"]
-        self.metrics.clock.steps += 1
+        self.metrics.clock.steps += done.step > self.start + 1
         if not (math.isfinite(loss) and math.isfinite(gnorm)):
             self.saved.wait()  # a save under way counts
             steps = self.saved.steps()

@@ -118,7 +118,7 @@ class Metrics:
         rows = (json.dumps(row, ensure_ascii=False) for row in keep)
         replace_text(self.path, "".join(f"{row}\n" for row in rows))
         self.file = self.path.open("a", buffering=1, encoding="utf-8")
-        self.clock, self.seconds_per_step = Clock(), 0.0
+        self.clock = Clock()
         from tensorboardX import SummaryWriter
 
         self.board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resumed_from + 1)
@@ -147,22 +147,22 @@ class Metrics:
         """The line of a finished step, and its row."""
         config, clock = self.config, self.clock
         seconds = clock.seconds
-        self.seconds_per_step = seconds / max(1, clock.steps)
-        rate = config.tokens_per_step / self.seconds_per_step
-        mfu = rate * self.flops / self.peak if self.peak else None
+        # The first step is compiled in its time: no rate is known from it.
+        rate = clock.steps * config.tokens_per_step / seconds if clock.steps else None
+        mfu = rate * self.flops / self.peak if rate and self.peak else None
         share = min(1.0, clock.data / seconds)
         bpb = self.bits_per_byte(loss)
         extra: dict[str, Any] = {} if crc is None else {"batch_crc": crc}
-        extra |= {"tokens_per_second": round(rate, 1), "data_fraction": round(share, 4)}
+        extra |= {"tokens_per_second": rate and round(rate, 1), "data_fraction": round(share, 4)}
         self.write(
             step, "train", loss=loss, bpb=bpb, lr=lr, gnorm=gnorm, tokens=tokens, mfu=mfu, **extra
         )
-        eta = duration((config.steps - step) * self.seconds_per_step)
+        left = (config.steps - step) * config.tokens_per_step
         print(
             f"step {step}/{config.steps}  loss {loss:.3f}  bpb {bpb:.3f}  lr {lr:.1e}  "
-            f"gnorm {gnorm:.2f}  {human(rate)} tok/s  "
+            f"gnorm {gnorm:.2f}  {human(rate) if rate else 'n/a'} tok/s  "
             f"mfu {'n/a' if mfu is None else f'{mfu:.1%}'}  "
-            f"data {share:.1%}  eta {eta}",
+            f"data {share:.1%}  eta {duration(left / rate) if rate else 'n/a'}",
             flush=True,
         )
         clock.restart()
