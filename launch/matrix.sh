@@ -15,7 +15,7 @@ case "${1:-}" in
     newest | colab) which=("$1"); shift ;;
 esac
 cd "$root"
-if [ $# = 0 ]; then set -- -n 2 --dist loadfile; fi
+if [ $# = 0 ]; then set -- -n 2 --dist loadfile --no-loadscope-reorder; fi
 export JAX_PLATFORMS=cpu
 failed=()
 for stack in "${which[@]}"; do

@@ -33,5 +33,5 @@ if [ $# = 0 ]; then
     "$python" -m mypy || fail "types: see above." 1
 fi
 # Two processes halve the time; a file stays in one, where its tests share what they compiled.
-if [ $# = 0 ]; then set -- -n 2 --dist loadfile; fi
+if [ $# = 0 ]; then set -- -n 2 --dist loadfile --no-loadscope-reorder; fi
 exec "$python" -m pytest -m "not parity and not slow" "$@"

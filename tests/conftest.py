@@ -16,3 +16,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file goes first: beside it, the other process runs all the rest."""
+    items.sort(key=lambda item: "test_tpu_compile" not in item.nodeid)
