@@ -76,7 +76,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     argv = list(argv)
     if "--debug" in argv:
         return flags.FLAGS(argv)
-    file = ""
+    file, written = "", sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # the folder of a config file is not ours to write in
     try:
         if "config" in flags.FLAGS:
             file = check_config(argv[1:])
@@ -85,6 +86,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         fail(str(error), error.code)
     except Exception as error:  # a config file is Python, and may raise what it likes
         fail(explained(error, file), 2)
+    finally:
+        sys.dont_write_bytecode = written
     raise AssertionError("fail() exits")
 
 
