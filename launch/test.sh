@@ -2,12 +2,11 @@
 # Is everything right? Style, types and the test suite, in an environment of its own.
 set -euo pipefail
 
-usage="usage: bash launch/test.sh [--parity | --slow] [pytest arguments]
+usage="usage: bash launch/test.sh [--parity] [pytest arguments]
 
-Without arguments: ruff, mypy and the whole suite, except what the two options run.
+Without arguments: ruff, mypy and the whole suite, except what the option runs.
 --parity   the tests against transformers and torch, in .venv-parity (PyTorch is large: where pip would
            bring the CUDA one, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids that)
---slow     the checks of minutes, nothing else
 tests/test_cli.py -k name ...   those tests alone"
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -15,7 +14,6 @@ part=all
 case "${1:-}" in
     -h | --help) say "$usage"; exit ;;
     --parity) part=parity; shift ;;
-    --slow) part=slow; shift ;;
 esac
 cd "$root"
 # libtpu is installed for its compiler and must not be taken for a device.
@@ -26,7 +24,6 @@ if [ "$part" = parity ]; then
     exec "$python" -m pytest tests/parity -m parity "$@"
 fi
 setup test
-if [ "$part" = slow ]; then exec "$python" -m pytest -m slow "$@"; fi
 if [ $# = 0 ]; then
     "$python" -m ruff format --check . || fail "formatting: $python -m ruff format ." 1
     "$python" -m ruff check . || fail "style: see above." 1
@@ -34,4 +31,4 @@ if [ $# = 0 ]; then
 fi
 # Two processes halve the time; a file stays in one, where its tests share what they compiled.
 if [ $# = 0 ]; then set -- -n 2 --dist loadfile --no-loadscope-reorder; fi
-exec "$python" -m pytest -m "not parity and not slow" "$@"
+exec "$python" -m pytest -m "not parity" "$@"

@@ -82,6 +82,7 @@ def muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransfo
     share = config.muon_learning_rate / max(config.learning_rate, 1e-30)
     tx = contrib.muon(
         lambda step: share * rate(step),
+        eps=config.eps,
         weight_decay=config.weight_decay,
         weight_decay_mask=decayed,
         adam_b1=config.b1,
