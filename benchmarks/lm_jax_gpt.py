@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 
-from lm_jax import sharding
+from lm_jax import runtime, sharding
 from lm_jax.config import Config, resolved
 from lm_jax.train_step import init_state, make_train_step
 
@@ -51,6 +51,8 @@ def batches(a):
 
 def main():
     a = parser().parse_args()
+    runtime.huge_pages()  # as every command of lm_jax does
+    runtime.start()
     c, stream = config(a), batches(a)
     mesh = sharding.make_mesh(c.mesh)
     with jax.set_mesh(mesh):

@@ -1,13 +1,15 @@
-"""The classic first run: a byte-level GPT on the works of Shakespeare, with nanoGPT's published
+r"""The classic first run: a byte-level GPT on the works of Shakespeare, with nanoGPT's published
 settings.
 
-    python -m lm_jax.train --config=configs/shakespeare.py --workdir=runs/shakespeare
-    --config.data.input=tinyshakespeare.txt python -m lm_jax.train
-    --config=configs/shakespeare.py:accelerator --workdir=runs/shakespeare ...
+    python -m lm_jax.train --config=configs/shakespeare.py --workdir=runs/shakespeare \
+        --config.data.input=tinyshakespeare.txt
+    python -m lm_jax.train --config=configs/shakespeare.py:accelerator \
+        --workdir=runs/shakespeare --config.data.input=tinyshakespeare.txt
 
-The text is ASCII, so a byte is a character. `cpu` (0.8 M parameters, 2,000 steps) takes about two
-minutes on two cores; nanoGPT publishes a validation loss of 1.88 nats for it, and 1.47 for
-`accelerator` (10.7 M, 5,000 steps).
+The text is ASCII, so a byte is a character. Both shapes are nanoGPT's, which publishes validation
+losses of 1.88 and 1.47 nats. `cpu` (0.8 M parameters, 2,000 steps, three minutes on two cores)
+reaches 1.61 with Muon and branches that start at zero; `accelerator` (10.7 M, 5,000 steps) has
+nanoGPT's AdamW.
 """
 
 from lm_jax import config as lm_config
@@ -34,11 +36,13 @@ def get_config(variant: str = "cpu"):
     config.model.activation = "gelu"
     config.model.gated = False
     config.model.dropout = 0.0
+    config.model.zero_init = True
 
     config.data.tokenizer = "bytes"
     config.data.heldout_fraction = 0.1
     config.data.sequence_length = 64
 
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.99
     config.optimizer.weight_decay = 0.1
@@ -58,6 +62,8 @@ def get_config(variant: str = "cpu"):
         config.model.max_length = 256
         config.model.scan_unroll = 6
         config.model.dropout = 0.2
+        config.model.zero_init = False
         config.data.sequence_length = 256
+        config.optimizer.name = "adamw"
         config.eval.every = 250
     return config

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from lm_jax import runtime
 from lm_jax.errors import MachineError, UserError, nearest
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback behind an error.")
@@ -27,6 +28,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses the flags, runs `main(argv)` and exits: 0, 2 user, 3 data or checkpoint, 4 machine, 5
     diverged.
     """
+    started = sys.modules["__main__"].__spec__
+    if started and started.name.startswith("lm_jax."):  # python -m lm_jax.train
+        runtime.huge_pages()
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
 
 

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "versions": "",
     "config_check": "errors",
     "config": "errors config_check",
-    "cli": "errors config",
+    "cli": "errors config runtime",
     "sharding": "errors config",
     "models": "errors config sharding",
     "objectives": "errors config sharding models",

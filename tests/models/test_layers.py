@@ -1,0 +1,23 @@
+"""The parts of a block do the mathematics that they name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm_jax.models.layers import gelu
+
+
+@pytest.mark.parametrize("derivative", [False, True])
+def test_gelu_is_the_exact_one(derivative):
+    x = jnp.linspace(-8, 8, 1001)
+    exact = lambda x: jax.nn.gelu(x, approximate=False)
+    ours, theirs = ((jax.vmap(jax.grad(f)) if derivative else f) for f in (gelu, exact))
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=0, atol=1e-6)
+    assert jnp.abs(ours(x) - jax.nn.gelu(x, approximate=True)).max() > 1e-4
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.linspace(-4, 4, 101, dtype=jnp.bfloat16)
+    assert gelu(x).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gelu(x), gelu(x.astype(jnp.float32)).astype(jnp.bfloat16))

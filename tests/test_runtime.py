@@ -1,0 +1,39 @@
+"""What must be set before jax starts is set, and does what it is for."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+FAULTS = """
+import os, resource
+os.environ["JAX_PLATFORMS"] = "cpu"
+from lm_jax import runtime
+runtime.huge_pages()
+import jax, jax.numpy as jnp
+product = jax.jit(lambda x: (x @ x.T) @ x)  # 256 MiB of temporary array, 65,536 pages of 4 KiB
+x = jnp.ones((8192, 16))
+product(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+product(x).block_until_ready()
+print(os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    not THP.exists() or "[never]" in THP.read_text() or platform.libc_ver()[0] != "glibc",
+    reason="this system has no transparent huge pages",
+)
+def test_a_program_that_runs_again_takes_its_memory_in_huge_pages():
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", FAULTS], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    pid, faults = map(int, process.communicate()[0].split())
+    assert process.returncode == 0
+    assert pid == process.pid, "signals must reach the process that was started"
+    assert faults < 5000  # 65,536 without
