@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import lm_jax_gpt
 import numpy as np
 
-from lm_jax import sharding
+from lm_jax import runtime, sharding
 from lm_jax.models.kernels import BLOCK
 from lm_jax.optimizers import schedule
 from lm_jax.train_step import init_state, make_train_step
@@ -41,7 +41,7 @@ def forward(p, tokens, targets, layers):
             a = jnp.where(np.tril(np.ones((stop - start, stop), bool), start), a, -1e30)
             parts.append(jnp.einsum("bnls,bnsh->bnlh", jax.nn.softmax(a), v[:, :, :stop]))
         x = x + jnp.einsum("bnlh,nhd->bld", jnp.concatenate(parts, 2), p["wo"][i])
-        h = jax.nn.gelu(norm(x, p["norm2"][i]) @ p["up"][i], approximate=False)
+        h = gelu(norm(x, p["norm2"][i]) @ p["up"][i])
         x = x + h @ p["down"][i]
     logits = norm(x, p["norm"]) @ p["tokens"].T
     picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -85,11 +85,17 @@ def weights(model):
     return {name: jnp.array(np.asarray(x)) for name, x in values.items()}
 
 
+def gelu(x):
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 def main():
     parser = lm_jax_gpt.parser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.set_defaults(steps=4)
     a = parser.parse_args()
+    runtime.huge_pages()  # as every command of lm_jax does
+    runtime.start()
     c, stream = lm_jax_gpt.config(a), lm_jax_gpt.batches(a)
     mesh = sharding.make_mesh(c.mesh)
     with jax.set_mesh(mesh):

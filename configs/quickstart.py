@@ -15,7 +15,7 @@ def get_config(variant: str = "cpu"):
         raise ValueError(f"{variant!r}: the variants are cpu and accelerator")
     config = lm_config.new()
     config.name = "quickstart"
-    config.steps = 1400
+    config.steps = 1900
     config.batch_size = 4
     config.log_every = 50
 

@@ -16,17 +16,17 @@ from lm_jax.data.stream import batches
 from lm_jax.errors import UserError
 
 
-def take(windows, count, **options):
-    with batches(windows, batch_size=4, **options) as stream:
+def take(windows, count, batch_size=4, **options):
+    with batches(windows, batch_size=batch_size, **options) as stream:
         return [{k: v.tobytes() for k, v in next(stream).items()} for _ in range(count)]
 
 
 def test_batches_0_to_99_are_the_same_after_a_seek_and_for_any_hosts(store):
     windows = Windows(store, "train", 16, seed=1)
-    every = take(windows, 100)
-    assert take(windows, 43, start_step=57) == every[57:]
-    for hosts in (2, 4):
-        shards = [take(windows, 100, shard=(h, hosts)) for h in range(hosts)]
+    every = take(windows, 100, 8)
+    assert take(windows, 43, 8, start_step=57) == every[57:]
+    for hosts in (2, 4, 8):
+        shards = [take(windows, 100, 8, shard=(h, hosts)) for h in range(hosts)]
         for step in range(100):
             for name, value in every[step].items():
                 assert b"".join(s[step][name] for s in shards) == value
