@@ -7,8 +7,8 @@ settings.
         --workdir=runs/shakespeare --config.data.input=tinyshakespeare.txt
 
 The text is ASCII, so a byte is a character. Both shapes are nanoGPT's, which publishes validation
-losses of 1.88 and 1.47 nats. `cpu` (0.8 M parameters, 2,000 steps, three minutes on two cores)
-reaches 1.61 with Muon and branches that start at zero; `accelerator` (10.7 M, 5,000 steps) has
+losses of 1.88 and 1.47 nats. `cpu` (0.8 M parameters, 2,000 steps, four minutes on two cores)
+reaches 1.60 with Muon and branches that start at zero; `accelerator` (10.7 M, 5,000 steps) has
 nanoGPT's AdamW.
 """
 
