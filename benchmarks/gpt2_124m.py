@@ -97,9 +97,8 @@ def main():
             rates[name].append(batch["tokens"].size * a.steps / (time.perf_counter() - started))
     peak = metrics.peak_flops(device.device_kind)
     flops = metrics.flops_per_token(c.model, c.data.sequence_length)
-    print(
-        f"{device.device_kind}, jax {jax.__version__}, batch {c.batch_size}, {flops:.3g} FLOPs/token"
-    )
+    machine = f"{device.device_kind}, jax {jax.__version__}, batch {c.batch_size}"
+    print(f"{machine}, {flops:.3g} FLOPs a token")
     for name, values in rates.items():
         rate = statistics.median(values)
         mfu = f"{100 * rate * flops / peak:.1f}%" if peak else "n/a"
