@@ -3,6 +3,7 @@ traceback.
 """
 
 import errno
+import itertools
 import os
 import re
 import sys
@@ -28,9 +29,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses the flags, runs `main(argv)` and exits: 0, 2 user, 3 data or checkpoint, 4 machine, 5
     diverged.
     """
-    started = sys.modules["__main__"].__spec__
-    if started and started.name.startswith("lm_jax."):  # python -m lm_jax.train
-        runtime.huge_pages()
+    module = sys.modules["__main__"].__spec__
+    if module and ("-m", module.name) in itertools.pairwise(sys.orig_argv):
+        runtime.huge_pages()  # starts `python -m lm_jax.train` anew, and nothing else
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
 
 
