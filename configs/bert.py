@@ -9,7 +9,8 @@ languages. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, vocab_size
+FIELDS = "model.num_layers model.dim model.num_heads model.vocab_size"
+SIZES = {
     "base": (12, 768, 12, 30_522),
     "large": (24, 1024, 16, 30_522),
     "multilingual": (12, 768, 12, 119_547),
@@ -18,16 +19,10 @@ SIZES = {  # layers, dim, heads, vocab_size
 
 def get_config(size: str = "base"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"bert_{size}"
+    config = lm_config.sized("bert", size, FIELDS, SIZES)
     config.steps = 1_000_000
     config.batch_size = 256
 
-    (config.model.num_layers, config.model.dim, config.model.num_heads, config.model.vocab_size) = (
-        SIZES[size]
-    )
     config.model.max_length = 512
     config.model.architecture = "encoder"
     config.model.norm = "layernorm"

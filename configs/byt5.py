@@ -9,7 +9,8 @@ AdamW, as in t5.py. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # encoder_layers, layers, dim, heads, mlp_dim
+FIELDS = "model.encoder_layers model.num_layers model.dim model.num_heads model.mlp_dim"
+SIZES = {
     "small": (12, 4, 1472, 6, 3584),
     "base": (18, 6, 1536, 12, 3968),
     "large": (36, 12, 1536, 16, 3840),
@@ -20,20 +21,10 @@ SIZES = {  # encoder_layers, layers, dim, heads, mlp_dim
 
 def get_config(size: str = "small"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"byt5_{size}"
+    config = lm_config.sized("byt5", size, FIELDS, SIZES)
     config.steps = 1_000_000
     config.batch_size = 1024
 
-    (
-        config.model.encoder_layers,
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.mlp_dim,
-    ) = SIZES[size]
     config.model.vocab_size = 384
     config.model.head_dim = 64
     config.model.max_length = 2048

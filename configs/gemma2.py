@@ -9,7 +9,11 @@ The report tells no recipe; this one is Llama's. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, kv_heads, head_dim, mlp_dim, attn_scale
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.num_kv_heads model.head_dim "
+    "model.mlp_dim model.attn_scale"
+)
+SIZES = {
     "2b": (26, 2304, 8, 4, 256, 9216, 0.0625),
     "9b": (42, 3584, 16, 8, 256, 14_336, 0.0625),
     "27b": (46, 4608, 32, 16, 128, 36_864, 0.08333333333333333),
@@ -18,22 +22,10 @@ SIZES = {  # layers, dim, heads, kv_heads, head_dim, mlp_dim, attn_scale
 
 def get_config(size: str = "2b"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"gemma2_{size}"
+    config = lm_config.sized("gemma2", size, FIELDS, SIZES)
     config.steps = 100_000
     config.batch_size = 512
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.num_kv_heads,
-        config.model.head_dim,
-        config.model.mlp_dim,
-        config.model.attn_scale,
-    ) = SIZES[size]
     config.model.vocab_size = 256_000
     config.model.max_length = 8192
     config.model.norm = "rmsnorm"

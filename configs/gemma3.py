@@ -9,7 +9,11 @@ run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, kv_heads, head_dim, mlp_dim, attn_scale, window, rope_factor
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.num_kv_heads model.head_dim "
+    "model.mlp_dim model.attn_scale model.window model.rope_factor"
+)
+SIZES = {
     "270m": (18, 640, 4, 1, 256, 2048, 0.0625, 512, 1.0),
     "1b": (26, 1152, 4, 1, 256, 6912, 0.0625, 512, 1.0),
     "4b": (34, 2560, 8, 4, 256, 10_240, 0.0625, 1024, 8.0),
@@ -20,24 +24,10 @@ SIZES = {  # layers, dim, heads, kv_heads, head_dim, mlp_dim, attn_scale, window
 
 def get_config(size: str = "1b"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"gemma3_{size}"
+    config = lm_config.sized("gemma3", size, FIELDS, SIZES)
     config.steps = 100_000
     config.batch_size = 512
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.num_kv_heads,
-        config.model.head_dim,
-        config.model.mlp_dim,
-        config.model.attn_scale,
-        config.model.window,
-        config.model.rope_factor,
-    ) = SIZES[size]
     config.model.vocab_size = 262_144
     config.model.max_length = 32768
     config.model.norm = "rmsnorm"

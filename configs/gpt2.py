@@ -9,7 +9,8 @@ vocabulary is padded from 50,257 to 50,304. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, rate
+FIELDS = "model.num_layers model.dim model.num_heads optimizer.learning_rate"
+SIZES = {
     "small": (12, 768, 12, 0.0006),
     "medium": (24, 1024, 16, 0.0003),
     "large": (36, 1280, 20, 0.00025),
@@ -19,19 +20,10 @@ SIZES = {  # layers, dim, heads, rate
 
 def get_config(size: str = "small"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"gpt2_{size}"
+    config = lm_config.sized("gpt2", size, FIELDS, SIZES)
     config.steps = 100_000
     config.batch_size = 512
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.optimizer.learning_rate,
-    ) = SIZES[size]
     config.model.vocab_size = 50_304
     config.model.max_length = 1024
     config.model.norm = "layernorm"

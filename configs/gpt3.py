@@ -10,7 +10,10 @@ dense in every layer; the paper has locally banded patterns in every second one.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, head_dim, rate, batch_size
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.head_dim optimizer.learning_rate batch_size"
+)
+SIZES = {
     "small": (12, 768, 12, 64, 0.0006, 256),
     "medium": (24, 1024, 16, 64, 0.0003, 256),
     "large": (24, 1536, 16, 96, 0.00025, 256),
@@ -24,21 +27,9 @@ SIZES = {  # layers, dim, heads, head_dim, rate, batch_size
 
 def get_config(size: str = "small"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"gpt3_{size}"
-    config.steps = 100_000
-    config.batch_size = 512
+    config = lm_config.sized("gpt3", size, FIELDS, SIZES)
+    config.steps = 300_000_000_000 // (config.batch_size * 2048)
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.head_dim,
-        config.optimizer.learning_rate,
-        config.batch_size,
-    ) = SIZES[size]
     config.model.vocab_size = 50_304
     config.model.max_length = 2048
     config.model.norm = "layernorm"
@@ -57,7 +48,6 @@ def get_config(size: str = "small"):
     config.optimizer.clip_norm = 1.0
     config.optimizer.warmup_steps = 375
     config.optimizer.end_fraction = 0.1
-    config.steps = 300_000_000_000 // (config.batch_size * 2048)
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.eval.every = 1000

@@ -8,7 +8,11 @@
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, kv_heads, mlp_dim, rate
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.num_kv_heads model.mlp_dim "
+    "optimizer.learning_rate"
+)
+SIZES = {
     "7b": (32, 4096, 32, 32, 11_008, 0.0003),
     "13b": (40, 5120, 40, 40, 13_824, 0.0003),
     "70b": (80, 8192, 64, 8, 28_672, 0.00015),
@@ -17,21 +21,10 @@ SIZES = {  # layers, dim, heads, kv_heads, mlp_dim, rate
 
 def get_config(size: str = "7b"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"llama2_{size}"
+    config = lm_config.sized("llama2", size, FIELDS, SIZES)
     config.steps = 476_837
     config.batch_size = 1024
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.num_kv_heads,
-        config.model.mlp_dim,
-        config.optimizer.learning_rate,
-    ) = SIZES[size]
     config.model.vocab_size = 32_000
     config.model.max_length = 4096
     config.model.norm = "rmsnorm"

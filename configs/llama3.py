@@ -9,7 +9,11 @@ and the scaled rotary positions of 128k context. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, kv_heads, head_dim, mlp_dim, rate
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.num_kv_heads model.head_dim "
+    "model.mlp_dim optimizer.learning_rate"
+)
+SIZES = {
     "3.2_1b": (16, 2048, 32, 8, 64, 8192, 0.0003),
     "3.2_3b": (28, 3072, 24, 8, 128, 8192, 0.0003),
     "8b": (32, 4096, 32, 8, 128, 14_336, 0.0003),
@@ -20,22 +24,10 @@ SIZES = {  # layers, dim, heads, kv_heads, head_dim, mlp_dim, rate
 
 def get_config(size: str = "8b"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"llama3_{size}"
+    config = lm_config.sized("llama3", size, FIELDS, SIZES)
     config.steps = 238_419
     config.batch_size = 512
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.num_kv_heads,
-        config.model.head_dim,
-        config.model.mlp_dim,
-        config.optimizer.learning_rate,
-    ) = SIZES[size]
     config.model.vocab_size = 128_256
     config.model.max_length = 8192
     config.model.norm = "rmsnorm"

@@ -8,28 +8,21 @@ The paper tells no recipe of its training; this one is Llama's. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, kv_heads, mlp_dim, rate
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.num_kv_heads model.mlp_dim "
+    "optimizer.learning_rate"
+)
+SIZES = {
     "7b": (32, 4096, 32, 8, 14_336, 0.0003),
 }
 
 
 def get_config(size: str = "7b"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"mistral_{size}"
+    config = lm_config.sized("mistral", size, FIELDS, SIZES)
     config.steps = 100_000
     config.batch_size = 512
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.num_kv_heads,
-        config.model.mlp_dim,
-        config.optimizer.learning_rate,
-    ) = SIZES[size]
     config.model.vocab_size = 32_000
     config.model.max_length = 32768
     config.model.window = 4096

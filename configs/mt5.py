@@ -8,7 +8,8 @@
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, head_dim, mlp_dim
+FIELDS = "model.num_layers model.dim model.num_heads model.head_dim model.mlp_dim"
+SIZES = {
     "small": (8, 512, 6, 64, 1024),
     "base": (12, 768, 12, 64, 2048),
     "large": (24, 1024, 16, 64, 2816),
@@ -19,20 +20,10 @@ SIZES = {  # layers, dim, heads, head_dim, mlp_dim
 
 def get_config(size: str = "small"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"mt5_{size}"
+    config = lm_config.sized("mt5", size, FIELDS, SIZES)
     config.steps = 1_000_000
     config.batch_size = 1024
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.head_dim,
-        config.model.mlp_dim,
-    ) = SIZES[size]
     config.model.vocab_size = 250_112
     config.model.max_length = 2048
     config.model.architecture = "encoder_decoder"

@@ -8,7 +8,11 @@ The report tells no recipe; this one is Llama's. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, kv_heads, mlp_dim, vocab_size, tie_embeddings
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.num_kv_heads model.mlp_dim "
+    "model.vocab_size model.tie_embeddings"
+)
+SIZES = {
     "0.5b": (24, 896, 14, 2, 4864, 151_936, True),
     "1.5b": (28, 1536, 12, 2, 8960, 151_936, True),
     "7b": (28, 3584, 28, 4, 18_944, 152_064, False),
@@ -18,22 +22,10 @@ SIZES = {  # layers, dim, heads, kv_heads, mlp_dim, vocab_size, tie_embeddings
 
 def get_config(size: str = "0.5b"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"qwen2_{size}"
+    config = lm_config.sized("qwen2", size, FIELDS, SIZES)
     config.steps = 100_000
     config.batch_size = 512
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.num_kv_heads,
-        config.model.mlp_dim,
-        config.model.vocab_size,
-        config.model.tie_embeddings,
-    ) = SIZES[size]
     config.model.max_length = 32768
     config.model.norm = "rmsnorm"
     config.model.norm_eps = 1e-06

@@ -9,7 +9,11 @@ run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, kv_heads, mlp_dim, tie_embeddings
+FIELDS = (
+    "model.num_layers model.dim model.num_heads model.num_kv_heads model.mlp_dim "
+    "model.tie_embeddings"
+)
+SIZES = {
     "0.6b": (28, 1024, 16, 8, 3072, True),
     "1.7b": (28, 2048, 16, 8, 6144, True),
     "4b": (36, 2560, 32, 8, 9728, True),
@@ -21,21 +25,10 @@ SIZES = {  # layers, dim, heads, kv_heads, mlp_dim, tie_embeddings
 
 def get_config(size: str = "0.6b"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"qwen3_{size}"
+    config = lm_config.sized("qwen3", size, FIELDS, SIZES)
     config.steps = 100_000
     config.batch_size = 512
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.num_kv_heads,
-        config.model.mlp_dim,
-        config.model.tie_embeddings,
-    ) = SIZES[size]
     config.model.vocab_size = 151_936
     config.model.head_dim = 128
     config.model.max_length = 32768

@@ -8,7 +8,8 @@
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, rate
+FIELDS = "model.num_layers model.dim model.num_heads optimizer.learning_rate"
+SIZES = {
     "base": (12, 768, 12, 0.0006),
     "large": (24, 1024, 16, 0.0004),
 }
@@ -16,19 +17,10 @@ SIZES = {  # layers, dim, heads, rate
 
 def get_config(size: str = "base"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"roberta_{size}"
+    config = lm_config.sized("roberta", size, FIELDS, SIZES)
     config.steps = 500_000
     config.batch_size = 8192
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.optimizer.learning_rate,
-    ) = SIZES[size]
     config.model.vocab_size = 50_265
     config.model.max_length = 512
     config.model.architecture = "encoder"

@@ -11,7 +11,8 @@ layers and a head of its own. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # layers, dim, heads, head_dim, mlp_dim
+FIELDS = "model.num_layers model.dim model.num_heads model.head_dim model.mlp_dim"
+SIZES = {
     "small": (6, 512, 8, 64, 2048),
     "base": (12, 768, 12, 64, 3072),
     "large": (24, 1024, 16, 64, 4096),
@@ -27,20 +28,10 @@ SIZES = {  # layers, dim, heads, head_dim, mlp_dim
 
 def get_config(size: str = "base"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"t5_{size}"
+    config = lm_config.sized("t5", size, FIELDS, SIZES)
     config.steps = 524_288
     config.batch_size = 128
 
-    (
-        config.model.num_layers,
-        config.model.dim,
-        config.model.num_heads,
-        config.model.head_dim,
-        config.model.mlp_dim,
-    ) = SIZES[size]
     config.model.vocab_size = 32_128
     config.model.max_length = 1024
     config.model.architecture = "encoder_decoder"

@@ -11,7 +11,8 @@ not. Not run here.
 
 from lm_jax import config as lm_config
 
-SIZES = {  # dim, mlp_dim, heads, dropout, steps
+FIELDS = "model.dim model.mlp_dim model.num_heads model.dropout steps"
+SIZES = {
     "base": (512, 2048, 8, 0.1, 100_000),
     "big": (1024, 4096, 16, 0.3, 300_000),
 }
@@ -19,20 +20,9 @@ SIZES = {  # dim, mlp_dim, heads, dropout, steps
 
 def get_config(size: str = "base"):
     """One of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r}: the sizes are {', '.join(SIZES)}")
-    config = lm_config.new()
-    config.name = f"transformer_{size}"
-    config.steps = 100_000
+    config = lm_config.sized("transformer", size, FIELDS, SIZES)
     config.batch_size = 96
 
-    (
-        config.model.dim,
-        config.model.mlp_dim,
-        config.model.num_heads,
-        config.model.dropout,
-        config.steps,
-    ) = SIZES[size]
     config.model.architecture = "encoder_decoder"
     config.model.vocab_size = 37_120
     config.model.num_layers = 6

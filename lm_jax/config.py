@@ -6,13 +6,12 @@ rest of the code reads. A value of 0 or "auto" is derived, by the rule that stan
 Imports no jax: a wrong field is refused in a blink.
 """
 
-import contextlib
 import dataclasses
 import math
-import typing
 from typing import Any
 
 from lm_jax import config_check
+from lm_jax.config_values import from_dict
 from lm_jax.errors import UserError, nearest
 
 
@@ -96,6 +95,11 @@ class ModelConfig:
     def value_size(self) -> int:
         """Size of one value head."""
         return self.value_dim or self.head_size
+
+    @property
+    def kinds(self) -> str:
+        """What its layers see, by the letters of one period: l near tokens, g all."""
+        return self.layer_pattern if self.window else "g"
 
     @property
     def mlp_size(self) -> int:
@@ -224,43 +228,31 @@ class Config:
         return dataclasses.asdict(self)
 
 
+def of_model(model: ModelConfig, sequence_length: int, name: str = "run", **more: Any) -> Config:
+    """The config of a model that no run here has made, with an objective that it can have."""
+    objective = config_check.OBJECTIVES[model.architecture][0]
+    return Config(name, model=model, data=DataConfig(sequence_length=sequence_length),
+                  loss=LossConfig(objective), **more)  # fmt: skip
+
+
+def sized(name: str, size: str, fields: str, sizes: dict[str, tuple]) -> Any:
+    """`new`, named name_size, with the row `size` of a table in its `fields` ("steps model.dim").
+
+    Raises UserError for a size that is not in the table.
+    """
+    if size not in sizes:
+        raise UserError(f"{name}: no size {size!r}.{nearest(size, sizes)}")
+    config = new()
+    config.update_from_flattened_dict(dict(zip(fields.split(), sizes[size], strict=True)))
+    config.name = f"{name}_{size}"
+    return config
+
+
 def new() -> Any:
     """A ConfigDict of every field at its default, for a config file to set its numbers in."""
     from ml_collections import ConfigDict
 
     return ConfigDict(Config().to_dict())
-
-
-def from_dict(cls: Any, values: dict[str, Any], prefix: str = "config") -> Any:
-    """A dataclass of `cls` from plain values; raises UserError on an unknown name or wrong type."""
-    if not isinstance(values, dict):
-        names = ", ".join(typing.get_type_hints(cls))
-        raise UserError(f"{prefix}={values!r}: expected a group of fields: {names}.")
-    hints, found = typing.get_type_hints(cls), {}
-    for name, value in values.items():
-        where = f"{prefix}.{name}"
-        if name not in hints:
-            raise UserError(f"{where}: no such field.{nearest(name, hints)}")
-        found[name] = (
-            from_dict(hints[name], value, where)
-            if dataclasses.is_dataclass(hints[name])
-            else typed(value, hints[name], where)
-        )
-    return cls(**found)
-
-
-def typed(value: Any, hint: type, where: str) -> Any:
-    """`value` as `hint` (whole numbers and '1e-4' pass as float); raises UserError."""
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}={value}: must be finite.")
-    return value
 
 
 def resolved(config: ModelConfig, platform: str, prefix: bool = False) -> ModelConfig:
@@ -291,15 +283,3 @@ def resolved(config: ModelConfig, platform: str, prefix: bool = False) -> ModelC
             f"config.model.attention={attention!r}: cannot have {why}; set it to auto or xla."
         )
     return dataclasses.replace(config, attention="xla" if why else attention, dtype=dtype)
-
-
-def differences(config: Any, other: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """[(field, value in config, value in other)] of two configs of one class, in order."""
-    rows = []
-    for field in dataclasses.fields(config):
-        a, b = getattr(config, field.name), getattr(other, field.name)
-        if dataclasses.is_dataclass(a):
-            rows += differences(a, b, f"{prefix}{field.name}.")
-        elif a != b:
-            rows.append((prefix + field.name, a, b))
-    return rows

@@ -1,12 +1,25 @@
 """Can these values work at all? The checks of a config that need no machine."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 from lm_jax.errors import UserError, nearest
 
+PAIRS = ("span_corruption", "prefix_lm", "ul2", "seq2seq")  # an input, and an answer to it
+OF_PAIRS = ("bert", "sop")  # of sentences, which the pooler tells apart
+DECODER = ("causal", "fim", *PAIRS)
+OBJECTIVES = {  # that an architecture can have; the first one is what an imported model is given
+    "decoder": DECODER,
+    "encoder": ("mlm", *OF_PAIRS),
+    "encoder_decoder": PAIRS,
+    "rnn": DECODER,
+    "lstm": DECODER,
+    "gru": DECODER,
+    "hmm": ("causal",),
+}
 CHOICES = {
-    "model.architecture": ("decoder", "encoder", "encoder_decoder", "rnn", "lstm", "gru", "hmm"),
+    "model.architecture": tuple(OBJECTIVES),
     "model.norm_order": ("pre", "post", "sandwich", "output"),
     "model.norm": ("rmsnorm", "layernorm"),
     "model.positions": ("rope", "learned", "sinusoidal", "relative", "alibi", "none"),
@@ -19,9 +32,6 @@ CHOICES = {
     "optimizer.schedule": ("cosine", "wsd", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
 }
-
-OBJECTIVES = ("causal", "prefix_lm", "fim", "mlm", "bert", "sop", "span_corruption", "ul2",
-              "seq2seq")  # fmt: skip
 AT_LEAST_1 = (
     "steps", "batch_size", "microbatches", "log_every", "model.vocab_size", "model.num_layers",
     "model.dim", "model.num_heads", "model.max_length", "model.scan_unroll",
@@ -46,74 +56,162 @@ RECURRENT = ("rnn", "lstm", "gru")
 
 def check(config: Any) -> None:
     """Raises UserError at the first field whose value cannot work, whatever the machine is."""
-    model, data, mesh = config.model, config.data, config.mesh
-
-    def need(ok: Any, field: str, why: str) -> None:
-        if not ok:
-            raise UserError(f"config.{field}={value_of(config, field)!r}: {why}")
-
     for field, allowed in CHOICES.items():
-        need(value_of(config, field) in allowed, field,
-             f"not known.{nearest(value_of(config, field), allowed)}")  # fmt: skip
+        value = value_of(config, field)
+        need(config, value in allowed, field, f"not known.{nearest(value, allowed)}")
     for field in AT_LEAST_1:
-        need(value_of(config, field) >= 1, field, "must be at least 1.")
+        need(config, value_of(config, field) >= 1, field, "must be at least 1.")
     for field in NOT_NEGATIVE:
-        need(value_of(config, field) >= 0, field, "must not be negative.")
+        need(config, value_of(config, field) >= 0, field, "must not be negative.")
     for field in FRACTIONS:
-        need(0 <= value_of(config, field) < 1, field, "must be at least 0 and below 1.")
+        need(config, 0 <= value_of(config, field) < 1, field, "must be at least 0 and below 1.")
     for field in SHARES:
-        need(0 <= value_of(config, field) <= 1, field, "must be 0 to 1.")
+        need(config, 0 <= value_of(config, field) <= 1, field, "must be 0 to 1.")
+    check_model(config)
+    check_steps(config)
+    check_objective(config)
+    check_mesh(config)
 
+
+def need(config: Any, ok: Any, field: str, why: str) -> None:
+    """Raises UserError about a field and its value unless `ok`."""
+    if not ok:
+        raise UserError(f"config.{field}={value_of(config, field)!r}: {why}")
+
+
+def check_model(config: Any) -> None:
+    """Can the parts of the model be put together?"""
+    model, need_it = config.model, partial(need, config)
     heads = model.architecture != "hmm"  # whose dim is a number of states
-    need(not heads or model.head_dim or model.dim % model.num_heads == 0, "model.dim",
-         f"not divisible by model.num_heads={model.num_heads}; or set model.head_dim.")  # fmt: skip
-    need(model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0,
-         "model.num_kv_heads", f"must divide model.num_heads={model.num_heads}.")  # fmt: skip
-    need(not heads or model.positions != "rope" or model.head_size % 2 == 0, "model.head_dim",
-         "rotary positions need an even head size.")  # fmt: skip
-    need(not model.layer_pattern.strip("lg") and model.layer_pattern, "model.layer_pattern",
-         "letters l (local) and g (global), one a layer, repeated: 'lg', 'lllllg'.")  # fmt: skip
+    need_it(
+        not heads or model.head_dim or model.dim % model.num_heads == 0,
+        "model.dim",
+        f"not divisible by model.num_heads={model.num_heads}; or set model.head_dim.",
+    )
+    need_it(
+        model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0,
+        "model.num_kv_heads",
+        f"must divide model.num_heads={model.num_heads}.",
+    )
+    need_it(
+        not heads or model.positions != "rope" or model.head_size % 2 == 0,
+        "model.head_dim",
+        "rotary positions need an even head size.",
+    )
+    need_it(
+        not model.layer_pattern.strip("lg") and model.layer_pattern,
+        "model.layer_pattern",
+        "letters l (local) and g (global), one a layer, repeated: 'lg', 'lllllg'.",
+    )
     relative, exact = model.positions == "relative", model.relative_buckets // 2
-    need(not relative or exact >= 2, "model.relative_buckets", "must be at least 4.")
-    need(not relative or model.relative_distance > exact, "model.relative_distance",
-         f"must be above {exact}, half of model.relative_buckets.")  # fmt: skip
-    need(not (model.qk_norm and model.qk_norm_all), "model.qk_norm_all",
-         "one of model.qk_norm and this.")  # fmt: skip
+    need_it(not relative or exact >= 2, "model.relative_buckets", "must be at least 4.")
+    need_it(
+        not relative or model.relative_distance > exact,
+        "model.relative_distance",
+        f"must be above {exact}, half of model.relative_buckets.",
+    )
+    need_it(
+        not (model.qk_norm and model.qk_norm_all),
+        "model.qk_norm_all",
+        "one of model.qk_norm and this.",
+    )
     most = model.num_experts or model.experts_per_token
-    need(1 <= model.experts_per_token <= most, "model.experts_per_token", f"must be 1 to {most}.")
-    need(not data.carry or model.architecture in RECURRENT, "data.carry",
-         f"only a recurrent model ({', '.join(RECURRENT)}) has a state to carry.")  # fmt: skip
-    need(
-        not data.carry or (config.microbatches == 1 and config.loss.objective == "causal"),
+    need_it(
+        1 <= model.experts_per_token <= most, "model.experts_per_token", f"must be 1 to {most}."
+    )
+    need_it(
+        not model.encoder_layers or model.architecture == "encoder_decoder",
+        "model.encoder_layers",
+        f"config.model.architecture={model.architecture!r} has one "
+        "stack: set model.num_layers, and this to 0.",
+    )
+    need_it(
+        not model.pooler or model.architecture == "encoder",
+        "model.pooler",
+        f"config.model.architecture={model.architecture!r} has none: set it to False.",
+    )
+
+
+def check_steps(config: Any) -> None:
+    """Do windows fit the model, parts the batch, and the warm-up the steps?"""
+    model, data, need_it = config.model, config.data, partial(need, config)
+    need_it(
+        not data.carry or model.architecture in RECURRENT,
+        "data.carry",
+        f"only a recurrent model ({', '.join(RECURRENT)}) has a state to carry.",
+    )
+    simple = config.microbatches == 1 and config.loss.objective == "causal"
+    need_it(
+        not data.carry or simple,
         "data.carry",
         "needs config.microbatches=1 and config.loss.objective=causal.",
     )
-    need(data.sequence_length <= model.max_length, "data.sequence_length",
-         f"longer than config.model.max_length={model.max_length}.")  # fmt: skip
-    need(config.batch_size % config.microbatches == 0, "batch_size",
-         f"must be divisible by config.microbatches={config.microbatches}.")  # fmt: skip
-    need(config.optimizer.warmup_steps <= config.steps, "optimizer.warmup_steps",
-         f"longer than config.steps={config.steps}.")  # fmt: skip
+    need_it(
+        data.sequence_length <= model.max_length,
+        "data.sequence_length",
+        f"longer than config.model.max_length={model.max_length}.",
+    )
+    need_it(
+        config.batch_size % config.microbatches == 0,
+        "batch_size",
+        f"must be divisible by config.microbatches={config.microbatches}.",
+    )
+    need_it(
+        config.optimizer.warmup_steps <= config.steps,
+        "optimizer.warmup_steps",
+        f"longer than config.steps={config.steps}.",
+    )
 
-    for name, weight in mixture(config.loss.objective):
-        need(name in OBJECTIVES, "loss.objective", f"{name!r} is not known."
-             + nearest(name, OBJECTIVES))  # fmt: skip
-        need(model.architecture != "hmm" or name == "causal", "loss.objective",
-             "an hmm can only be trained with causal.")  # fmt: skip
-        need(weight > 0, "loss.objective", f"the weight of {name} must be above 0.")
 
+def check_objective(config: Any) -> None:
+    """Can this architecture be trained with this objective, and with each part of a mixture?"""
+    model, parts = config.model, mixture(config.loss.objective)
+    allowed = OBJECTIVES[model.architecture]
+    known = {name for names in OBJECTIVES.values() for name in names}
+    refuse = partial(need, config, False, "loss.objective")
+    for name, weight in parts:
+        if name not in known:
+            refuse(f"{name!r} is not known." + nearest(name, allowed))
+        if name not in allowed:
+            refuse(
+                f"config.model.architecture={model.architecture!r} cannot have {name}."
+                + nearest(name, allowed)
+            )
+        if weight <= 0:
+            refuse(f"the weight of {name} must be above 0.")
+        if name in OF_PAIRS and len(parts) > 1:
+            refuse(f"{name} has pairs to tell apart, and cannot be mixed.")
+        if name in OF_PAIRS and not model.pooler:
+            refuse(f"{name} has pairs to tell apart: set config.model.pooler=True.")
+        if name in OF_PAIRS and model.token_types < 2:
+            refuse(f"{name} has two segments: set config.model.token_types=2.")
+
+
+def check_mesh(config: Any) -> None:
+    """Can the model be divided over these axes?"""
+    model, mesh, need_it = config.model, config.mesh, partial(need, config)
     sizes = dataclasses.asdict(mesh)
     for axis, size in sizes.items():
-        need(size >= 1 or size == -1, f"mesh.{axis}", "must be at least 1, or -1 for what is left.")
+        need_it(
+            size >= 1 or size == -1, f"mesh.{axis}", "must be at least 1, or -1 for what is left."
+        )
     filled = [axis for axis, size in sizes.items() if size == -1]
     if len(filled) > 1:
         raise UserError(f"config.mesh.{filled[1]}=-1: only one mesh axis may be -1.")
-    for field, size in (("model.num_kv_heads", model.kv_heads), ("model.mlp_dim", model.mlp_size),
-                        ("model.vocab_size", model.vocab_size)):  # fmt: skip
-        need(size % abs(mesh.tensor) == 0, "mesh.tensor", f"must divide config.{field}={size}.")
-    need(model.num_experts % abs(mesh.expert) == 0, "mesh.expert",
-         f"must divide config.model.num_experts={model.num_experts}.")  # fmt: skip
-    need(model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}.")
+    for field, size in (
+        ("model.num_kv_heads", model.kv_heads),
+        ("model.mlp_dim", model.mlp_size),
+        ("model.vocab_size", model.vocab_size),
+    ):
+        need_it(size % abs(mesh.tensor) == 0, "mesh.tensor", f"must divide config.{field}={size}.")
+    need_it(
+        model.num_experts % abs(mesh.expert) == 0,
+        "mesh.expert",
+        f"must divide config.model.num_experts={model.num_experts}.",
+    )
+    need_it(
+        model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
+    )
 
 
 def value_of(config: Any, field: str) -> Any:

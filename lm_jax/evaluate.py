@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if not asked.checkpoint:
         raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
     from lm_jax.language_model import load
-    from lm_jax.scoring import checked, masking_of
+    from lm_jax.scoring import checked
 
     runtime.start()
     runtime.devices()
@@ -55,7 +55,6 @@ def main(argv: Sequence[str]) -> int:
         asked.window or lm.config.data.sequence_length, asked.stride, lm.model.config.max_length
     )
     sizes: dict[str, Any] = {"window": window, "stride": stride, "batch_size": asked.batch_size}
-    sizes["masking"] = masking_of(lm.model, lm.tokenizer)
     if asked.data:
         name, result = asked.data, on_text(lm, asked.data, asked.text_field, sizes)
     else:
@@ -68,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
         "tokens": result.tokens,
         "bytes": result.bytes,
         "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_byte": None if sizes["masking"] or not result.bytes else result.bits_per_byte,
+        "pseudo_perplexity" if result.pseudo else "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
         "window": window,
         "stride": stride,
         "seconds": result.seconds,
@@ -87,7 +86,7 @@ def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, An
     from etils import epath
 
     from lm_jax.data.store import TokenStore
-    from lm_jax.scoring import evaluate_tokens
+    from lm_jax.scoring import evaluate_heldout
 
     recorded = lm.metadata.get("store", "")
     # A run that was moved carries its store along.
@@ -116,11 +115,7 @@ def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, An
         raise DataError(f"{path}: has no held-out text; give a text with --data=PATH.")
     if lm.model.config.architecture == "encoder_decoder":
         return path, objective_loss(lm, store)
-    count = store.num_documents("heldout")
-    documents = (store.document("heldout", i) for i in range(count))
-    total = store.num_tokens("heldout") - count
-    size = store.num_bytes("heldout")
-    return path, evaluate_tokens(lm.model, documents, size, **sizes, total=total)
+    return path, evaluate_heldout(lm.model, store, **sizes)
 
 
 def objective_loss(lm: Any, store: Any) -> Any:

@@ -10,7 +10,7 @@ from lm_jax.config import Config
 from lm_jax.data import views
 from lm_jax.objectives import loss
 from lm_jax.sampling import sample_text
-from lm_jax.scoring import evaluate_tokens, masking_of
+from lm_jax.scoring import evaluate_heldout
 
 MOST_TOKENS = 5_000_000  # of held-out text that are read at the end
 
@@ -57,20 +57,16 @@ class Heldout:
         """
         config, store = self.config, self.store
         kind, window = config.model.architecture, config.data.sequence_length
-        count, total = store.num_documents("heldout"), store.num_tokens("heldout")
+        total = store.num_tokens("heldout")
         if total > MOST_TOKENS:
             return {}
         if kind == "encoder_decoder":
             nats, tokens = self.loss(model, total)
             return {"loss": nats, "tokens": tokens, "perplexity": float(np.exp(nats))}
-        documents = (store.document("heldout", i) for i in range(count))
-        size, total = store.num_bytes("heldout"), total - count
-        if kind == "encoder":
-            masking = masking_of(model, store.tokenizer)
-            found = evaluate_tokens(model, documents, size, window, total=total, masking=masking)
-            figures = {"pseudo_perplexity": found.perplexity}
-            return {"loss": found.loss, "tokens": found.tokens, **figures}
-        stride = window // 2 if config.eval.baselines else window
-        found = evaluate_tokens(model, documents, size, window, stride, total=total)
-        return {"bpb": found.bits_per_byte, "loss": found.loss, "tokens": found.tokens,
-                "perplexity": found.perplexity, "stride": stride}  # fmt: skip
+        stride = window // 2 if config.eval.baselines and kind != "encoder" else window
+        found = evaluate_heldout(model, store, window, stride)
+        figures = {"loss": found.loss, "tokens": found.tokens}
+        if found.pseudo:
+            return {**figures, "pseudo_perplexity": found.perplexity}
+        return {"bpb": found.bits_per_byte, **figures, "perplexity": found.perplexity,
+                "stride": stride}  # fmt: skip

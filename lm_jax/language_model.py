@@ -14,10 +14,10 @@ from flax import nnx
 
 from lm_jax import runtime
 from lm_jax.checkpoint import Checkpoints
-from lm_jax.config import Config, DataConfig, ModelConfig, resolved
+from lm_jax.config import Config, ModelConfig, of_model, resolved
 from lm_jax.data.tokenizer import Tokenizer
 from lm_jax.errors import CheckpointError, UserError
-from lm_jax.models import Transformer, create
+from lm_jax.models import create
 from lm_jax.sampling import TEMPERATURE, TOP_P, texts
 from lm_jax.scoring import Result, evaluate
 
@@ -28,10 +28,11 @@ WINDOW = 1024  # tokens that the loss of an imported model is taken over, or few
 class LanguageModel:
     """A model with its tokenizer, what `load` returns. Made by hand it needs no checkpoint.
 
-    Without a tokenizer there are logits of ids; whatever has to do with text raises UserError.
+    model: as models.create makes them. Without a tokenizer there are logits of ids; whatever has to
+    do with text raises UserError.
     """
 
-    model: Transformer
+    model: Any
     tokenizer: Tokenizer | None
     config: Config
     step: int = 0
@@ -73,8 +74,6 @@ class LanguageModel:
         self, prompts: list[str], max_new_tokens: int, seed: int, settings: dict[str, Any]
     ) -> Iterator[list[str]]:
         tokenizer = self.need_tokenizer()
-        if self.model.config.architecture == "encoder":
-            raise UserError("config.model.architecture='encoder': has no next token to write.")
         return texts(self.model, tokenizer, prompts, max_new_tokens, seed, **settings)
 
     def loss(self, text: str, stride: int = 0) -> Result:
@@ -146,7 +145,7 @@ class LanguageModel:
 
 
 @jax.jit
-def forward(model: Transformer, batch: dict[str, jax.Array]) -> jax.Array:
+def forward(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """Logits of a batch, as `model.forward` takes it."""
     tokens_BL, more = batch["tokens"], {k: x for k, x in batch.items() if k != "tokens"}
     return model(tokens_BL, **more)
@@ -180,18 +179,15 @@ def load(path: Any, step: int | None = None) -> LanguageModel:
 
 def load_hf(directory: str) -> LanguageModel:
     """The language model of a Hugging Face directory, with its tokenizer where it has one."""
-    from lm_jax.convert.hf import import_hf, read_config
+    from lm_jax.convert.hf import imported
 
-    model_config, model = import_hf(directory)
+    family, model_config, model = imported(directory)
     tokenizer = None
     if (Path(directory) / "tokenizer.json").is_file():
         from lm_jax.convert.tokenizer import import_tokenizer
 
         tokenizer = import_tokenizer(directory)
-    family, _ = read_config(Path(directory))
-    window = min(model_config.max_length, WINDOW)
-    config = Config(Path(directory).name, model=model_config,
-                    data=DataConfig(sequence_length=window))  # fmt: skip
+    config = of_model(model_config, min(model_config.max_length, WINDOW), Path(directory).name)
     metadata = {"family": family.model_type, "source": directory}
     return LanguageModel(model, tokenizer, config, 0, f"hf:{directory}", metadata)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax import versions
-from lm_jax.config import Config, DataConfig, differences
+from lm_jax.config import Config, DataConfig
+from lm_jax.config_values import differences
 from lm_jax.data.store import TokenStore
 from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
 from lm_jax.metrics import replace_text

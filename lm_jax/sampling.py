@@ -105,9 +105,12 @@ def generate(
     from then on, and the columns end when every row has. What row i draws depends on (key, i) and
     its own prompt alone. allowed: bool [V], the ids that may be drawn; all by default. inputs: of
     an encoder_decoder, ids a row; the prompts are then how its answers begin. Raises UserError, at
-    once, when a prompt and its continuation do not fit `model.config.max_length`.
+    once, for an encoder, and when a prompt and its continuation do not fit
+    `model.config.max_length`.
     """
     check_settings(temperature, top_k, top_p)
+    if model.config.architecture == "encoder":
+        raise UserError("an encoder (BERT) continues no text; it fills in what is masked.")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
     longest, limit = max(len(prompt) for prompt in prompts), model.config.max_length

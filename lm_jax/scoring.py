@@ -51,6 +51,7 @@ class Result:
     bytes: int  # of UTF-8 text
     documents: int
     seconds: float
+    pseudo: bool = False  # an encoder's: each token given those after it too, no code of the text
 
     @property
     def loss(self) -> float:
@@ -64,13 +65,16 @@ class Result:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the text costs, over its bytes: comparable between tokenizers."""
-        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+        """Bits that the text costs, over its bytes: comparable between tokenizers. NaN where the
+        loss is not of the text alone.
+        """
+        return math.nan if self.pseudo or not self.bytes else self.nats / math.log(2) / self.bytes
 
     def __str__(self) -> str:
+        bits = "" if math.isnan(self.bits_per_byte) else f"bits per byte {self.bits_per_byte:.4f}  "
         return (
-            f"loss {self.loss:.4f}  perplexity {self.perplexity:.4g}  "
-            f"bits per byte {self.bits_per_byte:.4f}  {self.tokens:,} tokens  {self.seconds:.1f} s"
+            f"loss {self.loss:.4f}  {'pseudo-' * self.pseudo}perplexity {self.perplexity:.4g}  "
+            f"{bits}{self.tokens:,} tokens  {self.seconds:.1f} s"
         )
 
 
@@ -81,7 +85,6 @@ def evaluate(
     window: int = 0,
     stride: int = 0,
     batch_size: int = 0,
-    masking: Masking | None = None,
 ) -> Result:
     """`evaluate_tokens` of texts, each [bos] text [eos]; raises DataError when there is none."""
     documents, size = [], 0
@@ -90,6 +93,18 @@ def evaluate(
         documents += [np.concatenate([bos, ids, eos]) for ids in tokenizer.encode_batch(group)]
         size += sum(len(text.encode()) for text in group)
     total = sum(len(document) - 1 for document in documents)
+    masking = masking_of(model, tokenizer)
+    return evaluate_tokens(model, documents, size, window, stride, batch_size, total, masking)
+
+
+def evaluate_heldout(
+    model: Any, store: Any, window: int = 0, stride: int = 0, batch_size: int = 0
+) -> Result:
+    """`evaluate_tokens` of all held-out documents of a token store."""
+    count = store.num_documents("heldout")
+    documents = (store.document("heldout", i) for i in range(count))
+    size, total = store.num_bytes("heldout"), store.num_tokens("heldout") - count
+    masking = masking_of(model, store.tokenizer)
     return evaluate_tokens(model, documents, size, window, stride, batch_size, total, masking)
 
 
@@ -144,7 +159,8 @@ def evaluate_tokens(
     if not tokens:
         raise DataError("no text to evaluate: there is no document, or none has a token.")
     nats += float(pending)
-    return Result(nats, tokens, num_bytes, count, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Result(nats, tokens, num_bytes, count, seconds, masking is not None)
 
 
 def checked(window: int, stride: int, max_length: int) -> tuple[int, int]:

@@ -7,7 +7,8 @@ import runpy
 import pytest
 
 from lm_jax import config as lm_config
-from lm_jax.config import Config, ModelConfig, differences, resolved
+from lm_jax.config import Config, ModelConfig, resolved
+from lm_jax.config_values import differences
 from lm_jax.errors import UserError
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -91,6 +92,35 @@ def test_experts_divide_over_their_devices_and_without_any_these_share_the_batch
     with pytest.raises(UserError, match=r"config.mesh.expert=4: .* config.model.num_experts=6"):
         Config.parse(changed(model={"num_experts": 6}, mesh={"expert": 4}))
     assert Config.parse(changed(mesh={"expert": 4})).mesh.expert == 4
+
+
+ENCODER = {"architecture": "encoder", "pooler": True, "token_types": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "words"),
+    [
+        ({}, "mlm", "'decoder' cannot have mlm. Allowed: causal, fim"),
+        ({}, "casual", "'casual' is not known. Did you mean 'causal'"),
+        ({}, "causal:1,fim:0", "the weight of fim must be above 0"),
+        ({"architecture": "hmm"}, "fim", "'hmm' cannot have fim. Allowed: causal."),
+        (ENCODER, "causal", "'encoder' cannot have causal. Allowed: mlm, bert, sop"),
+        (ENCODER, "bert:2,mlm:1", "pairs to tell apart, and cannot be mixed"),
+        (ENCODER | {"pooler": False}, "sop", "set config.model.pooler=True"),
+        (ENCODER | {"token_types": 1}, "bert", "set config.model.token_types=2"),
+    ],
+)
+def test_an_objective_that_the_model_cannot_have_is_refused(model, objective, words):
+    Config.parse({"model": ENCODER, "loss": {"objective": "bert"}})
+    with pytest.raises(UserError, match=words) as error:
+        Config.parse({"model": model, "loss": {"objective": objective}})
+    assert str(error.value).startswith(f"config.loss.objective={objective!r}: ")
+
+
+@pytest.mark.parametrize("field", ["encoder_layers", "pooler"])
+def test_a_part_of_another_architecture_is_refused(field):
+    with pytest.raises(UserError, match=f"config.model.{field}=.*='decoder' has "):
+        Config.parse(changed(**{f"model__{field}": True if field == "pooler" else 2}))
 
 
 @pytest.mark.parametrize(

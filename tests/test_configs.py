@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from lm_jax.config import Config
+from lm_jax.errors import UserError
 from lm_jax.models import Transformer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -67,5 +68,5 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_size_that_is_not_there_is_answered_by_those_that_are(name):
-    with pytest.raises(ValueError, match="the sizes are"):
+    with pytest.raises(UserError, match=f"{name}: no size 'enormous'. Allowed: "):
         module(name).get_config("enormous")

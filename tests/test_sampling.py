@@ -232,3 +232,9 @@ class FakeModel:
     """A model that only says how large it is."""
 
     config = ModelConfig(vocab_size=384, max_length=64)
+
+
+def test_an_encoder_is_refused_before_anything_is_computed():
+    encoder = abstract_model(architecture="encoder")
+    with pytest.raises(UserError, match="continues no text"):
+        generate(encoder, PROMPTS, 1, jax.random.key(0))

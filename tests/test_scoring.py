@@ -1,15 +1,17 @@
 """Every token is counted once, with the context that the stride promises."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
-from test_language_model import make_model
+from test_language_model import CONFIG, make_model
 
 from lm_jax import sharding
 from lm_jax.config import MeshConfig
 from lm_jax.data.tokenizer import Tokenizer
 from lm_jax.errors import DataError, UserError
-from lm_jax.scoring import cut, evaluate, evaluate_tokens, packed
+from lm_jax.scoring import cut, evaluate, evaluate_tokens, masking_of, packed
 
 WINDOW, ROWS = 16, 4
 
@@ -89,6 +91,29 @@ def test_a_short_text_costs_one_row():
 def test_texts_are_counted_in_utf8_bytes_and_each_ends_once(model):
     found = evaluate(model, Tokenizer("bytes"), ["é", "abc"], WINDOW, 0, ROWS)
     assert (found.bytes, found.tokens, found.documents) == (5, 7, 2)
+
+
+def test_an_encoder_is_asked_each_token_once_while_it_is_masked():
+    config = dataclasses.replace(CONFIG.model, architecture="encoder")
+    encoder, tokenizer = make_model(config=config), Tokenizer("bytes")
+    masking = masking_of(encoder, tokenizer)
+    document = np.array([tokenizer.bos_id, *b"mask me", tokenizer.eos_id], np.int32)
+    one_by_one = dataclasses.replace(masking, passes=WINDOW)
+    found = evaluate_tokens(encoder, [document], 7, WINDOW, 0, 1, masking=one_by_one)
+    nats = 0.0
+    for place in range(1, len(document)):
+        asked = document.copy()
+        asked[place] = masking.mask_id
+        logits = np.asarray(forward(encoder, asked[None]), np.float64)[0, place]
+        nats += np.log(np.exp(logits).sum()) - logits[document[place]]
+    assert found.tokens == len(document) - 1
+    np.testing.assert_allclose(found.nats, nats, rtol=1e-5)
+    assert np.isnan(found.bits_per_byte), "it is no code of the text"
+    assert "pseudo-perplexity" in str(found)
+    several = evaluate(encoder, tokenizer, ["mask me", "and me"], WINDOW)
+    assert several.tokens == 8 + 7
+    with pytest.raises(UserError, match="'encoder': is scored on `masking`"):
+        evaluate_tokens(encoder, [document], 7)
 
 
 def test_the_figure_is_the_same_on_a_mesh(model, documents):

@@ -49,6 +49,11 @@ def import_hf(directory: str | os.PathLike[str]) -> tuple[ModelConfig, Transform
     CheckpointError that names the file or tensor, which lm_jax cannot take; a model is never loaded
     in part.
     """
+    return imported(directory)[1:]
+
+
+def imported(directory: str | os.PathLike[str]) -> tuple[Family, ModelConfig, Transformer]:
+    """`import_hf`, and the family that it is of."""
     path = Path(directory)
     if not path.is_dir():
         if path.is_file():
@@ -64,7 +69,7 @@ def import_hf(directory: str | os.PathLike[str]) -> tuple[ModelConfig, Transform
         for row in family.rows(config):
             parts.setdefault(row.ours, []).append(row)
         loaded = [load(leaf, parts[name], config, sources) for name, leaf in flatten(model).items()]
-        return config, jax.tree.unflatten(jax.tree.structure(model), loaded)
+        return family, config, jax.tree.unflatten(jax.tree.structure(model), loaded)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}.") from None
 

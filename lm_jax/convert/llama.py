@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lm_jax.config import ModelConfig, typed
+from lm_jax.config import ModelConfig
+from lm_jax.config_values import typed
 from lm_jax.convert import rope
 from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row
 from lm_jax.errors import UserError

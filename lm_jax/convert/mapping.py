@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.config import Config, DataConfig, MeshConfig, ModelConfig, differences, typed
+from lm_jax.config import MeshConfig, ModelConfig, of_model
 from lm_jax.config_check import check
-from lm_jax.convert.pattern import MOST_LAYERS, letters_of, shortest
+from lm_jax.config_values import differences, typed
+from lm_jax.convert.pattern import MOST_LAYERS, repeated, shortest
 from lm_jax.convert.safetensors_file import Tensor
 from lm_jax.errors import UserError, nearest
 
@@ -261,7 +262,7 @@ def effective(config: ModelConfig) -> ModelConfig:
     free += [] if config.positions == "relative" else ["relative_buckets", "relative_distance"]
     free += [] if config.num_experts else ["experts_per_token", "shared_experts"]
     both = config.architecture == "encoder_decoder"
-    letters = letters_of(config)
+    letters = repeated(config.kinds, config.num_layers)
     free += [] if "l" in letters else ["window", "rope_local_theta"]
     plain = ModelConfig()
     return dataclasses.replace(
@@ -280,8 +281,7 @@ def effective(config: ModelConfig) -> ModelConfig:
 def check_model(config: ModelConfig, where: str, mesh: Mapping[str, int] | None = None) -> None:
     """Raises UserError when the model cannot work, or not on a mesh of these axis sizes."""
     try:
-        sequence = DataConfig(sequence_length=1)
-        check(Config(model=config, data=sequence, mesh=MeshConfig(**(mesh or {}))))
+        check(of_model(config, sequence_length=1, mesh=MeshConfig(**(mesh or {}))))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

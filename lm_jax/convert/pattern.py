@@ -1,13 +1,6 @@
 """Which layers are local? A letter a layer (l local, g global), and patterns that repeat."""
 
-from lm_jax.config import ModelConfig
-
 MOST_LAYERS = 10_000
-
-
-def letters_of(config: ModelConfig) -> str:
-    """One letter a layer."""
-    return repeated(config.layer_pattern if config.window else "g", config.num_layers)
 
 
 def repeated(pattern: str, layers: int) -> str:

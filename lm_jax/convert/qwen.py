@@ -4,10 +4,11 @@ and values or norms on their heads, and a window for some layers (transformers/m
 
 from typing import Any
 
-from lm_jax.config import ModelConfig, typed
+from lm_jax.config import ModelConfig
+from lm_jax.config_values import typed
 from lm_jax.convert import llama, windows
 from lm_jax.convert.mapping import REQUIRED, sized
-from lm_jax.convert.pattern import joined, letters_of
+from lm_jax.convert.pattern import joined, repeated
 
 
 def read(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def read(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """The window both ways: by layer and, where that says the same, by number."""
-    letters = letters_of(config)
+    letters = repeated(config.kinds, config.num_layers)
     return {
         **windows.write_layers(config),
         "use_sliding_window": bool(config.window),

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.config import ModelConfig, typed
+from lm_jax.config import ModelConfig
+from lm_jax.config_values import typed
 from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row, chosen, layers_of, short, sized
 from lm_jax.convert.safetensors_file import WEIGHTS, Tensor
 from lm_jax.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_jax.config import ModelConfig
 from lm_jax.convert.mapping import short, sized
-from lm_jax.convert.pattern import letters_of, repeated, shortest
+from lm_jax.convert.pattern import repeated, shortest
 from lm_jax.errors import UserError, nearest
 
 LETTERS = {"sliding_attention": "l", "full_attention": "g"}
@@ -53,6 +53,6 @@ def write_layers(config: ModelConfig) -> dict[str, Any]:
     """`layer_types` and `sliding_window`, which must be a number even where no layer has one."""
     names = {ours: theirs for theirs, ours in LETTERS.items()}
     return {
-        "layer_types": [names[letter] for letter in letters_of(config)],
+        "layer_types": [names[letter] for letter in repeated(config.kinds, config.num_layers)],
         "sliding_window": config.window or config.max_length,
     }

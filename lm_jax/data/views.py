@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config import Config
-from lm_jax.config_check import mixture
+from lm_jax.config_check import PAIRS, mixture
 from lm_jax.data import noise
 from lm_jax.data.denoise import Infill, Masked
 from lm_jax.data.examples import Windows
@@ -14,7 +14,6 @@ from lm_jax.data.layout import Batch
 from lm_jax.data.pairs import Prefix, Spans, Supervised
 from lm_jax.data.sentences import SentenceOrder, SentencePairs
 from lm_jax.data.store import TokenStore
-from lm_jax.errors import UserError, nearest
 
 # UL2's seven denoisers, equally likely (arXiv:2205.05131, table 1): mean span and rate.
 UL2 = (
@@ -37,21 +36,16 @@ VIEWS: dict[str, tuple[Any, ...]] = {
     "ul2": UL2,
     "seq2seq": (Supervised,),
 }
-PAIRS = ("prefix_lm", "span_corruption", "ul2", "seq2seq")
-MAY = {"encoder": ("mlm", "bert", "sop"), "encoder_decoder": PAIRS}
-ANY_DECODER = ("causal", "fim", *PAIRS)
 
 
 def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Windows:
     """The examples of a split under config.loss.objective; seed None keeps their order.
 
-    Raises UserError when the architecture cannot have the objective or the vocabulary has no room
-    for its specials, DataError when the split is too small.
+    Raises UserError when the vocabulary has no room for the specials of the objective, DataError
+    when the split is too small.
     """
     members, weights = [], []
-    parts = mixture(config.loss.objective)
-    for name, weight in parts:
-        check(name, len(parts), config)
+    for name, weight in mixture(config.loss.objective):
         for view in VIEWS[name]:
             if view is Windows:
                 length, packed = config.data.sequence_length, config.data.packed
@@ -66,20 +60,6 @@ def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Win
 def has_prefix(objective: str) -> bool:
     """Whether the rows of a decoder begin with text that all of the row sees."""
     return any(name in PAIRS for name, _ in mixture(objective))
-
-
-def check(name: str, parts: int, config: Config) -> None:
-    """Raises UserError when the model cannot have the objective `name`, or not among others."""
-    architecture = config.model.architecture
-    allowed = MAY.get(architecture, ANY_DECODER)
-    where = f"config.loss.objective={config.loss.objective!r}"
-    if name not in allowed:
-        raise UserError(
-            f"{where}: config.model.architecture={architecture!r} cannot have {name}."
-            + nearest(name, allowed)
-        )
-    if name in ("bert", "sop") and parts > 1:
-        raise UserError(f"{where}: {name} has pairs to tell apart, and cannot be mixed.")
 
 
 class Mixture(Windows):

@@ -2,13 +2,80 @@
 
 # Shapes: B batch, L length, D model width, V vocabulary.
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from lm_jax.models.layers import softcap
+from lm_jax.config import ModelConfig, resolved
+from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
 from lm_jax.sharding import einsum, shard, ways
 
 WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one device
+
+
+class Network(nnx.Module):
+    """What a language model does with its hidden states. A kind of model has an `embed` and its own
+    `forward(batch, key)`, which gives them.
+    """
+
+    embed: Any
+    forward: Any
+
+    def __init__(self, config: ModelConfig):
+        if "auto" in (
+            config.attention,
+            config.dtype,
+        ):  # a run has decided, maybe for another machine
+            config = resolved(config, jax.default_backend())
+        self.config = config
+
+    def make_head(self, rngs: nnx.Rngs) -> None:
+        """The weights of the head, where it has any of its own."""
+        config = self.config
+        if not config.tie_embeddings:
+            std = std_of(config, config.dim)
+            self.head = weight(rngs, (config.vocab_size, config.dim), ("vocab", "embed"), std)
+        if config.head_transform:
+            self.head_transform = HeadTransform(config, rngs=rngs)
+        if config.head_bias:
+            self.head_bias = constant((config.vocab_size,), ("vocab",), 0.0)
+
+    def __call__(self, tokens_BL: jax.Array, **more: Any) -> jax.Array:
+        """Logits [B, L, V] float32 at each token; `more` as in `hidden`."""
+        return self.logits(self.hidden(tokens_BL, **more))
+
+    def hidden(self, tokens_BL: jax.Array, key: jax.Array | None = None, **more: Any) -> jax.Array:
+        """Last hidden states [B, L, D]; `more`: what else `forward` takes of a batch.
+
+        key: a random key turns dropout on.
+        """
+        return self.forward({"tokens": tokens_BL, **more}, key)[0]
+
+    def logits(self, x_BLD: jax.Array) -> jax.Array:
+        """Logits [B, L, V] float32 of hidden states."""
+        return read(self.head_states(x_BLD), self.readout(), self.config.logit_softcap)
+
+    def head_states(self, x_BLD: jax.Array) -> jax.Array:
+        """What the head reads of hidden states, [B, L, D]."""
+        x_BLD = self.head_transform(x_BLD) if self.config.head_transform else x_BLD
+        scale = self.config.logit_scale
+        return x_BLD if scale == 1.0 else x_BLD * jnp.asarray(scale, x_BLD.dtype)
+
+    def readout(self) -> dict[str, jax.Array]:
+        """The head's table [V, D], and its bias [V] where it has one."""
+        bias = {"bias": self.head_bias[...]} if self.config.head_bias else {}
+        return {"table": self.output_table(), **bias}
+
+    def output_table(self) -> jax.Array:
+        """The head's weights [V, D]; the token embeddings when tied."""
+        return (self.embed.tokens if self.config.tie_embeddings else self.head)[...]
+
+    def log_probs(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """log p(target) [B, L] float32 of batch["targets"], in nats."""
+        x_BLD = self.head_states(self.forward(batch)[0])
+        return log_probs(x_BLD, self.readout(), batch["targets"], self.config.logit_softcap)
 
 
 def read(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> jax.Array:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax.config import ModelConfig, resolved
-from lm_jax.models.head import log_probs, read
+from lm_jax.config import ModelConfig
+from lm_jax.models.head import Network
 from lm_jax.models.layers import Embed, Norm, constant, dropout, std_of, weight
 from lm_jax.models.recurrence import CELLS, recurrence
 from lm_jax.sharding import shard
@@ -80,7 +80,7 @@ def end(start_DB, x_LDB, count_B):
     return jnp.where(count_B[None] == 0, start_DB, after_DB)
 
 
-class Recurrent(nnx.Module):
+class Recurrent(Network):
     """Recurrent language model, config.architecture rnn, lstm or gru: `Recurrent(ModelConfig(
     architecture="lstm"), rngs=nnx.Rngs(0))(tokens)` gives logits.
 
@@ -88,29 +88,13 @@ class Recurrent(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        if "auto" in (config.attention, config.dtype):
-            config = resolved(config, jax.default_backend())
-        self.config = config
+        super().__init__(config)
+        config = self.config
         self.embed = Embed(dataclasses.replace(config, positions="none"), rngs=rngs)
         self.layers = Layers(config, rngs=rngs)
-        V, D = config.vocab_size, config.dim
         if config.final_norm:
             self.norm = Norm(config, rngs=rngs)
-        if not config.tie_embeddings:
-            self.head = weight(rngs, (V, D), ("vocab", "embed"), std_of(config, D))
-        if config.head_bias:
-            self.head_bias = constant((V,), ("vocab",), 0.0)
-
-    def __call__(self, tokens_BL: jax.Array, **more: Any) -> jax.Array:
-        """Logits [B, L, V] float32 at each token; `more` as in `hidden`."""
-        return self.logits(self.hidden(tokens_BL, **more))
-
-    def hidden(self, tokens_BL: jax.Array, key: jax.Array | None = None, **more: Any) -> jax.Array:
-        """Last hidden states [B, L, D]; `more`: what else `forward` takes of a batch.
-
-        key: a random key turns dropout on.
-        """
-        return self.forward({"tokens": tokens_BL, **more}, key)[0]
+        self.make_head(rngs)
 
     def forward(
         self,
@@ -129,28 +113,6 @@ class Recurrent(nnx.Module):
         start = self.init_state(len(tokens_BL)) if state is None else state
         x_BLD, state_after = self.layers(self.embedded(tokens_BL), keep(batch), start, key)
         return self.normed(x_BLD), {} if state is None else {"state": state_after}
-
-    def logits(self, x_BLD: jax.Array) -> jax.Array:
-        """Logits [B, L, V] float32 of hidden states."""
-        return read(self.head_states(x_BLD), self.readout(), self.config.logit_softcap)
-
-    def head_states(self, x_BLD: jax.Array) -> jax.Array:
-        """What the head reads of hidden states, [B, L, D]."""
-        return x_BLD * jnp.asarray(self.config.logit_scale, x_BLD.dtype)
-
-    def readout(self) -> dict[str, jax.Array]:
-        """The head's table [V, D], and its bias [V] where it has one."""
-        bias = {"bias": self.head_bias[...]} if self.config.head_bias else {}
-        return {"table": self.output_table(), **bias}
-
-    def output_table(self) -> jax.Array:
-        """The head's weights [V, D]; the token embeddings when tied."""
-        return (self.embed.tokens if self.config.tie_embeddings else self.head)[...]
-
-    def log_probs(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """log p(target) [B, L] float32 of batch["targets"], in nats."""
-        x_BLD = self.head_states(self.forward(batch)[0])
-        return log_probs(x_BLD, self.readout(), batch["targets"], self.config.logit_softcap)
 
     def init_state(self, batch: int) -> Carried:
         """The state of `batch` rows that have seen nothing: h, and c of an LSTM, [N, B, D]."""

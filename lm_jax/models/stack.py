@@ -104,7 +104,7 @@ class Stack(nnx.Module):
         sights: by the letters of the pattern. memory: (mask, states of an encoder [B, S, D] or the
         layers' keys of them, [N, B, S, K, H]).
         """
-        config, kinds = self.config, kinds_of(self.config)
+        config, kinds = self.config, self.config.kinds
         keys = None if key is None else jax.random.split(key, self.layers)
         mask, states = memory or (None, None)
         keyed = isinstance(states, dict)
@@ -150,11 +150,6 @@ class Stack(nnx.Module):
         if self.config.positions == "alibi":
             return alibi(self.config, distance_BLS)
         return self.relative(distance_BLS) if self.config.positions == "relative" else None
-
-
-def kinds_of(config: ModelConfig) -> str:
-    """The letters of one period: l local, g global."""
-    return config.layer_pattern if config.window else "g"
 
 
 def split(tree: Any, at: int) -> tuple[Any, Any]:

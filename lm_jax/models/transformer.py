@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax.config import ModelConfig, resolved
+from lm_jax.config import ModelConfig
 from lm_jax.errors import UserError
 from lm_jax.models.attention import Cache
-from lm_jax.models.head import log_probs, read
+from lm_jax.models.head import Network
 from lm_jax.models.kernels import Mask
-from lm_jax.models.layers import Embed, HeadTransform, Pooler, constant, dropout, std_of, weight
+from lm_jax.models.layers import Embed, Pooler, dropout
 from lm_jax.models.positions import rotations
-from lm_jax.models.stack import Sight, Stack, kinds_of
+from lm_jax.models.stack import Sight, Stack
 from lm_jax.sharding import shard
 
 Batch = dict[str, jax.Array]
 
 
-class Transformer(nnx.Module):
+class Transformer(Network):
     """`Transformer(ModelConfig(...), rngs=nnx.Rngs(0))(tokens)` gives logits.
 
     config.architecture: decoder (GPT, Llama), encoder (BERT) or encoder_decoder (T5; Vaswani et al.
@@ -34,12 +34,8 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        if "auto" in (
-            config.attention,
-            config.dtype,
-        ):  # a run has decided already, maybe for another machine
-            config = resolved(config, jax.default_backend())
-        self.config = config
+        super().__init__(config)
+        config = self.config
         self.embed = Embed(config, rngs=rngs)
         kind = config.architecture
         if kind != "decoder":
@@ -47,26 +43,9 @@ class Transformer(nnx.Module):
             self.encoder = Stack(config, layers, causal=False, rngs=rngs)
         if kind != "encoder":
             self.decoder = Stack(config, cross=kind == "encoder_decoder", rngs=rngs)
-        if not config.tie_embeddings:
-            std = std_of(config, config.dim)
-            self.head = weight(rngs, (config.vocab_size, config.dim), ("vocab", "embed"), std)
-        if config.head_transform:
-            self.head_transform = HeadTransform(config, rngs=rngs)
-        if config.head_bias:
-            self.head_bias = constant((config.vocab_size,), ("vocab",), 0.0)
+        self.make_head(rngs)
         if config.pooler:
             self.pooler = Pooler(config, rngs=rngs)
-
-    def __call__(self, tokens_BL: jax.Array, **more: Any) -> jax.Array:
-        """Logits [B, L, V] float32 at each token; `more` as in `hidden`."""
-        return self.logits(self.hidden(tokens_BL, **more))
-
-    def hidden(self, tokens_BL: jax.Array, key: jax.Array | None = None, **more: Any) -> jax.Array:
-        """Last hidden states [B, L, D]; `more`: what else `forward` takes of a batch.
-
-        key: a random key turns dropout on.
-        """
-        return self.forward({"tokens": tokens_BL, **more}, key)[0]
 
     def forward(
         self, batch: Batch, key: jax.Array | None = None
@@ -107,40 +86,13 @@ class Transformer(nnx.Module):
             seen = (seen > 0).astype(segments.dtype)
         return (Mask(causal=False, segments=segments, key_segments=seen), y_BSD), aux
 
-    def logits(self, x_BLD: jax.Array) -> jax.Array:
-        """Logits [B, L, V] float32 of hidden states."""
-        return read(self.head_states(x_BLD), self.readout(), self.config.logit_softcap)
-
-    def head_states(self, x_BLD: jax.Array) -> jax.Array:
-        """What the head reads of hidden states, [B, L, D]."""
-        x_BLD = self.head_transform(x_BLD) if self.config.head_transform else x_BLD
-        scale = self.config.logit_scale
-        return x_BLD if scale == 1.0 else x_BLD * jnp.asarray(scale, x_BLD.dtype)
-
-    def readout(self) -> dict[str, jax.Array]:
-        """The head's table [V, D], and its bias [V] where it has one."""
-        bias = {"bias": self.head_bias[...]} if self.config.head_bias else {}
-        return {"table": self.output_table(), **bias}
-
-    def output_table(self) -> jax.Array:
-        """The head's weights [V, D]; the token embeddings when tied."""
-        return (self.embed.tokens if self.config.tie_embeddings else self.head)[...]
-
-    def log_probs(self, batch: Batch) -> jax.Array:
-        """log p(target) [B, L] float32 of batch["targets"], in nats."""
-        x_BLD = self.head_states(self.forward(batch)[0])
-        return log_probs(x_BLD, self.readout(), batch["targets"], self.config.logit_softcap)
-
     def init_cache(self, batch: int, length: int, **inputs: jax.Array) -> Cache:
         """An empty cache of `length` slots for `batch` rows: k and v [N, B, S, K, H], and how many
         are filled.
 
-        inputs: those of an encoder_decoder, which is run here once. Raises UserError for an
-        encoder, which continues no text.
+        inputs: those of an encoder_decoder, which is run here once.
         """
         config = self.config
-        if config.architecture == "encoder":
-            raise UserError("an encoder (BERT) continues no text; it fills in what is masked.")
         rows = (config.num_layers, batch, length, config.kv_heads)
         axes = (None, "batch", None, "heads", None)
         sizes = {"k": config.head_size, "v": config.value_size}
@@ -196,6 +148,6 @@ class Transformer(nnx.Module):
                 rotations(config, positions_BL, kind) if config.positions == "rope" else None,
                 bias,
             )
-            for kind in dict.fromkeys(kinds_of(config))
+            for kind in dict.fromkeys(config.kinds)
         }
         return stack(x_BLD, sights, memory, cache, keys[1])

@@ -48,7 +48,7 @@ ABSENT = object()
 )
 def test_windows_stand_at_the_layers_where_transformers_has_them(name, changes, window, layers):
     config = options(name, **changes)
-    assert (config.window, pattern.letters_of(config)) == (window, layers)
+    assert (config.window, pattern.repeated(config.kinds, config.num_layers)) == (window, layers)
 
 
 def test_a_pattern_is_as_short_as_it_can_be():

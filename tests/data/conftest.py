@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lm_jax.config import Config
+from lm_jax.config_check import OF_PAIRS
 from lm_jax.data import views
 from lm_jax.data.store import TokenStore
 from lm_jax.data.tokenizer import Tokenizer, train
@@ -66,9 +67,10 @@ def library(tmp_path_factory):
 
 
 def configured(objective, length, architecture="decoder", packed=True, vocab_size=768, **loss):
+    of_pairs = {"pooler": True, "token_types": 2} if objective in OF_PAIRS else {}
     return Config.parse(
         {
-            "model": {"architecture": architecture, "vocab_size": vocab_size},
+            "model": {"architecture": architecture, "vocab_size": vocab_size, **of_pairs},
             "data": {"sequence_length": length, "packed": packed},
             "loss": {"objective": objective, **loss},
         }

@@ -1,0 +1,53 @@
+"""How do plain values become the dataclasses of a config, and in what do two configs differ?"""
+
+import contextlib
+import dataclasses
+import math
+import typing
+from typing import Any
+
+from lm_jax.errors import UserError, nearest
+
+
+def from_dict(cls: Any, values: dict[str, Any], prefix: str = "config") -> Any:
+    """A dataclass of `cls` from plain values; raises UserError on an unknown name or wrong type."""
+    if not isinstance(values, dict):
+        names = ", ".join(typing.get_type_hints(cls))
+        raise UserError(f"{prefix}={values!r}: expected a group of fields: {names}.")
+    hints, found = typing.get_type_hints(cls), {}
+    for name, value in values.items():
+        where = f"{prefix}.{name}"
+        if name not in hints:
+            raise UserError(f"{where}: no such field.{nearest(name, hints)}")
+        found[name] = (
+            from_dict(hints[name], value, where)
+            if dataclasses.is_dataclass(hints[name])
+            else typed(value, hints[name], where)
+        )
+    return cls(**found)
+
+
+def typed(value: Any, hint: type, where: str) -> Any:
+    """`value` as `hint` (whole numbers and '1e-4' pass as float); raises UserError."""
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}={value}: must be finite.")
+    return value
+
+
+def differences(config: Any, other: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """[(field, value in config, value in other)] of two configs of one class, in order."""
+    rows = []
+    for field in dataclasses.fields(config):
+        a, b = getattr(config, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(a):
+            rows += differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            rows.append((prefix + field.name, a, b))
+    return rows
