@@ -16,7 +16,8 @@ from absl import app, flags
 from lm_jax.config import DataConfig
 from lm_jax.data.clean import tidy
 from lm_jax.data.sources import documents
-from lm_jax.data.tokenizer import SAMPLE_BYTES, Tokenizer, chunks, cores, train
+from lm_jax.data.tokenizer import Tokenizer, chunks, cores
+from lm_jax.data.tokenizer_training import SAMPLE_BYTES, train
 from lm_jax.prepare import prepare
 
 INPUT = flags.DEFINE_string("input", "stdlib", "Text, as for lm_jax.prepare.")

@@ -24,6 +24,6 @@ for stack in "${which[@]}"; do
     setup test ".venv-$stack" "$constraints" python3.13
     say "== $stack: $("$python" -c 'import importlib.metadata as m, sys
 print("Python", sys.version.split()[0], *(f"{n} {m.version(n)}" for n in ("jax", "flax", "numpy")), sep=", ")')"
-    "$python" -m pytest -m "not parity" "$@" || failed+=("$stack")
+    "$python" -m pytest -m "not parity and not slow" "$@" || failed+=("$stack")
 done
 if [ ${#failed[@]} -gt 0 ]; then fail "the suite fails on: ${failed[*]}" 1; fi

@@ -10,13 +10,10 @@ from typing import Any
 import jax
 
 from lm_jax import report, rundir
-from lm_jax.baselines import baselines
+from lm_jax.baselines import LABELS, baselines
 from lm_jax.config import Config
 from lm_jax.heldout import Heldout
 from lm_jax.metrics import replace_text
-
-NAMES = {"model": "this model", "xz": "xz -9", "byte_5gram": "Kneser-Ney 5-gram, bytes",
-         "token_5gram": "Kneser-Ney 5-gram, tokens"}  # fmt: skip
 
 
 def finish(config: Config, workdir: Path, state: Any, heldout: Heldout, seconds: float) -> None:
@@ -77,7 +74,8 @@ def table(summary: dict[str, Any]) -> str:
     if "bpb" not in summary["model"]:
         found = (f"{name} {value:,.4g}" for name, value in summary["model"].items())
         return f"held-out text: {'  '.join(found)}"
+    names = {**LABELS, "model": "this model"}
     figures = {"model": summary["model"]["bpb"], **summary.get("baselines", {})}
-    rows = [f"{NAMES.get(name, name):<28}{bpb:7.4f}" for name, bpb in
+    rows = [f"{names.get(name, name):<28}{bpb:7.4f}" for name, bpb in
             sorted(figures.items(), key=lambda row: row[1])]  # fmt: skip
     return "\n".join([f"{'held-out text':<28}bits per byte", *rows])

@@ -86,7 +86,7 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
     metadata only: the split follows the text.
     """
     from lm_jax.data.corpus import Corpus
-    from lm_jax.data.tokenizer import SAMPLE_BYTES, train
+    from lm_jax.data.tokenizer_training import SAMPLE_BYTES, train
     from lm_jax.data.writer import Writer, refuse_existing, unfinished
 
     started = time.monotonic()

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax import metrics
+from lm_jax.baselines import LABELS
 from lm_jax.chart import Series, line_chart
 from lm_jax.config import Config
 from lm_jax.report_style import STYLE
 
-# How the fields of summary.json are called on the page; any other is shown under its own name.
-BASELINES = {"xz": "xz -9", "byte_5gram": "byte 5-gram", "token_5gram": "token 5-gram"}
 MOST_SAMPLES = 6
 
 
@@ -78,7 +77,7 @@ def _headline(summary: dict, evals: Sequence[dict]) -> str:
     if model is None and (known := [r["bpb"] for r in evals if _is_number(r.get("bpb"))]):
         model, where = known[-1], "held-out text, last evaluation of the run"
     baselines = _numbers(summary.get("baselines"))
-    bars = [(BASELINES.get(k, k), v, "rival") for k, v in baselines.items()]
+    bars = [(LABELS.get(k, k), v, "rival") for k, v in baselines.items()]
     if model is not None:
         bars.append(("this model", model, "ours"))
     if not bars:
@@ -105,7 +104,7 @@ def _verdict(model: float | None, baselines: Mapping[str, float]) -> str:
         return "The model was not evaluated."
     if not baselines:
         return f"The model needs {model:.3f} bits per byte. No baseline was measured."
-    names = {k: f"the {BASELINES.get(k, k)}".replace("the xz", "xz") for k in baselines}
+    names = {k: f"the {LABELS.get(k, k)}".replace("the xz", "xz") for k in baselines}
     beaten = [names[k] for k, v in baselines.items() if model < v]
     text = [f"the model beats {_list(beaten)}"] if beaten else []
     text += [
@@ -162,7 +161,7 @@ def _curves(train: Sequence[dict], evals: Sequence[dict], baselines: Mapping[str
 
     gnorm = [y for _, y in curve(train, "gnorm") if y > 0]
     wide = bool(gnorm) and max(gnorm) > 30 * min(gnorm)
-    rivals = [(BASELINES.get(k, k), v) for k, v in baselines.items()]
+    rivals = [(LABELS.get(k, k), v) for k, v in baselines.items()]
     charts = [
         line_chart("Loss", "nats a token", both("loss")),
         line_chart("Bits per byte", "bits", both("bpb"), rivals),

@@ -19,7 +19,8 @@ from lm_jax import rundir, sharding
 from lm_jax.checkpoint import Checkpoints, SavedSteps
 from lm_jax.config import Config, MeshConfig
 from lm_jax.data.store import TokenStore
-from lm_jax.data.tokenizer import Tokenizer, train
+from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.tokenizer_training import train
 from lm_jax.data.writer import Writer
 from lm_jax.train_step import init_state
 

@@ -9,7 +9,8 @@ import pytest
 from test_language_model import CONFIG, save_run
 
 import lm_jax
-from lm_jax.data.tokenizer import Tokenizer, train
+from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.tokenizer_training import train
 from lm_jax.data.writer import Writer
 from lm_jax.errors import DataError
 from lm_jax.evaluate import on_heldout, on_text, table

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm_jax.config import ModelConfig
-from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row, sized
+from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row
 from lm_jax.convert.safetensors_file import Tensor
+from lm_jax.convert.values import sized
 from lm_jax.errors import UserError
 
 BLOCK = "encoder/blocks"

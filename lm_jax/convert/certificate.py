@@ -95,32 +95,19 @@ def compare(path: Path, model: Transformer, tokenizer: Any) -> dict[str, Any]:
         here, there = np.asarray(forward(model, said, inputs)), logits_there(said)
         largest = float(np.abs(here - there).max())
         most = TOLERANCE * max(1e-2, float(np.abs(there).max()))
-        greedy, near = {"tokens": 0, "equal": 0}, True
+        tokens = equal = 0
+        near = True
         if config.architecture != "encoder":
             said = said[:1, :1] if both else begin[:1]
-            count = min(GREEDY, config.max_length - said.shape[1])
-            read = [*ids[:1]] if both else []
-            columns = [
-                *generate(model, [*said], count, jax.random.key(0), temperature=0.0, inputs=read)
-            ]
-            ours = np.stack(columns, 1)[0]
-            theirs.generation_config = transformers.GenerationConfig(
-                max_new_tokens=count, do_sample=False, pad_token_id=0,
-                use_cache=not both,  # theirs fails where the stacks differ in depth
-                decoder_start_token_id=int(said[0, 0]) if both else None,
-            )  # fmt: skip
-            asked = {"input_ids": ids[:1], first: said}
-            written = theirs.generate(**{name: torch.tensor(x) for name, x in asked.items()})
-            other = written.numpy()[0, said.shape[1] :]
-            equal = int(np.argmin([*(ours == other), False]))
-            greedy = {"tokens": count, "equal": equal}
-            if equal < count:  # or two tokens that are as likely
+            ours, other = greedy(model, theirs, said, ids[:1] if both else None)
+            tokens, equal = len(ours), int(np.argmin([*(ours == other), False]))
+            if equal < tokens:  # or two tokens that are as likely
                 row = logits_there(np.concatenate([said, other[None, :equal]], 1))[0, -1]
                 near = bool(abs(row[ours[equal]] - row[other[equal]]) <= most)
     return {
         "verdict": "proven" if largest <= most and near else "failed",
         "why": f"in transformers, logits differ by {largest:.2g} at most, "
-        f"{greedy['equal']} of {greedy['tokens']} greedy tokens are equal",
+        f"{equal} of {tokens} greedy tokens are equal",
         "architecture": architecture,
         "logits": {
             "largest_difference": largest,
@@ -128,8 +115,29 @@ def compare(path: Path, model: Transformer, tokenizer: Any) -> dict[str, Any]:
             "shape": here.shape,
             "ids": "random" if tokenizer is None else "text",
         },
-        "greedy": greedy,
+        "greedy": {"tokens": tokens, "equal": equal},
     }
+
+
+def greedy(model: Transformer, theirs: Any, said: np.ndarray, read: Any) -> tuple[Any, Any]:
+    """What both write after `said` [1, L], taking the likeliest token: ids, and ids [GREEDY] or
+    fewer. read [1, L]: what an encoder_decoder has read; else None.
+    """
+    import torch
+    import transformers
+
+    count, both = min(GREEDY, model.config.max_length - said.shape[1]), read is not None
+    columns = generate(model, [*said], count, jax.random.key(0), temperature=0.0,
+                       inputs=[*read] if both else ())  # fmt: skip
+    ours = np.stack([*columns], 1)[0]
+    theirs.generation_config = transformers.GenerationConfig(
+        max_new_tokens=count, do_sample=False, pad_token_id=0,
+        use_cache=not both,  # theirs fails where the stacks differ in depth
+        decoder_start_token_id=int(said[0, 0]) if both else None,
+    )  # fmt: skip
+    asked = {"input_ids": read, "decoder_input_ids": said} if both else {"input_ids": said}
+    written = theirs.generate(**{name: torch.tensor(x) for name, x in asked.items()})
+    return ours, written.numpy()[0, said.shape[1] :]
 
 
 def ids_of(config: Any, tokenizer: Any) -> np.ndarray:

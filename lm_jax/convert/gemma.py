@@ -8,8 +8,9 @@ from typing import Any
 
 from lm_jax.config import ModelConfig
 from lm_jax.convert import llama, rope, windows
-from lm_jax.convert.mapping import ACTIVATIONS, REQUIRED, Option, short, sized
+from lm_jax.convert.mapping import ACTIVATIONS, REQUIRED, Option
 from lm_jax.convert.pattern import joined
+from lm_jax.convert.values import short, sized
 from lm_jax.errors import UserError
 
 SLIDING, FULL = windows.LETTERS

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm_jax.checkpoint import flatten
 from lm_jax.config import ModelConfig
 from lm_jax.convert import bert, gemma, gpt2, llama, mistral, olmo2, qwen, t5
-from lm_jax.convert.mapping import Family, Row, check_model, layers_of, short, sizes_of
+from lm_jax.convert.mapping import Family, Row, check_model, layers_of, sizes_of
 from lm_jax.convert.safetensors_file import (
     WEIGHTS,
     Tensor,
@@ -25,6 +25,7 @@ from lm_jax.convert.safetensors_file import (
     tensors,
     write,
 )
+from lm_jax.convert.values import short
 from lm_jax.errors import CheckpointError, MachineError, UserError, nearest
 from lm_jax.models import Transformer
 from lm_jax.sharding import mesh_is_set

@@ -10,13 +10,13 @@ import numpy as np
 
 from lm_jax.config import MeshConfig, ModelConfig, of_model
 from lm_jax.config_check import check
-from lm_jax.config_values import differences, typed
+from lm_jax.config_values import differences
 from lm_jax.convert.pattern import MOST_LAYERS, repeated, shortest
 from lm_jax.convert.safetensors_file import Tensor
+from lm_jax.convert.values import chosen, short, sized
 from lm_jax.errors import UserError, nearest
 
 REQUIRED = object()  # an Option that config.json must give
-MOST = 2**31  # no size of a model is larger; also keeps a hostile config.json from long loops
 ACTIVATIONS = {  # theirs -> ours; of several names for one function the first is written
     "silu": "silu",
     "swish": "silu",
@@ -284,24 +284,3 @@ def check_model(config: ModelConfig, where: str, mesh: Mapping[str, int] | None 
         check(of_model(config, sequence_length=1, mesh=MeshConfig(**(mesh or {}))))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def sized(value: Any, hint: Any, where: str) -> Any:
-    """`value` if it is of the type `hint` and of a size that a model can have."""
-    value = typed(value, hint, where)
-    if hint in (int, float) and not 0 <= value < MOST:
-        raise UserError(f"{where}={short(value)}: must be at least 0 and below {MOST}.")
-    return value
-
-
-def chosen(names: Mapping[str, str], value: Any, where: str) -> str:
-    """Our word for theirs."""
-    if not isinstance(value, str) or value not in names:
-        raise UserError(f"{where}={short(value)}: not supported.{nearest(str(value)[:100], names)}")
-    return names[value]
-
-
-def short(value: Any) -> str:
-    """`value` as it fits one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

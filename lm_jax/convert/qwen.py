@@ -7,8 +7,9 @@ from typing import Any
 from lm_jax.config import ModelConfig
 from lm_jax.config_values import typed
 from lm_jax.convert import llama, windows
-from lm_jax.convert.mapping import REQUIRED, sized
+from lm_jax.convert.mapping import REQUIRED
 from lm_jax.convert.pattern import joined, repeated
+from lm_jax.convert.values import sized
 
 
 def read(values: dict[str, Any], where: str) -> dict[str, Any]:

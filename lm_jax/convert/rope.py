@@ -3,7 +3,7 @@
 from typing import Any
 
 from lm_jax.config import ModelConfig
-from lm_jax.convert.mapping import chosen, short, sized
+from lm_jax.convert.values import chosen, short, sized
 from lm_jax.errors import UserError, nearest
 
 KEYS = ("rope_theta", "rope_scaling", "rope_parameters")

@@ -10,8 +10,9 @@ import numpy as np
 
 from lm_jax.config import ModelConfig
 from lm_jax.config_values import typed
-from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row, chosen, layers_of, short, sized
+from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row, layers_of
 from lm_jax.convert.safetensors_file import WEIGHTS, Tensor
+from lm_jax.convert.values import chosen, short, sized
 from lm_jax.errors import UserError
 
 OPTIONS = (

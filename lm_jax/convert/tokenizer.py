@@ -40,8 +40,8 @@ def export_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) ->
     It then gives the ids of `tokenizer.encode`, of any text: no bos and eos, spaces as they are,
     and text that looks like a special token is text. There are two exceptions. Where a text has
     MAX_CHUNK characters without a line end, it is cut here and not there. And unigram pieces of
-    equal score may be chosen otherwise when the scores are not those of `train`, which are exact in
-    float32 (data.tokenizer.SCORE_STEPS). Texts are decoded as here; of ids that are no UTF-8
+    equal score may be chosen otherwise when the scores are not those of tokenizer_training, which
+    are exact in float32 (SCORE_STEPS). Texts are decoded as here; of ids that are no UTF-8
     together, bpe makes more U+FFFD there.
 
     `directory` may hold the model already. Raises UserError when it holds a tokenizer.

@@ -7,8 +7,8 @@ A sliding window there is the number of keys that a query sees, itself among the
 from typing import Any
 
 from lm_jax.config import ModelConfig
-from lm_jax.convert.mapping import short, sized
 from lm_jax.convert.pattern import repeated, shortest
+from lm_jax.convert.values import short, sized
 from lm_jax.errors import UserError, nearest
 
 LETTERS = {"sliding_attention": "l", "full_attention": "g"}

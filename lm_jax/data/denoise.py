@@ -4,6 +4,7 @@ A view is `Windows` whose rows are noised by a key of (seed, epoch, window): the
 host, in any process and after any seek.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ class Pieces(NamedTuple):
         return Pieces(self.ids, *(array[which] for array in self[1:]))
 
 
-class View(Windows):
+class View(Windows, ABC):
     """Windows of `raw_length` tokens that `noised` makes rows of config.data.sequence_length of.
 
     needs: names of the specials that the objective uses.
@@ -80,9 +81,9 @@ class View(Windows):
         key = noise.keys(self.seed or 0, epoch, example)
         return {**self.noised(example, key), "example": example.astype(np.int64)}
 
+    @abstractmethod
     def noised(self, example: np.ndarray, key: np.ndarray) -> Batch:
         """The batch of the windows `example` [n] under `key` [n] uint64."""
-        raise NotImplementedError
 
     def pieces(self, example: np.ndarray, key: np.ndarray, length: int) -> Pieces:
         """The documents in `length` tokens from the start of each window; when not packed, each

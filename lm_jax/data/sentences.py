@@ -1,6 +1,7 @@
 """Does B follow A? Masked pairs of spans of a document: BERT's next sentence, ALBERT's order."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,17 @@ from lm_jax.data.store import TokenStore
 from lm_jax.errors import DataError
 
 SHORT = 0.1  # of the pairs are of a random length: finetuning's texts are (BERT's data code)
+
+
+class Span(NamedTuple):
+    """Text of one document a row, cut in two: arrays [n]."""
+
+    document: np.ndarray  # its number among those that are long enough
+    label: np.ndarray  # whether the pair is not as it stands there
+    start: np.ndarray
+    size: np.ndarray
+    cut: np.ndarray  # tokens of the first part
+    most: np.ndarray  # tokens that the row has room for
 
 
 class SentencePairs(Masked):
@@ -69,34 +81,28 @@ class SentencePairs(Masked):
         size = np.minimum(most, end - start)
         a = 1 + draw(noise.CUT_A, size - 1)
         label = noise.uniform(noise.words(key, noise.ORDER, zero)) < 0.5
-        ids, first, second = self.spans(key, chosen, label, start, a, size, most)
+        ids, first, second = self.spans(key, Span(chosen, label, start, size, a, most))
         cls, sep = ((~self.specials.id(name), 1) for name in ("<cls>", "<sep>"))
         pairs, sizes = weave(ids, cls, first, sep, second, sep)
         return self.laid(n, key, pairs, sizes, first[1], label)
 
-    def spans(
-        self,
-        key: np.ndarray,
-        chosen: np.ndarray,
-        label: np.ndarray,
-        start: np.ndarray,
-        a: np.ndarray,
-        size: np.ndarray,
-        most: np.ndarray,
-    ) -> tuple[np.ndarray, tuple, tuple]:
+    def spans(self, key: np.ndarray, span: Span) -> tuple[np.ndarray, tuple, tuple]:
         """(flat ids, run of A, run of B): B is the rest of the span, or where `label` as many
         tokens as A leaves, of another document.
         """
         zero = np.zeros(len(key), np.int64)
         step = 1 + noise.below(noise.words(key, noise.OTHER, zero), len(self.usable) - 1)
-        begin, end = self.text_of((chosen + step) % len(self.usable))
-        length = np.minimum(most - a, end - begin)
+        begin, end = self.text_of((span.document + step) % len(self.usable))
+        length = np.minimum(span.most - span.cut, end - begin)
         place = noise.below(noise.words(key, noise.OTHER_PLACE, zero), end - begin - length + 1)
-        own, own_ids = self.fetch(start)
+        own, own_ids = self.fetch(span.start)
         other, other_ids = self.fetch(begin + place)
         other += own_ids.size
-        b = np.where(label, other, own + a), np.where(label, length, size - a)
-        return np.concatenate([own_ids, other_ids]), (own, a), b
+        b = (
+            np.where(span.label, other, own + span.cut),
+            np.where(span.label, length, span.size - span.cut),
+        )
+        return np.concatenate([own_ids, other_ids]), (own, span.cut), b
 
     def fetch(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(where, flat ids): tokens `start` [n] and what follows them, from `where` [n] on."""
@@ -134,18 +140,9 @@ class SentenceOrder(SentencePairs):
         """One is enough."""
         return 1
 
-    def spans(
-        self,
-        key: np.ndarray,
-        chosen: np.ndarray,
-        label: np.ndarray,
-        start: np.ndarray,
-        a: np.ndarray,
-        size: np.ndarray,
-        most: np.ndarray,
-    ) -> tuple[np.ndarray, tuple, tuple]:
+    def spans(self, key: np.ndarray, span: Span) -> tuple[np.ndarray, tuple, tuple]:
         """(flat ids, run of A, run of B), both of one span."""
-        begin, ids = self.fetch(start)
-        head, tail = (begin, a), (begin + a, size - a)
-        swap = lambda x, y: tuple(np.where(label, v, u) for u, v in zip(x, y, strict=True))
+        begin, ids = self.fetch(span.start)
+        head, tail = (begin, span.cut), (begin + span.cut, span.size - span.cut)
+        swap = lambda x, y: tuple(np.where(span.label, v, u) for u, v in zip(x, y, strict=True))
         return ids, swap(head, tail), swap(tail, head)

@@ -14,12 +14,13 @@ import pytest
 
 from lm_jax.convert import export_tokenizer
 from lm_jax.convert.tokenizer import splits
-from lm_jax.data import tokenizer as tokenizer_module
+from lm_jax.data import tokenizer_training
 from lm_jax.data.hf_tokenizer import ALPHABET, decoder_steps, piece_bytes, prefix_of
-from lm_jax.data.tokenizer import KINDS, SCORE_STEPS, Tokenizer, train
+from lm_jax.data.tokenizer import KINDS, Tokenizer
+from lm_jax.data.tokenizer_training import SCORE_STEPS, train
 from lm_jax.errors import MachineError, UserError
 
-TEXTS = [inspect.getsource(module) for module in (inspect, string, textwrap, tokenizer_module)]
+TEXTS = [inspect.getsource(module) for module in (inspect, string, textwrap, tokenizer_training)]
 LINES = [line for text in TEXTS for line in text.split("\n")][::9] + [
     "", " ", "  two  and\ttab ", "\r\n\n", "<s></s><unk><pad><0x41>", "<", "\u2581 a\u2581", "\0",
     "na\u00efve \u6771 \U0001f600 e\u0301", "=" * 79, " " * 33 + "x", "-=-==-===",
@@ -121,7 +122,7 @@ def test_overlapping_merges_go_the_way_of_sentencepiece(tmp_path):
 
 def test_unigram_scores_have_exact_sums(monkeypatch):
     tokenizer = train("unigram", TEXTS, 600)
-    monkeypatch.setattr(tokenizer_module, "rounded", lambda model: model)
+    monkeypatch.setattr(tokenizer_training, "rounded", lambda model: model)
     raw = train("unigram", TEXTS, 600)
     assert raw.pieces == tokenizer.pieces
     scores = [tokenizer.processor.get_score(i) for i in range(tokenizer.vocab_size)]

@@ -13,7 +13,8 @@ from lm_jax.config import Config
 from lm_jax.config_check import OF_PAIRS
 from lm_jax.data import views
 from lm_jax.data.store import TokenStore
-from lm_jax.data.tokenizer import Tokenizer, train
+from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.tokenizer_training import train
 from lm_jax.data.writer import Writer
 
 

@@ -10,7 +10,8 @@ import pytest
 from lm_jax.data import store as store_module
 from lm_jax.data import writer as writer_module
 from lm_jax.data.store import TokenStore
-from lm_jax.data.tokenizer import Tokenizer, train
+from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.tokenizer_training import train
 from lm_jax.data.writer import Writer
 from lm_jax.errors import DataError, MachineError
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lm_jax.data import tokenizer as tokenizer_module
-from lm_jax.data.tokenizer import Tokenizer, chunks, train
+from lm_jax.data.tokenizer import Tokenizer, chunks
+from lm_jax.data.tokenizer_training import train
 from lm_jax.errors import DataError
 
 TEXTS = [inspect.getsource(m) for m in (inspect, pickle, string, tokenizer_module)]

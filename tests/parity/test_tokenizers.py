@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lm_jax.convert import export_tokenizer, import_tokenizer
-from lm_jax.data.tokenizer import KINDS, train
+from lm_jax.data.tokenizer import KINDS
+from lm_jax.data.tokenizer_training import train
 from lm_jax.errors import UserError
 
 pytestmark = [

@@ -1,0 +1,30 @@
+"""How is a value of config.json read? With the key it stands under in every complaint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm_jax.config_values import typed
+from lm_jax.errors import UserError, nearest
+
+MOST = 2**31  # no size of a model is larger; also keeps a hostile config.json from long loops
+
+
+def sized(value: Any, hint: Any, where: str) -> Any:
+    """`value` if it is of the type `hint` and of a size that a model can have."""
+    value = typed(value, hint, where)
+    if hint in (int, float) and not 0 <= value < MOST:
+        raise UserError(f"{where}={short(value)}: must be at least 0 and below {MOST}.")
+    return value
+
+
+def chosen(names: Mapping[str, str], value: Any, where: str) -> str:
+    """Our word for theirs."""
+    if not isinstance(value, str) or value not in names:
+        raise UserError(f"{where}={short(value)}: not supported.{nearest(str(value)[:100], names)}")
+    return names[value]
+
+
+def short(value: Any) -> str:
+    """`value` as it fits one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
