@@ -1,7 +1,6 @@
 """Does the exchange take what is out there, in its forms, and refuse what it cannot say?"""
 
 import dataclasses
-import tracemalloc
 from pathlib import Path
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
+from host_memory import peaks, zeros
 from safetensors.numpy import load_file
 
 from lm_jax import convert
@@ -107,11 +106,6 @@ GPT2 = ModelConfig(
 )  # fmt: skip
 
 
-def zeros(config: ModelConfig) -> Transformer:
-    shapes = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-
 def test_export_overwrites_nothing_and_leaves_nothing_half_done(tmp_path, monkeypatch):
     model, path = zeros(GPT2), tmp_path / "out"
     path.mkdir()
@@ -133,19 +127,9 @@ def test_export_overwrites_nothing_and_leaves_nothing_half_done(tmp_path, monkey
 def test_the_host_holds_about_two_tensors_at_a_time(tmp_path):
     # 96 MB of weights in tensors of at most 4 MB.
     config = ModelConfig(vocab_size=128, num_layers=8, dim=128, num_heads=1, mlp_dim=8192)
-    model, largest = zeros(config), 128 * 8192 * 4
-    assert sum(leaf.nbytes for leaf in flatten(model).values()) > 20 * largest
-    convert.export_hf(zeros(GPT2), GPT2, tmp_path / "warm")  # what Python itself allocates once
-    convert.import_hf(tmp_path / "warm")
-    tracemalloc.start()  # numpy's memory is counted, that of jax's arrays is not
-    try:
-        convert.export_hf(model, config, tmp_path / "out")
-        written = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        convert.import_hf(tmp_path / "out")
-        read = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    largest = 128 * 8192 * 4
+    assert sum(leaf.nbytes for leaf in flatten(zeros(config)).values()) > 20 * largest
+    written, read = peaks(config, GPT2, tmp_path)
     # Ours holds two of theirs in one array (gate and up): 3 of theirs at
     # once, and 5 on jax 0.7, which lets go of a layer one call later. All of them are 25.
     assert written < 4 * largest, written

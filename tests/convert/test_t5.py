@@ -1,20 +1,17 @@
 """Are the files of T5 taken as they were written over the years, or refused?"""
 
 import dataclasses
-import tracemalloc
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from host_memory import peaks, zeros
 
 from lm_jax import convert
 from lm_jax.checkpoint import flatten
 from lm_jax.convert import t5
 from lm_jax.errors import UserError
-from lm_jax.models import ModelConfig, Transformer
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 SIZES = {"vocab_size": 8, "d_model": 16, "d_kv": 4, "d_ff": 8, "num_layers": 2, "num_heads": 4}
@@ -144,24 +141,9 @@ def test_the_host_holds_less_than_two_tensors_of_two_stacks_at_a_time(tmp_path):
         read(), vocab_size=64, num_layers=12, encoder_layers=8, dim=128, mlp_dim=4096,
         logit_scale=1.0,
     )  # fmt: skip
-    model, largest = zeros(config), 128 * 4096 * 4
-    assert sum(leaf.nbytes for leaf in flatten(model).values()) > 20 * largest
+    largest = 128 * 4096 * 4
+    assert sum(leaf.nbytes for leaf in flatten(zeros(config)).values()) > 20 * largest
     small = dataclasses.replace(config, num_layers=1, encoder_layers=1, mlp_dim=8)
-    convert.export_hf(zeros(small), small, tmp_path / "warm")  # what Python itself allocates once
-    convert.import_hf(tmp_path / "warm")
-    tracemalloc.start()  # numpy's memory is counted, that of jax's arrays is not
-    try:
-        convert.export_hf(model, config, tmp_path / "out")
-        written = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        convert.import_hf(tmp_path / "out")
-        read_peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    written, read_peak = peaks(config, small, tmp_path)
     assert written < 2 * largest, written / largest
     assert read_peak < 2 * largest, read_peak / largest
-
-
-def zeros(config: ModelConfig) -> Transformer:
-    shapes = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

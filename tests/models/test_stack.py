@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from random_models import make, rebuilt
 
-from lm_jax.models import ModelConfig, Transformer
+from lm_jax.models import ModelConfig
 from lm_jax.models.kernels import Mask
 from lm_jax.models.positions import rotations
 from lm_jax.models.stack import Sight
@@ -47,24 +47,6 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 B, L, S = 2, 10, 7
 RNG = np.random.default_rng(0)
 TOKENS, INPUTS = RNG.integers(0, 24, (B, L)), RNG.integers(0, 24, (B, S))
-
-
-def abstract(config: ModelConfig) -> Transformer:
-    return jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-
-
-@functools.cache
-def make(config: ModelConfig) -> Transformer:
-    """A model whose every parameter is random, by numpy: there is nothing to compile."""
-    rng = np.random.default_rng(1)
-    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape) + 0.1, jnp.float32)
-    return jax.tree.map(draw, abstract(config))
-
-
-def rebuilt(model: Transformer, **changes) -> Transformer:
-    """The same parameters under options that do not change them."""
-    other = abstract(dataclasses.replace(model.config, **changes))
-    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))
 
 
 def influence(model, batch, rows: int):

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_models import abstract, make, rebuilt
 
 from lm_jax.config import MeshConfig
-from lm_jax.models import ModelConfig, Transformer, kernels
+from lm_jax.models import ModelConfig, kernels
 from lm_jax.sharding import make_mesh, shard
 
 LLAMA = ModelConfig(
@@ -25,24 +26,6 @@ GPT2 = ModelConfig(
 )  # fmt: skip
 BOTH = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 TOKENS = np.random.default_rng(0).integers(0, 24, (4, 12))
-
-
-def abstract(config: ModelConfig) -> Transformer:
-    return jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-
-
-@functools.cache
-def make(config: ModelConfig) -> Transformer:
-    """A model whose every parameter is random, by numpy: there is nothing to compile."""
-    rng = np.random.default_rng(1)
-    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape) + 0.1, jnp.float32)
-    return jax.tree.map(draw, abstract(config))
-
-
-def rebuilt(model: Transformer, **changes) -> Transformer:
-    """The same parameters under options that do not change them."""
-    other = abstract(dataclasses.replace(model.config, **changes))
-    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))
 
 
 # Programs that run once: half the time to compile.
