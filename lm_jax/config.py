@@ -19,7 +19,7 @@ from lm_jax.errors import UserError, nearest
 class ModelConfig:
     """The model. The defaults are a small Llama; configs/ has the other families."""
 
-    architecture: str = "decoder"  # encoder, encoder_decoder; or recurrent: rnn, lstm, gru
+    architecture: str = "decoder"  # encoder, encoder_decoder; rnn, lstm, gru; hmm; ngram
     vocab_size: int = 4096  # at least the tokenizer's size; a multiple of 128 is fastest
     num_layers: int = 4  # of the decoder, or of the only stack
     encoder_layers: int = 0  # of the encoder of an encoder_decoder; 0: num_layers
@@ -73,6 +73,7 @@ class ModelConfig:
     experts_per_token: int = 2
     shared_experts: int = 0  # experts that see every token, beside the chosen ones
     capacity_factor: float = 0.0  # tokens an expert takes, in fair shares; 0: all (dropless)
+    order: int = 5  # of an ngram, 1 to 6: tokens of its longest
     dropout: float = 0.0
     init_std: float = 0.02  # of weights; 0: fan_in ** -0.5; / sqrt(2 layers) where a branch ends
     zero_init: bool = False  # what ends a residual branch starts at 0: a block starts as nothing

@@ -17,6 +17,7 @@ OBJECTIVES = {  # that an architecture can have; the first one is what an import
     "lstm": DECODER,
     "gru": DECODER,
     "hmm": ("causal",),
+    "ngram": ("causal",),
 }
 CHOICES = {
     "model.architecture": tuple(OBJECTIVES),
@@ -82,7 +83,7 @@ def need(config: Any, ok: Any, field: str, why: str) -> None:
 def check_model(config: Any) -> None:
     """Can the parts of the model be put together?"""
     model, need_it = config.model, partial(need, config)
-    heads = model.architecture != "hmm"  # whose dim is a number of states
+    heads = model.architecture not in ("hmm", "ngram")  # which have none
     need_it(
         not heads or model.head_dim or model.dim % model.num_heads == 0,
         "model.dim",
@@ -115,6 +116,7 @@ def check_model(config: Any) -> None:
         "model.qk_norm_all",
         "one of model.qk_norm and this.",
     )
+    need_it(1 <= model.order <= 6, "model.order", "must be 1 to 6.")
     most = model.num_experts or model.experts_per_token
     need_it(
         1 <= model.experts_per_token <= most, "model.experts_per_token", f"must be 1 to {most}."

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lm_jax import report, rundir
 from lm_jax.baselines import LABELS, baselines
 from lm_jax.config import Config
 from lm_jax.heldout import Heldout
 from lm_jax.metrics import replace_text
+from lm_jax.models import num_parameters
 
 
 def finish(config: Config, workdir: Path, state: Any, heldout: Heldout, seconds: float) -> None:
@@ -21,7 +20,7 @@ def finish(config: Config, workdir: Path, state: Any, heldout: Heldout, seconds:
     step, store, mesh = int(state.step), heldout.store, heldout.mesh
     summary = {
         "step": step,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.model)),
+        "parameters": num_parameters(state.model),
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": rundir.installed(),

@@ -3,6 +3,7 @@
 import dataclasses
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lm_jax.checkpoint import Checkpoints
 from lm_jax.config import Config, ModelConfig, of_model, resolved
 from lm_jax.data.tokenizer import Tokenizer
 from lm_jax.errors import CheckpointError, UserError
-from lm_jax.models import create
+from lm_jax.models import NGram, create, num_parameters
 from lm_jax.sampling import TEMPERATURE, TOP_P, texts
 from lm_jax.scoring import Result, evaluate
 
@@ -108,7 +109,9 @@ class LanguageModel:
             if batch[segments].shape != ids.shape or not np.isin(batch[segments], (0, 1)).all():
                 raise UserError(f"mask: expected 0 and 1, as many as ids: {ids.shape}.")
         rows = {name: jnp.asarray(np.atleast_2d(x), jnp.int32) for name, x in batch.items()}
-        found = forward(self.model, rows)
+        tokens_BL = rows.pop("tokens")
+        ask = self.model if isinstance(self.model, NGram) else partial(forward, self.model)
+        found = jnp.asarray(ask(tokens_BL, **rows))
         return found[0] if ids.ndim == 1 else found
 
     def _checked(self, name: str, ids: Any) -> np.ndarray:
@@ -134,7 +137,7 @@ class LanguageModel:
     @property
     def num_parameters(self) -> int:
         """Numbers in the model."""
-        return sum(x.size for x in jax.tree.leaves(self.model))
+        return num_parameters(self.model)
 
     def __repr__(self) -> str:
         known = f"{self.tokenizer.vocab_size} tokens" if self.tokenizer else "no tokenizer"
@@ -145,9 +148,8 @@ class LanguageModel:
 
 
 @jax.jit
-def forward(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Logits of a batch, as `model.forward` takes it."""
-    tokens_BL, more = batch["tokens"], {k: x for k, x in batch.items() if k != "tokens"}
+def forward(model: Any, tokens_BL: jax.Array, **more: jax.Array) -> jax.Array:
+    """Logits of a batch."""
     return model(tokens_BL, **more)
 
 
@@ -169,12 +171,21 @@ def load(path: Any, step: int | None = None) -> LanguageModel:
         if "config" not in metadata:
             raise CheckpointError(f"{path}: holds no config; it was not saved by lm_jax.train.")
         config = Config.parse(metadata["config"])
-        model_config = portable(config.model)
-        abstract = jax.eval_shape(lambda: create(model_config, rngs=nnx.Rngs(0)))
         tokenizer = tokenizer_of(path, checkpoints.files(step), metadata, config)
-        model, metadata = checkpoints.restore_model(abstract, step)
+        model, metadata = model_of(config.model, checkpoints, step)
         found = metadata.get("step", checkpoints.steps()[-1] if step is None else step)
     return LanguageModel(model, tokenizer, config, found, str(path), metadata)
+
+
+def model_of(config: ModelConfig, checkpoints: Checkpoints, step: int | None) -> tuple[Any, dict]:
+    """(the model of a checkpoint, its metadata)."""
+    if config.architecture == "ngram":
+        tables, metadata = checkpoints.arrays(step)
+        tables = {name.removeprefix("model/"): table for name, table in tables.items()}
+        return NGram.of_tables(config, tables, metadata["bos_id"]), metadata
+    config = portable(config)
+    abstract = jax.eval_shape(lambda: create(config, rngs=nnx.Rngs(0)))
+    return checkpoints.restore_model(abstract, step)
 
 
 def load_hf(directory: str) -> LanguageModel:

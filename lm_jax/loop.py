@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm_jax import config_check, preflight, rundir, runtime, sharding, summary
+from lm_jax import config_check, counting, preflight, rundir, runtime, sharding, summary
 from lm_jax.checkpoint import Checkpoints
 from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.data import views
@@ -39,6 +39,8 @@ def train(
         )
     runtime.start()
     devices = runtime.devices()
+    counts = asked.model.architecture == "ngram"
+    devices = counting.host(devices) if counts else devices
     mesh = sharding.make_mesh(asked.mesh, devices)
     sharding.check_batch(mesh, asked.batch_size, asked.microbatches)
     # Once more, now that what a -1 stands for is known.
@@ -48,7 +50,7 @@ def train(
     rundir.check(workdir, asked)
     store = rundir.open_store(workdir, config, prepare=not dry_run)
     with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(lambda: init_state(config))
+        abstract: Any = None if counts else jax.eval_shape(lambda: init_state(config))
         print(summary.text(asked, config, workdir, mesh, abstract, store), flush=True)
         if dry_run or store is None:
             return 0
@@ -56,6 +58,8 @@ def train(
             if saved.steps():  # of other data: refused before anything is written
                 rundir.check_data(saved.metadata(), store)
             rundir.create(workdir, asked)
+            if counts:
+                return counting.train(config, Path(workdir), mesh, store, saved)
             if check:
                 print(preflight.run(config, mesh, abstract, workdir), flush=True)
             return Run(config, Path(workdir), mesh, store, saved, abstract).go(profile)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.errors import UserError
+from lm_jax.models.counted import NGram
 from lm_jax.sharding import shard, ways
 
 CHUNK = 8  # tokens a dispatch: Python's share is small, and text still streams
@@ -125,6 +126,8 @@ def generate(
     if allowed is None:
         allowed = np.ones(model.config.vocab_size, bool)
     settings = (np.float32(temperature), np.int32(top_k), np.float32(top_p), np.int32(eos_id))
+    if isinstance(model, NGram):
+        return counted(model, prompts, max_new_tokens, key, settings, allowed)
     return columns(model, prompts, max_new_tokens, key, settings, allowed, padded(inputs))
 
 
@@ -200,6 +203,34 @@ def columns(model, prompts, max_new_tokens, key, settings, allowed_V, inputs):
             yield token_B[:rows]
 
 
+def counted(model, prompts, max_new_tokens, key, settings, allowed_V):
+    """The loop of `generate` for n-grams, whose tables are on the host."""
+    *settings, eos_id = settings
+    rows = [[*map(int, prompt)] for prompt in prompts]
+    keys_B = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(rows)))
+    done_B = np.zeros(len(rows), bool)
+    for _ in range(max_new_tokens):
+        length_B = np.array([len(row) for row in rows], np.int32)
+        token_B = np.asarray(
+            draw(model.next_log_probs(rows), keys_B, length_B, settings, allowed_V)
+        )
+        for row, token in zip(rows, token_B.tolist(), strict=True):
+            row.append(token)
+        if done_B.all():
+            return
+        yield np.where(done_B, NOTHING, token_B)
+        done_B |= token_B == eos_id
+
+
+def drawn(logits_BV, keys_B, length_B, settings, allowed_V):
+    """The next token [B] of each row; its place there gives its key, so no state is carried."""
+    logits_BV = jnp.where(allowed_V[None], logits_BV, NEVER)
+    return sample(logits_BV, jax.vmap(jax.random.fold_in)(keys_B, length_B), *settings)
+
+
+draw = jax.jit(drawn)
+
+
 def padded(inputs: Sequence[Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:
     """What `forward` takes of rows of ids, of any lengths; {} without."""
     if not len(inputs):
@@ -251,10 +282,7 @@ def continued(model, cache, x_BD, done_B, keys_B, settings, allowed_V):
     def step(carry, _):
         cache, x_BD, done_B = carry
         logits_BV = shard(model.logits(x_BD[:, None])[:, 0], None, None)
-        logits_BV = jnp.where(allowed_V[None], logits_BV, NEVER)
-        # The length is the place of the token in its row: a key for each, and no state to carry.
-        step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, shard(cache["length"], None))
-        token_B = sample(logits_BV, step_keys_B, *settings)
+        token_B = drawn(logits_BV, keys_B, shard(cache["length"], None), settings, allowed_V)
         x_BLD, cache = model.decode(token_B[:, None], cache)
         token_B = jnp.where(done_B, NOTHING, token_B)
         return (cache, x_BLD[:, 0], done_B | (token_B == eos_id)), token_B

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lm_jax.data.specials import Specials
 from lm_jax.errors import DataError, UserError
+from lm_jax.models.counted import NGram
 from lm_jax.progress import Progress
 from lm_jax.sharding import shard, ways
 
@@ -176,7 +176,7 @@ def checked(window: int, stride: int, max_length: int) -> tuple[int, int]:
 
 def nats_of(model: Any, batch: Batch) -> Any:
     """Negative log-likelihood of a batch, summed; a model that counts (n-grams) does it here."""
-    if not isinstance(model, nnx.Module):
+    if isinstance(model, NGram):
         return -np.sum(model.log_probs(batch) * batch["weights"])
     return network_nats(model, batch)
 

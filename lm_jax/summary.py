@@ -16,39 +16,21 @@ from lm_jax.metrics import flops_per_token, human, peak_flops
 def text(
     asked: Config, config: Config, workdir: str, mesh: Any, abstract: Any, store: Any | None
 ) -> str:
-    """The start-up screen. `abstract` is the state as shapes with shardings; `store` None: not
-    prepared yet.
+    """The start-up screen. `abstract` is the state as shapes with shardings, None of a model that
+    counts; `store` None: not prepared yet.
     """
-    model, data = config.model, config.data
-    device = mesh.devices.flat[0]
+    data = config.data
     rows: list[tuple[str, str]] = [("run", f"{asked.name} in {Path(workdir)}")]
     changed = [f"{name}={value}" for name, value, _ in differences(asked, Config())]
     rows.append(("not default", "  ".join(changed) or "nothing"))
-    parts = modules(abstract.model)
-    total = sum(parts.values())
-    shares = "  ".join(f"{name} {human(size)}" for name, size in parts.items())
-    rows.append(("parameters", f"{human(total)}: {shares}"))
-    kind = getattr(device, "device_kind", device.platform)
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    rows.append(("mesh", f"{axes} on {mesh.size} {kind}, {jax.process_count()} process(es)"))
-    rows.append(("compute", f"{model.dtype}, attention {model.attention}, remat {model.remat}"))
-    held = sum(bytes_per_device(x) for x in jax.tree.leaves(abstract))
-    limit = memory_limit(device)
-    rows.append((
-        "memory",
-        f"{human(held)}B of parameters and optimizer a device; it has "
-        f"{human(limit) + 'B' if limit else 'an unknown amount'}",
-    ))  # fmt: skip
-    flops = flops_per_token(model, data.sequence_length)
-    peak = peak_flops(kind)
-    speed = f"; peak {human(peak * mesh.size)}FLOP/s" if peak else ""
-    rows.append(
-        ("FLOPs", f"{human(flops)} a token, {human(flops * config.tokens_per_step)} a step{speed}")
-    )
+    if abstract is not None:
+        rows += network(config, mesh, abstract)
     tokens = config.steps * config.tokens_per_step
     amount = f"{human(tokens)} tokens: {config.steps} steps of "
     amount += f"{config.batch_size} x {data.sequence_length}"
-    if store is not None:
+    if abstract is None:
+        amount += ", or all: counted once"
+    elif store is not None:
         amount += f" = {tokens / store.num_tokens('train'):.2f} epochs"
     rows.append(("training", amount))
     if store is None:
@@ -65,6 +47,28 @@ def text(
     rows.append(("outputs", f"{Path(workdir)}/{{checkpoints,metrics.jsonl,tb,report.html}}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
+    """What a network is made of, where it will be, and what it will cost."""
+    model, device, parts = config.model, mesh.devices.flat[0], modules(abstract.model)
+    shares = "  ".join(f"{name} {human(size)}" for name, size in parts.items())
+    kind = getattr(device, "device_kind", device.platform)
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    held = sum(bytes_per_device(x) for x in jax.tree.leaves(abstract))
+    limit = memory_limit(device)
+    has = f"{human(limit)}B" if limit else "an unknown amount"
+    flops = flops_per_token(model, config.data.sequence_length)
+    peak = peak_flops(kind)
+    speed = f"; peak {human(peak * mesh.size)}FLOP/s" if peak else ""
+    step = human(flops * config.tokens_per_step)
+    return [
+        ("parameters", f"{human(sum(parts.values()))}: {shares}"),
+        ("mesh", f"{axes} on {mesh.size} {kind}, {jax.process_count()} process(es)"),
+        ("compute", f"{model.dtype}, attention {model.attention}, remat {model.remat}"),
+        ("memory", f"{human(held)}B of parameters and optimizer a device; it has {has}"),
+        ("FLOPs", f"{human(flops)} a token, {step} a step{speed}"),
+    ]
 
 
 def modules(model: Any) -> dict[str, int]:

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import jax
 from flax import nnx
 
 from lm_jax.config import ModelConfig
+from lm_jax.models.counted import NGram
 from lm_jax.models.hmm import HMM
 from lm_jax.models.recurrent import Recurrent
 from lm_jax.models.transformer import Transformer
 
-__all__ = ["HMM", "ModelConfig", "Recurrent", "Transformer", "create"]
+__all__ = ["HMM", "ModelConfig", "NGram", "Recurrent", "Transformer", "create", "num_parameters"]
 
 CLASSES: dict[str, Any] = {
     **dict.fromkeys(("decoder", "encoder", "encoder_decoder"), Transformer),
@@ -18,6 +20,13 @@ CLASSES: dict[str, Any] = {
 }
 
 
+def num_parameters(model: Any) -> int:
+    """Numbers in a model."""
+    if isinstance(model, NGram):
+        return model.num_parameters
+    return sum(x.size for x in jax.tree.leaves(model))
+
+
 def create(config: ModelConfig, *, rngs: nnx.Rngs) -> Any:
-    """A new model of config.architecture."""
+    """A new network of config.architecture; an ngram is not made but counted (counting.py)."""
     return CLASSES[config.architecture](config, rngs=rngs)
