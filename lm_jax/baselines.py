@@ -12,7 +12,6 @@ from lm_jax.models.ngram import KneserNey
 from lm_jax.progress import Progress
 
 ORDER = 5
-LABELS = {"xz": "xz -9", "byte_5gram": "byte 5-gram", "token_5gram": "token 5-gram"}
 MOST_BYTES = 128 << 20  # of training text that the n-grams count: about 70 bytes of memory for each
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax import report, rundir
-from lm_jax.baselines import LABELS, baselines
+from lm_jax.baselines import baselines
 from lm_jax.config import Config
 from lm_jax.heldout import Heldout
 from lm_jax.metrics import replace_text
@@ -73,7 +73,7 @@ def table(summary: dict[str, Any]) -> str:
     if "bpb" not in summary["model"]:
         found = (f"{name} {value:,.4g}" for name, value in summary["model"].items())
         return f"held-out text: {'  '.join(found)}"
-    names = {**LABELS, "model": "this model"}
+    names = {**report.LABELS, "model": "this model"}
     figures = {"model": summary["model"]["bpb"], **summary.get("baselines", {})}
     rows = [f"{names.get(name, name):<28}{bpb:7.4f}" for name, bpb in
             sorted(figures.items(), key=lambda row: row[1])]  # fmt: skip

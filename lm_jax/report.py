@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax import metrics
-from lm_jax.baselines import LABELS
 from lm_jax.chart import Series, line_chart
 from lm_jax.config import Config
 from lm_jax.report_style import STYLE
 
+# How the baselines of summary.json are called; any other is shown under its own name.
+LABELS = {"xz": "xz -9", "byte_5gram": "byte 5-gram", "token_5gram": "token 5-gram"}
 MOST_SAMPLES = 6
 
 

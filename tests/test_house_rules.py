@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "errors": "",
     "versions": "",
     "config_check": "errors",
-    "config": "errors config_check",
+    "config_values": "errors",
+    "config": "errors config_check config_values",
     "cli": "errors config runtime",
     "sharding": "errors config",
     "models": "errors config sharding",
@@ -32,7 +33,8 @@ MAY_IMPORT = {
     "manifest": "errors",
     "restore": "errors manifest",
     "checkpoint": "errors config sharding manifest restore",
-    "convert": "errors versions config config_check sharding models checkpoint data sampling",
+    "convert": "errors versions config config_check config_values sharding models checkpoint "
+    "data sampling",
     "metrics": "errors config progress",
     "chart": "",
     "report_style": "",
@@ -48,9 +50,9 @@ NEVER = {"tensorflow", "torch", "transformers", "pickle", "cloudpickle", "dill",
 # Inside a function, where it is installed: to compare with.
 BESIDE = {"lm_jax.convert.certificate": {"torch", "transformers"}}
 DRAWERS = {"utils", "util", "common", "base", "core", "helpers", "misc"}
-WITHOUT_JAX = ("errors", "versions", "config", "config_check", "cli", "prepare", "report", "chart",
+WITHOUT_JAX = ("errors", "versions", "config", "config_check", "config_values", "cli", "prepare", "report", "chart",
                "doctor", "metrics", "data", "data.sources", "data.clean", "data.tokenizer",
-               "data.hf_tokenizer", "data.store", "data.writer", "data.examples",
+               "data.tokenizer_training",                "data.hf_tokenizer", "data.store", "data.writer", "data.examples",
                "data.views", "data.inspect")  # fmt: skip
 
 

@@ -82,6 +82,10 @@ def export(lm: Any, path: Path, family: str) -> dict[str, Any]:
     """
     from lm_jax import convert
 
+    kind = lm.config.model.architecture
+    if kind not in ("decoder", "encoder", "encoder_decoder"):
+        also = " (lm_jax.models.arpa writes n-grams for KenLM)" if kind == "ngram" else ""
+        raise UserError(f"config.model.architecture={kind!r}: has no family in transformers{also}.")
     draft = path.with_name(f"{path.name}.unproven")
     convert.export_hf(lm.model, lm.config.model, draft, lm.tokenizer, family=family)
     if lm.tokenizer is not None:

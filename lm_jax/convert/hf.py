@@ -25,6 +25,7 @@ from lm_jax.convert.safetensors_file import (
     tensors,
     write,
 )
+from lm_jax.convert.tokenizer import special_ids
 from lm_jax.convert.values import short
 from lm_jax.errors import CheckpointError, MachineError, UserError, nearest
 from lm_jax.models import Transformer
@@ -162,17 +163,6 @@ def family_of(config: ModelConfig) -> Family:
         else:
             return family
     raise min(errors, key=lambda pair: pair[0])[1]
-
-
-def special_ids(tokenizer: Any, config: ModelConfig) -> dict[str, int | None]:
-    """The ids that begin, end and pad a text, and that a decoder starts from; null, or transformers
-    would take its own defaults.
-    """
-    ids = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
-    if config.architecture == "encoder_decoder":
-        ids["decoder_start"] = ids["bos"]
-    known = lambda value: None if value is None or value < 0 else int(value)
-    return {f"{name}_token_id": known(value) for name, value in ids.items()}
 
 
 def pieces(rows: list[Row], config: ModelConfig) -> dict[str, tuple[int, list[Row]]]:

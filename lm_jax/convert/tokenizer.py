@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lm_jax.config import ModelConfig
 from lm_jax.data.hf_tokenizer import ALPHABET, ROLES, HFTokenizer
 from lm_jax.data.tokenizer import Tokenizer
 from lm_jax.errors import MachineError, UserError
@@ -175,3 +176,14 @@ def reserved(tokenizer: Tokenizer) -> dict[str, int]:
 def shown(data: bytes) -> str:
     """Bytes in the alphabet of ByteLevel."""
     return "".join(ALPHABET[byte] for byte in data)
+
+
+def special_ids(tokenizer: Any, config: ModelConfig) -> dict[str, int | None]:
+    """The ids that begin, end and pad a text, and that a decoder starts from; null, or transformers
+    would take its own defaults.
+    """
+    ids = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
+    if config.architecture == "encoder_decoder":
+        ids["decoder_start"] = ids["bos"]
+    known = lambda value: None if value is None or value < 0 else int(value)
+    return {f"{name}_token_id": known(value) for name, value in ids.items()}

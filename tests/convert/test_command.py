@@ -10,7 +10,11 @@ from commands import Commands
 from safetensors.numpy import load_file
 
 import lm_jax
+from lm_jax.config import Config
+from lm_jax.convert.__main__ import export
 from lm_jax.convert.hf import read_config
+from lm_jax.errors import UserError
+from lm_jax.language_model import LanguageModel
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 
@@ -80,4 +84,20 @@ def test_one_line_and_a_code(run, checkpoint, tmp_path, flags, code, message):
     assert found == code
     assert message in err
     assert len(err.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "objective"), [("bert", "mlm"), ("t5", "span_corruption")])
+def test_an_imported_model_has_an_objective_that_it_can_have(run, tmp_path, name, objective):
+    assert run(f"--from={GOLDEN / name}", f"--to={tmp_path / 'made'}")[0] == 0
+    lm = lm_jax.load(tmp_path / "made")
+    assert (lm.config.loss.objective, lm.metadata["family"]) == (objective, name)
+
+
+@pytest.mark.parametrize(("kind", "hint"), [("ngram", "lm_jax.models.arpa"), ("lstm", "no family")])
+def test_what_transformers_has_not_is_refused_before_anything_is_written(tmp_path, kind, hint):
+    config = Config.parse({"model": {"architecture": kind}})
+    with pytest.raises(UserError, match=f"architecture='{kind}': has no family.*") as error:
+        export(LanguageModel(None, None, config), tmp_path / "out", "")
+    assert hint in str(error.value)
     assert not any(tmp_path.iterdir())
