@@ -50,10 +50,10 @@ NEVER = {"tensorflow", "torch", "transformers", "pickle", "cloudpickle", "dill",
 # Inside a function, where it is installed: to compare with.
 BESIDE = {"lm_jax.convert.certificate": {"torch", "transformers"}}
 DRAWERS = {"utils", "util", "common", "base", "core", "helpers", "misc"}
-WITHOUT_JAX = ("errors", "versions", "config", "config_check", "config_values", "cli", "prepare", "report", "chart",
-               "doctor", "metrics", "data", "data.sources", "data.clean", "data.tokenizer",
-               "data.tokenizer_training",                "data.hf_tokenizer", "data.store", "data.writer", "data.examples",
-               "data.views", "data.inspect")  # fmt: skip
+WITHOUT_JAX = ("errors", "versions", "config", "config_check", "config_values", "cli", "prepare",
+               "report", "chart", "doctor", "metrics", "data", "data.sources", "data.clean",
+               "data.tokenizer", "data.tokenizer_training", "data.hf_tokenizer", "data.store",
+               "data.writer", "data.examples", "data.views", "data.inspect")  # fmt: skip
 
 
 def name_of(path):
