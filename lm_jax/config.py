@@ -141,6 +141,7 @@ class LossConfig:
     spm_rate: float = 0.5  # of these, in the order suffix, prefix, middle
     balance_loss: float = 0.01  # times the load-balance loss of the experts
     router_z_loss: float = 0.001  # times log(Z)^2 of the router
+    label_smoothing: float = 0.0  # share of the uniform distribution in a target (2017: 0.1)
     z_loss: float = 0.0  # times log(Z)^2 (PaLM, section 5)
     chunk_size: int = 0  # positions whose logits exist at once; 0: 256 MiB of them a device
 

@@ -30,7 +30,7 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
     "optimizer.name": ("adamw", "muon"),
-    "optimizer.schedule": ("cosine", "wsd", "constant"),
+    "optimizer.schedule": ("cosine", "wsd", "rsqrt", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
 }
 AT_LEAST_1 = (
@@ -50,7 +50,7 @@ NOT_NEGATIVE = (
     "eval.every", "eval.samples", "eval.sample_tokens", "data.workers", "checkpoint.keep_every",
 )  # fmt: skip
 FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
-             "loss.mask_rate")  # fmt: skip
+             "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
 SHARES = ("loss.fim_rate", "loss.spm_rate")
 RECURRENT = ("rnn", "lstm", "gru")
 

@@ -71,20 +71,27 @@ def cross_entropy(
     (models.head.read).
 
     The logits of `chunk_size` positions exist at a time. z-loss: z log(Z)^2 (PaLM,
-    arXiv:2204.02311, section 5).
+    arXiv:2204.02311, section 5). label_smoothing e: targets are 1 - e of the token and e of the
+    uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
     size = chunk_size(x_BLD.shape, len(readout["table"]), config.chunk_size)
-    part = partial(chunk, z_loss=config.z_loss, cap=cap)
+    part = partial(chunk, config=config, cap=cap)
     if size >= x_BLD.shape[1]:
         return part(x_BLD, readout, targets_BL, weights_BL)
     return chunked(part, size, x_BLD, readout, targets_BL, weights_BL)
 
 
-def chunk(x_BLD, readout, targets_BL, weights_BL, z_loss, cap):
+def chunk(x_BLD, readout, targets_BL, weights_BL, config, cap):
     """The sums of one chunk."""
-    log_p_BL, log_z_BL = target_log_probs(read(x_BLD, readout, cap), targets_BL)
-    nll = -jnp.sum(log_p_BL * weights_BL)
-    return nll + z_loss * jnp.sum(jnp.square(log_z_BL) * weights_BL) if z_loss else nll, nll
+    logits_BLV = read(x_BLD, readout, cap)
+    log_p_BL, log_z_BL = target_log_probs(logits_BLV, targets_BL)
+    total = nll = -jnp.sum(log_p_BL * weights_BL)
+    if config.z_loss:
+        total += config.z_loss * jnp.sum(jnp.square(log_z_BL) * weights_BL)
+    if config.label_smoothing:
+        uniform_BL = log_z_BL - jnp.mean(logits_BLV, -1)  # its cross-entropy
+        total += config.label_smoothing * jnp.sum((uniform_BL + log_p_BL) * weights_BL)
+    return total, nll
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -3,6 +3,7 @@ rate.
 """
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -25,8 +26,8 @@ NOT_DECAYED = ("scale", "bias", "up_bias", "down_bias", "bq", "bk", "bv", "bo", 
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """step -> learning rate: linear warm-up, then cosine, warm-up-stable-decay (arXiv:2404.06395)
-    or constant.
+    """step -> learning rate: linear warm-up, then cosine, warm-up-stable-decay (arXiv:2404.06395),
+    the inverse square root of the step (arXiv:1706.03762, equation 3) or constant.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     end = peak * config.end_fraction
@@ -40,6 +41,9 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         decay = config.decay_steps or max(1, steps // 5)
         parts += [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)]
         bounds.append(max(warmup, steps - decay))
+    elif config.schedule == "rsqrt":
+        first = max(1, warmup)  # a part counts its steps from 0, and is asked before them too
+        parts.append(lambda step: peak * (first / (first + jnp.maximum(step, 0))) ** 0.5)
     else:
         parts.append(optax.constant_schedule(peak))
     return optax.join_schedules(parts, bounds)

@@ -78,7 +78,7 @@ def trained(family, mesh_name, chunk_size=0):
     """[STEPS, 2] losses and gradient norms."""
     config = Config(
         steps=STEPS, batch_size=B, model=FAMILIES[family], data=DataConfig(sequence_length=L),
-        loss=LossConfig(chunk_size=chunk_size),
+        loss=LossConfig(chunk_size=chunk_size, label_smoothing=0.1 * (family == "T5")),
         # Adam makes a step of the rounding of a gradient that is zero (of key biases): eps forbids.
         optimizer=OptimizerConfig(learning_rate=RATES.get(family, 5e-3), warmup_steps=2, eps=1e-5),
     )  # fmt: skip

@@ -21,13 +21,16 @@ WEIGHTS = (rng.random((B, L)) < 0.7).astype(np.float32) * rng.choice([1.0, 0.5],
 )
 
 
-def reference(z_loss=0.0):
+def reference(z_loss=0.0, label_smoothing=0.0):
     """(what is minimised, negative log-likelihood) by the formulas, float64."""
     logits_BLV = X.astype(np.float64) @ TABLE.T.astype(np.float64)
     log_z_BL = np.log(np.exp(logits_BLV).sum(-1))
     nll_BL = log_z_BL - np.take_along_axis(logits_BLV, TARGETS[..., None], 2)[..., 0]
     nll = (nll_BL * WEIGHTS).sum()
-    return nll + z_loss * (log_z_BL**2 * WEIGHTS).sum(), nll
+    q_BLV = np.full(logits_BLV.shape, label_smoothing / V)
+    np.put_along_axis(q_BLV, TARGETS[..., None], 1 - label_smoothing + label_smoothing / V, 2)
+    smooth_BL = -(q_BLV * (logits_BLV - log_z_BL[..., None])).sum(-1)
+    return (smooth_BL * WEIGHTS).sum() + z_loss * (log_z_BL**2 * WEIGHTS).sum(), nll
 
 
 def loss_and_gradients(config, weights=WEIGHTS):
@@ -41,24 +44,25 @@ def loss_and_gradients(config, weights=WEIGHTS):
     return float(loss), float(nll), gradients
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_loss_equals_the_formula_and_chunks_equal_the_whole_with_their_gradients(z_loss):
-    whole = loss_and_gradients(LossConfig(z_loss=z_loss, chunk_size=L))
-    chunked = loss_and_gradients(LossConfig(z_loss=z_loss, chunk_size=4))
-    np.testing.assert_allclose(whole[:2], reference(z_loss), rtol=1e-5)
+@pytest.mark.parametrize("more", [{}, {"z_loss": 0.1}, {"z_loss": 0.1, "label_smoothing": 0.2}])
+def test_loss_equals_the_formula_and_chunks_equal_the_whole_with_their_gradients(more):
+    whole = loss_and_gradients(LossConfig(**more, chunk_size=L))
+    chunked = loss_and_gradients(LossConfig(**more, chunk_size=4))
+    np.testing.assert_allclose(whole[:2], reference(**more), rtol=1e-5)
     np.testing.assert_allclose(chunked[:2], whole[:2], rtol=1e-5)
     for one, other in zip(chunked[2], whole[2], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_of_z_loss_is_that_of_its_formula():
-    _, _, (x_grad, _) = loss_and_gradients(LossConfig(z_loss=0.1, chunk_size=4))
+@pytest.mark.parametrize("more", [{"z_loss": 0.1}, {"label_smoothing": 0.3}])
+def test_the_gradient_is_that_of_the_formula(more):
+    _, _, (x_grad, _) = loss_and_gradients(LossConfig(**more, chunk_size=4))
     step = np.zeros_like(X)
     step[1, 3, 2] = 1e-3
     global_x, found = X.copy(), []
     for sign in (1, -1):
         globals()["X"] = global_x + sign * step
-        found.append(reference(0.1)[0])
+        found.append(reference(**more)[0])
     globals()["X"] = global_x
     np.testing.assert_allclose(x_grad[1, 3, 2], (found[0] - found[1]) / 2e-3, rtol=1e-3)
 

@@ -35,12 +35,17 @@ def test_warm_up_stable_decay_is_flat_until_the_last_fifth():
     assert found == [round(1 / 11, 5), 1.0, 1.0, 1.0, 0.5, 0.0]
 
 
+def test_the_inverse_square_root_is_that_of_the_step():
+    found = rates(1000, (0, 25, 100, 400), warmup_steps=25, schedule="rsqrt")
+    assert found == [round(1 / 26, 5), 1.0, 0.5, 0.25]
+
+
 def test_constant_stays_and_no_warm_up_starts_at_the_peak():
     assert rates(100, (0, 5, 99), warmup_steps=0, schedule="constant") == [1.0, 1.0, 1.0]
     assert rates(100, (0, 100), warmup_steps=0, schedule="cosine") == [1.0, 0.1]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "rsqrt", "constant"])
 def test_no_first_step_is_lost_to_a_rate_of_zero(schedule):
     assert rates(50, (0,), warmup_steps=20, schedule=schedule)[0] > 0
 
