@@ -36,7 +36,10 @@ ROWS = {  # name: (fields of config.model, other fields)
     "3-gram": ({**NGRAM, "order": 3}, {}),
     "5-gram": ({**NGRAM, "order": 5}, {}),
     "5-gram, all of the text": ({**NGRAM, "order": 5}, ALL),
-    "HMM, 256 states": ({"architecture": "hmm", "dim": 256}, {**ADAM, "optimizer.learning_rate": 3e-2}),
+    "HMM, 256 states": (
+        {"architecture": "hmm", "dim": 256},
+        {**ADAM, "optimizer.learning_rate": 3e-2},
+    ),
     "RNN": ({"architecture": "rnn", **RECURRENT}, ADAM),
     "LSTM": ({"architecture": "lstm", **RECURRENT}, ADAM),
     "GRU": ({"architecture": "gru", **RECURRENT}, ADAM),
@@ -133,8 +136,8 @@ def table(rows, store):
 HEAD = """# What each kind of model learns from the same text
 
 Made by `python benchmarks/results.py --steps={steps}`: the Python standard library, BPE of {pieces}
-pieces, the same held-out files, {steps} steps of 4 windows of 256 tokens, networks 128 wide. Bits per
-byte are of the held-out text in windows of 256 tokens; lower is better.
+pieces, the same held-out files, {steps} steps of 4 windows of 256 tokens, networks 128 wide. Bits
+per byte are of the held-out text in windows of 256 tokens; lower is better.
 
 """
 
