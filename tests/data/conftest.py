@@ -71,7 +71,12 @@ def configured(objective, length, architecture="decoder", packed=True, vocab_siz
     of_pairs = {"pooler": True, "token_types": 2} if objective in OF_PAIRS else {}
     return Config.parse(
         {
-            "model": {"architecture": architecture, "vocab_size": vocab_size, **of_pairs},
+            "model": {
+                "architecture": architecture,
+                "vocab_size": vocab_size,
+                "max_length": max(1024, length),
+                **of_pairs,
+            },
             "data": {"sequence_length": length, "packed": packed},
             "loss": {"objective": objective, **loss},
         }
@@ -80,6 +85,12 @@ def configured(objective, length, architecture="decoder", packed=True, vocab_siz
 
 def viewed(store, *options, seed=0, split="train", **loss):
     return views.make(store, split, configured(*options, **loss), seed)
+
+
+@pytest.fixture
+def config_of():
+    """config_of(objective, length, architecture, packed, vocab_size, **loss)."""
+    return configured
 
 
 @pytest.fixture

@@ -4,20 +4,8 @@ import re
 
 import pytest
 
-from lm_jax.config import Config
 from lm_jax.data import inspect
 from lm_jax.data.specials import Specials
-
-
-def shown(library, objective, architecture):
-    config = Config.parse(
-        {
-            "model": {"architecture": architecture, "vocab_size": 768},
-            "data": {"sequence_length": 32},
-            "loss": {"objective": objective, "fim_rate": 1.0},
-        }
-    )
-    return list(inspect.examples(library, config, 3))
 
 
 @pytest.mark.parametrize(
@@ -31,8 +19,9 @@ def shown(library, objective, architecture):
         ("ul2", "encoder_decoder", ["encoder [", "<bos>"]),
     ],
 )
-def test_specials_are_named(library, objective, architecture, words):
-    texts = shown(library, objective, architecture)
+def test_specials_are_named(library, config_of, objective, architecture, words):
+    config = config_of(objective, 32, architecture, fim_rate=1.0)
+    texts = list(inspect.examples(library, config, 3))
     assert len(texts) == 3
     for text in texts:
         assert max(map(len, text.splitlines())) <= 100
@@ -40,8 +29,9 @@ def test_specials_are_named(library, objective, architecture, words):
             assert word in text
 
 
-def test_what_the_encoder_reads_is_above_what_the_decoder_says(library):
-    for text in shown(library, "span_corruption", "encoder_decoder"):
+def test_what_the_encoder_reads_is_above_what_the_decoder_says(library, config_of):
+    config = config_of("span_corruption", 32, "encoder_decoder")
+    for text in inspect.examples(library, config, 3):
         lines = [re.sub(r" +", " ", line) for line in text.splitlines()[2:]]
         kinds = [line.split(" ")[0] for line in lines if line and not line.startswith(" ")]
         assert kinds == ["encoder", "inputs", "targets"]

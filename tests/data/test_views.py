@@ -161,7 +161,7 @@ def test_ul2_draws_each_denoiser_as_often(library, view):
         (
             "ul2",
             "encoder_decoder",
-            {"length": 1020, "split": "heldout"},
+            {"length": 8192, "split": "heldout"},
             DataError,
             "one window needs",
         ),
