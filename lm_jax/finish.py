@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lm_jax import report, rundir
+from lm_jax import hosts, report, rundir
 from lm_jax.baselines import baselines
 from lm_jax.config import Config
 from lm_jax.heldout import Heldout
@@ -28,7 +28,10 @@ def finish(config: Config, workdir: Path, state: Any, heldout: Heldout, seconds:
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "data": data_figures(store),
     }
-    if found := heldout.figures(state.model):
+    found = heldout.figures(state.model)
+    if not hosts.is_first():
+        return
+    if found:
         summary["model"] = found
         if config.eval.baselines:
             summary["baselines"] = baselines(store)

@@ -17,11 +17,13 @@ MOST_TOKENS = 5_000_000  # of held-out text that are read at the end
 
 class Heldout:
     """The held-out text of a run, asked as it is trained; on the default device without a mesh.
-    Raises DataError where it is less than an example.
+
+    share: which part of each batch is this process's. Raises DataError where the text is less than
+    an example.
     """
 
-    def __init__(self, config: Config, store: Any, mesh: Any):
-        self.config, self.store, self.mesh = config, store, mesh
+    def __init__(self, config: Config, store: Any, mesh: Any, share: tuple[int, int] = (0, 1)):
+        self.config, self.store, self.mesh, self.share = config, store, mesh, share
         self.windows = views.make(store, "heldout", config, 0)
         self.sums = jax.jit(lambda model, batch: loss(model, batch, None, config.loss)[1])
 
@@ -32,7 +34,11 @@ class Heldout:
         most = min(most, self.store.num_tokens("heldout"))
         nll = tokens = 0.0
         for index in range(max(1, most // (rows * config.data.sequence_length))):
-            batch = {k: x for k, x in self.windows.batch(index, rows).items() if k != "example"}
+            batch = {
+                k: x
+                for k, x in self.windows.batch(index, rows, self.share).items()
+                if k != "example"
+            }
             sums = self.sums(model, sharding.put(batch, self.mesh) if self.mesh else batch)
             nll, tokens = nll + float(sums["nll"]), tokens + float(sums["tokens"])
         return nll / max(1.0, tokens), int(tokens)

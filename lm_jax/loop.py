@@ -5,7 +5,6 @@ finite.
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 import zlib
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm_jax import config_check, counting, preflight, rundir, runtime, sharding, summary
+from lm_jax import config_check, counting, hosts, preflight, rundir, runtime, sharding, summary
 from lm_jax.checkpoint import Checkpoints
 from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.data import views
@@ -48,7 +47,8 @@ def train(
     prefix = asked.model.architecture == "decoder" and views.has_prefix(asked.loss.objective)
     config = dataclasses.replace(asked, model=resolved(asked.model, devices[0].platform, prefix))
     rundir.check(workdir, asked)
-    store = rundir.open_store(workdir, config, prepare=not dry_run)
+    opened = lambda: rundir.open_store(workdir, config, prepare=not dry_run)
+    store = hosts.first_does(opened, "store") or opened()
     with jax.set_mesh(mesh):
         abstract: Any = None if counts else jax.eval_shape(lambda: init_state(config))
         print(summary.text(asked, config, workdir, mesh, abstract, store), flush=True)
@@ -57,7 +57,7 @@ def train(
         with Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved:
             if saved.steps():  # of other data: refused before anything is written
                 rundir.check_data(saved.metadata(), store)
-            rundir.create(workdir, asked)
+            hosts.first_does(lambda: rundir.create(workdir, asked), "folder")
             if counts:
                 return counting.train(config, Path(workdir), mesh, store, saved)
             if check:
@@ -82,10 +82,12 @@ class Run:
         self.store, self.saved, self.stopped = store, saved, False
         self.state, self.start = self.first_state(abstract)
         self.step = jax.jit(make_train_step(config), donate_argnums=0)
-        self.heldout = Heldout(config, store, mesh)
+        self.share = hosts.share(mesh)
+        self.heldout = Heldout(config, store, mesh, self.share)
         bytes_per_token = store.num_bytes("train") / store.num_tokens("train")
         kind = mesh.devices.flat[0].device_kind
-        self.metrics = Metrics(workdir, config, bytes_per_token, kind, mesh.size, self.start)
+        self.metrics = Metrics(workdir, config, bytes_per_token, kind, mesh.size, self.start,
+                               hosts.is_first())  # fmt: skip
 
     def first_state(self, abstract: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint that verifies, or a new state, born sharded; and its step."""
@@ -102,7 +104,7 @@ class Run:
         Returns the exit code; raises DivergedError.
         """
         config, last = self.config, self.config.steps
-        signal.signal(signal.SIGTERM, self.stop)
+        hosts.on_sigterm(self.stop)
         windows = views.make(self.store, "train", config, config.seed)
         done: Done | None = None
         began = time.perf_counter()
@@ -113,7 +115,8 @@ class Run:
                 self.start,
                 config.batch_size,
                 config.microbatches,
-                workers=config.data.workers,
+                self.share,
+                config.data.workers,
             ) as stream,
         ):
             for step in range(self.start + 1, last + 1):
@@ -122,9 +125,11 @@ class Run:
                     self.profile(step, trace)
                 self.state, metrics = self.step(self.state, self.on_device(batch))
                 self.read(done)
-                done = Done(step, metrics, batch_crc(batch) if config.log_every == 1 else None)
+                done = Done(step, metrics, self.crc(step, batch, windows))
                 if step == self.start + 1:
                     self.first_step_done(done, began)
+                if hosts.told_to_stop(step):
+                    self.stop()
                 save = step % config.checkpoint.every == 0 or step == last or self.stopped
                 look = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
                 if save or look:
@@ -147,6 +152,15 @@ class Run:
     def stop(self, *_: Any) -> None:
         """SIGTERM: the step under way is finished and saved."""
         self.stopped = True
+
+    def crc(self, step: int, batch: dict[str, np.ndarray], windows: Any) -> int | None:
+        """The ledger's entry of a step, when every step is logged: that of the whole batch."""
+        config = self.config
+        if config.log_every > 1 or not hosts.is_first():
+            return None
+        if self.share[1] > 1:
+            batch = windows.batch(step - 1, config.batch_size, (0, 1), config.microbatches)
+        return batch_crc(batch)
 
     def next_batch(self, stream: Any) -> dict[str, np.ndarray]:
         """The next batch; the wait counts as waiting for data."""

@@ -129,17 +129,21 @@ class Metrics:
     """
 
     def __init__(self, workdir: str | os.PathLike, config: Config, bytes_per_token: float,
-                 device_kind: str, devices: int, resumed_from: int = 0):  # fmt: skip
+                 device_kind: str, devices: int, resumed_from: int = 0,
+                 writes: bool = True):  # fmt: skip
         self.config, self.bytes_per_token = config, bytes_per_token
         self.flops = flops_per_token(config.model, config.data.sequence_length)
         peak = peak_flops(device_kind)
         self.peak = peak * devices if peak else None
+        self.clock = Clock()
+        self.file: Any = None
+        if not writes:  # another process does
+            return
         self.path = Path(workdir) / "metrics.jsonl"
         keep = [row for row in read(self.path) if row["step"] <= resumed_from and resumed_from]
         rows = (json.dumps(row, ensure_ascii=False) for row in keep)
         replace_text(self.path, "".join(f"{row}\n" for row in rows))
         self.file = self.path.open("a", buffering=1, encoding="utf-8")
-        self.clock = Clock()
         from tensorboardX import SummaryWriter
 
         self.board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resumed_from + 1)
@@ -154,6 +158,8 @@ class Metrics:
 
     def write(self, step: int, kind: str, **values: Any) -> None:
         """One row of metrics.jsonl; its numbers and texts go to TensorBoard too."""
+        if self.file is None:
+            return
         row = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
         # JSON has no infinity: what is not a number is written as null.
         row = {
@@ -214,8 +220,9 @@ class Metrics:
 
     def close(self) -> None:
         """Flushes all files."""
-        self.file.close()
-        self.board.close()
+        if self.file is not None:
+            self.file.close()
+            self.board.close()
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
 
 def no_mesh() -> Any:
     """A context in which no mesh is set, also inside one that has one."""
-    return jax.set_mesh(Mesh(np.array(jax.devices()[0]), ()))
+    return jax.set_mesh(Mesh(np.array(jax.local_devices()[0]), ()))
 
 
 def mesh_is_set() -> bool:

@@ -24,6 +24,11 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
 PREFLIGHT = flags.DEFINE_bool(
     "preflight", True, "Check kernels, masks, sharding and disk before the start."
 )
+ADDRESS = flags.DEFINE_string(
+    "coordinator_address", "", "HOST:PORT of process 0, where SLURM or the TPU do not tell."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes make the run.")
+PROCESS = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Write an XProf trace of five steps to WORKDIR/profile."
 )
@@ -40,8 +45,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir: missing. Name a folder for this run, e.g. --workdir=runs/q.")
     config = Config.parse(CONFIG.value)
 
-    from lm_jax import loop
+    from lm_jax import hosts, loop, runtime
 
+    runtime.start()
+    hosts.join(ADDRESS.value, PROCESSES.value, PROCESS.value)
     return loop.train(
         config, WORKDIR.value, dry_run=DRY_RUN.value, check=PREFLIGHT.value, profile=PROFILE.value
     )

@@ -16,6 +16,7 @@ TOOLS = ["awk", "basename", "bash", "cat", "cksum", "cp", "cut", "dirname", "flo
 STUB = """#!/usr/bin/env bash
 case "$*" in
     *version_info*) [ -z "${STUB_OLD:-}" ] ;;
+    *socket*) echo 12345 ;;
     *runtime*) echo "${STUB_ACCELERATOR:-}" ;;
     *default_backend*) echo "${STUB_BACKEND:-cpu}" ;;
     -V*) echo Python 3.11.9 ;;
@@ -24,6 +25,10 @@ case "$*" in
         if [ -n "${STUB_PIP_FAILS:-}" ]; then echo "ERROR: No matching wheel" >&2; exit 1; fi ;;
     *lm_jax.train*) echo "$*" >>"$STUB_LOG"
         [[ $* =~ --workdir=([^ ]*) ]] && mkdir -p "${BASH_REMATCH[1]}"
+        if [[ $* = *--process_id=${STUB_KILLED:-none} ]] && [ ! -e "$STUB_LOG.killed" ]; then
+            cat /dev/null >"$STUB_LOG.killed"
+            kill -9 $$
+        fi
         exit "${STUB_TRAIN_CODE:-0}" ;;
     *) echo "$*" >>"$STUB_LOG"; echo "output of $2" ;;
 esac
@@ -68,7 +73,7 @@ def test_a_script_is_valid_bash(script):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "matrix.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "local.sh", "test.sh", "matrix.sh"])
 def test_help_says_how_and_sets_nothing_up(launch, script):
     code, out, err = launch(script, "--help")
     assert (code, err) == (0, "")
@@ -217,3 +222,57 @@ def test_the_whole_check_runs_style_types_and_suite(launch):
     assert launch.told("pip")[-1].endswith("[parity]")
     assert launch.log()[-1] == "-m pytest tests/parity -m parity"
     assert (launch.clone / ".venv-parity").is_dir()
+
+
+RUN = ("--config=c.py", "--workdir=runs/w")
+
+
+def test_a_dry_run_prints_what_would_run_and_does_nothing(launch):
+    code, out, err = launch("local.sh", "--hosts=2", "--devices=4", "--dry-run", *RUN)
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first.startswith("JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4")
+    assert "-m lm_jax.train --config=c.py --workdir=runs/w --coordinator_address=" in first
+    assert first.endswith("--num_processes=2 --process_id=0")
+    assert second.endswith("--num_processes=2 --process_id=1")
+    assert (
+        launch("local.sh", "--dry-run", *RUN)[1]
+        == f".venv/bin/python -m lm_jax.train {' '.join(RUN)}\n"
+    )
+    assert launch.log() == []
+    assert not (launch.clone / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--hosts=two", *RUN], "error: --hosts=two: must be a whole number, at least 1."),
+        (["--hosts=0", *RUN], "error: --hosts=0"),
+        (["--retries=-1", *RUN], "error: --retries=-1"),
+        (["--hosts=2", RUN[0]], "error: --config and --workdir: missing"),
+    ],
+)
+def test_local_refuses_before_any_setup(launch, arguments, says):
+    code, out, err = launch("local.sh", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(says)
+    assert not (launch.clone / ".venv").exists()
+
+
+def test_hosts_are_started_together_and_again_when_one_was_killed(launch):
+    code, out, _ = launch("local.sh", "--hosts=3", *RUN)
+    assert code == 0
+    assert sorted(line[-1] for line in launch.told("train")) == ["0", "1", "2"]
+    assert len({line.split("address=")[1].split()[0] for line in launch.told("train")}) == 1
+    assert launch("local.sh", "--hosts=3", *RUN, STUB_KILLED="1")[0] == 137
+    (launch.folder / "log.killed").unlink()
+    code, out, _ = launch("local.sh", "--hosts=3", "--retries=1", *RUN, STUB_KILLED="1")
+    assert code == 0
+    assert out.splitlines()[-1].startswith("a process ended with code 137; starting again")
+    assert len(launch.told("train")) == 3 * 4
+
+
+@pytest.mark.parametrize("code", [2, 5, 75])
+def test_what_a_new_start_cannot_help_is_not_started_again(launch, code):
+    assert launch("local.sh", "--retries=3", *RUN, STUB_TRAIN_CODE=str(code))[0] == code
+    assert len(launch.told("train")) == 1

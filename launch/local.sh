@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# How is a run started on one machine? In one process on all its devices, or in several that play hosts.
+set -euo pipefail
+
+usage="usage: bash launch/local.sh [--hosts=N] [--devices=M] [--retries=R] [--dry-run] TRAIN_FLAGS
+
+Trains in one process on all devices of this machine; TRAIN_FLAGS are those of python -m lm_jax.train.
+--hosts=N     N processes on the CPU that play N hosts, to try out what a cluster will do
+--devices=M   simulated devices of each of them (1)
+--retries=R   how often it is started again after a process was killed or lost (0)
+--dry-run     print the commands, start nothing"
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+hosts=1 devices=1 retries=0 dry=
+number() {  # FLAG VALUE LEAST
+    [[ $2 =~ ^[0-9]+$ ]] && [ "$2" -ge "$3" ] || fail "$1=$2: must be a whole number, at least $3."
+}
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h | --help) say "$usage"; exit ;;
+        --hosts=*) hosts=${1#*=}; number --hosts "$hosts" 1 ;;
+        --devices=*) devices=${1#*=}; number --devices "$devices" 1 ;;
+        --retries=*) retries=${1#*=}; number --retries "$retries" 0 ;;
+        --dry-run) dry=1 ;;
+        *) break ;;
+    esac
+    shift
+done
+[[ " $*" = *" --config="* && " $*" = *" --workdir="* ]] ||
+    fail "--config and --workdir: missing; after the options come the flags of python -m lm_jax.train."
+
+train=(-m lm_jax.train "$@")
+simulated="--xla_force_host_platform_device_count=$devices"
+if [ -n "$dry" ]; then
+    if [ "$hosts" = 1 ]; then say ".venv/bin/python ${train[*]}"; exit; fi
+    for ((i = 0; i < hosts; i++)); do
+        say "JAX_PLATFORMS=cpu XLA_FLAGS=$simulated .venv/bin/python ${train[*]}" \
+            "--coordinator_address=127.0.0.1:PORT --num_processes=$hosts --process_id=$i"
+    done
+    exit
+fi
+setup ""
+kind=$(accelerator)
+if [ -n "$kind" ]; then setup "$kind"; fi
+
+pids=()
+signal() { kill -"$1" ${pids[@]+"${pids[@]}"} 2>/dev/null || true; }
+trap 'signal TERM' TERM INT
+
+start() {
+    pids=()
+    if [ "$hosts" = 1 ]; then
+        "$python" "${train[@]}" &
+        pids+=($!)
+        return
+    fi
+    local i port
+    port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    for ((i = 0; i < hosts; i++)); do
+        JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} $simulated" "$python" "${train[@]}" \
+            --coordinator_address="127.0.0.1:$port" --num_processes="$hosts" --process_id="$i" &
+        pids+=($!)
+    done
+}
+
+ended() {  # the exit code of the first process that failed, once all have ended; 0
+    local code=0 one deadline= pid
+    while true; do
+        local left=()
+        for pid in "${pids[@]}"; do
+            if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); continue; fi
+            one=0; wait "$pid" || one=$?
+            # 127: waited for before. What the others say after the first is a consequence.
+            if [ "$one" != 0 ] && [ "$one" != 127 ] && [ "$code" = 0 ]; then
+                code=$one
+                deadline=$((SECONDS + 60))
+            fi
+        done
+        pids=(${left[@]+"${left[@]}"})
+        [ ${#pids[@]} -gt 0 ] || return "$code"
+        if [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ]; then signal KILL; fi
+        sleep 0.2
+    done
+}
+
+while true; do
+    start
+    code=0
+    ended || code=$?
+    case "$code" in
+        0 | 2 | 3 | 4 | 5 | 75) exit "$code" ;;  # done, a mistake that stays one, or told to stop
+    esac
+    [ "$retries" -gt 0 ] || exit "$code"
+    retries=$((retries - 1))
+    say "a process ended with code $code; starting again from the newest checkpoint"
+done

@@ -1,0 +1,116 @@
+"""Which processes make one run, and which of them speaks?
+
+All run the same program on devices of their own (JAX's multi-controller runtime). The first one
+writes what is not a checkpoint, and the lines; each gives the rows of its own devices.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from lm_jax.errors import MachineError, UserError
+from lm_jax.runtime import tpu_is_here
+from lm_jax.sharding import RULES
+
+HEARTBEAT = 30  # seconds after which a process that is silent has died, and the others stop
+STEP_TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")  # of `srun`, else of the job
+
+
+def join(address: str = "", count: int = 0, index: int = -1) -> None:
+    """Joins the other processes of the run, before jax looks at a device: those that the flags
+    name, or SLURM, or the TPU; alone where there are none.
+
+    Raises UserError when the flags are not complete, MachineError when the others are not there.
+    """
+    given = bool(address), count > 0, index >= 0
+    if any(given) and not all(given):
+        raise UserError(
+            f"--coordinator_address={address!r} --num_processes={count} --process_id={index}: "
+            "give all three (HOST:PORT, how many, 0 and up), or none."
+        )
+    if all(given) and index >= count:
+        raise UserError(f"--process_id={index}: must be below --num_processes={count}.")
+    if not any(given) and not tpu_is_here() and slurm_tasks() < 2:
+        return
+    named: dict[str, Any] = {}
+    if all(given):
+        named = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT)
+    except Exception as error:
+        if not named and tpu_is_here() and slurm_tasks() < 2:
+            print(f"WARNING: only this host: {short(error)}", file=sys.stderr, flush=True)
+            return
+        raise MachineError(f"the processes of the run did not meet: {short(error)}") from None
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one log, to the end
+
+
+def slurm_tasks() -> int:
+    """How many processes SLURM started with this one; 1 elsewhere."""
+    if "SLURM_PROCID" not in os.environ:
+        return 1
+    return int(next((os.environ[name] for name in STEP_TASKS if name in os.environ), 1))
+
+
+def short(error: BaseException) -> str:
+    """An error of the runtime in one line."""
+    return " ".join(str(error).split())[:200]
+
+
+def is_first() -> bool:
+    """Whether this process writes what all of them know."""
+    return jax.process_index() == 0
+
+
+def first_does(what: Callable[[], Any], name: str) -> Any:
+    """`what()` of the first process; the others come back when it is done, with None."""
+    found = what() if is_first() else None
+    meet(name)
+    return found
+
+
+def meet(name: str) -> None:
+    """Waits for every process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"lm_jax.{name}")
+
+
+def on_sigterm(stop: Callable[..., None]) -> None:
+    """Calls `stop` at SIGTERM, where this process is alone; several agree by `told_to_stop`."""
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, stop)
+
+
+def told_to_stop(step: int) -> bool:
+    """Whether one of several processes got SIGTERM, and all of them are to stop after this step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """(which, of how many) equal parts of a batch the devices of this process hold.
+
+    Raises UserError when they are not one part: the mesh splits hosts in another order.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    axes = [mesh.axis_names.index(axis) for axis in RULES["batch"]]
+    grid = np.moveaxis(mesh.devices, axes, range(len(axes)))
+    parts = grid.reshape(np.prod(grid.shape[: len(axes)]), -1)  # [parts of the batch, copies]
+    mine = [
+        i for i, row in enumerate(parts) if any(d.process_index == jax.process_index() for d in row)
+    ]
+    size = len(mine)
+    if mine != list(range(mine[0], mine[0] + size)) or mine[0] % size or len(parts) % size:
+        raise UserError(
+            f"config.mesh: the devices of process {jax.process_index()} hold parts {mine} of the "
+            "batch, which are not one; let data and fsdp come before tensor."
+        )
+    return mine[0] // size, len(parts) // size
