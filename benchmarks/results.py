@@ -114,7 +114,7 @@ def table(rows, store):
     about = json.loads((store / "store.json").read_text())
     cell = lambda x, form: format(x, form) if x is not None else ""
     lines = [
-        "| model | parameters | tokens read | bits per byte | perplexity, a token | training tokens/s |",
+        "| model | parameters | tokens read | bits per byte | perplexity | training tokens/s |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -145,25 +145,23 @@ per byte are of the held-out text in windows of 256 tokens; lower is better.
 NOTES = """
 ## What of this the field expects, and what not
 
-Expected: more context is better (1-, 3-, 5-gram), and so is more text; an HMM of 256 states is near the
-1-gram, since that is all that it can remember; gates help (LSTM and GRU before the RNN); Llama's recipe is
-the best of the networks.
+Expected: more context is better (1-, 3-, 5-gram), and so is more text; an HMM of 256 states stays
+near the 1-gram; gates help (LSTM and GRU before the RNN); Llama's recipe is the best of the
+networks.
 
-Not expected, and why:
+Not expected, with what we think is the reason:
 
-- **Counting wins.** The budget is half of the text, read once: a network has seen too little of it, and its
-  loss is still falling at the end, while source code repeats itself word for word, which is what n-grams
-  remember. They also have more parameters.
-- **GPT-2 style is behind the recurrent networks.** It must learn 256 positions before it can attend to the
-  last token, which rotary positions give and a recurrent state is: its loss leaves the plateau of the 1-gram
-  hundreds of steps later.
-- **The experts are behind the dense model** that does as many operations a token: each of them has seen a
-  quarter of the tokens. It is a matter of budget: their capacity pays once the dense model's is used up.
-- **BERT and T5 have hardly begun.** A masked model learns from 15 % of the tokens, and leaves the plateau of
-  the 1-gram only after some thousand such steps; its pseudo-perplexity, for which every eighth token is
-  masked, is no figure of a text model, and neither is that of T5's targets, of which the sentinels are easy.
-
-What a larger budget changes: `configs/quickstart.py` (the Llama style, 1,900 steps) is in the README.
+- **Counting wins.** The budget is half of the text, read once. The loss of every network is still
+  falling at its end, and source code repeats itself word for word, which n-grams remember.
+- **GPT-2 style is behind the recurrent networks.** Its loss stays near that of the 1-gram for
+  hundreds of steps more than theirs and Llama's: it must learn 256 positions before it can look at
+  the last token, which rotary positions and a recurrent state give from the start.
+- **The experts are behind the dense model** that does as many operations a token: each of them has
+  seen a quarter of the tokens. Their capacity pays in longer runs.
+- **BERT and T5 have hardly begun.** A masked model learns from 15 % of the tokens, and its loss is
+  still near that of the 1-gram. Its pseudo-perplexity (every eighth token masked) and the
+  perplexity of T5's targets, sentinels among them, are not those of a text: compare them with
+  nothing above.
 """
 
 if __name__ == "__main__":
