@@ -153,9 +153,9 @@ Not expected, with what we think is the reason:
 
 - **Counting wins.** The budget is half of the text, read once. The loss of every network is still
   falling at its end, and source code repeats itself word for word, which n-grams remember.
-- **GPT-2 style is behind the recurrent networks.** Its loss stays near that of the 1-gram for
-  hundreds of steps more than theirs and Llama's: it must learn 256 positions before it can look at
-  the last token, which rotary positions and a recurrent state give from the start.
+- **GPT-2 style is behind the recurrent networks.** It falls behind in the first 300
+  steps and keeps that distance: it must learn 256 positions before it can look at the last token,
+  which rotary positions and a recurrent state give from the start.
 - **The experts are behind the dense model** that does as many operations a token: each of them has
   seen a quarter of the tokens. Their capacity pays in longer runs.
 - **BERT and T5 have hardly begun.** A masked model learns from 15 % of the tokens, and its loss is
