@@ -145,8 +145,8 @@ per byte are of the held-out text in windows of 256 tokens; lower is better.
 NOTES = """
 ## What of this the field expects, and what not
 
-Expected: more context is better (1-, 3-, 5-gram), and so is more text; an HMM of 256 states stays
-near the 1-gram; gates help (LSTM and GRU before the RNN); Llama's recipe is the best of the
+Expected: more context is better (1-, 3-, 5-gram), and so is more text; an HMM of 256 states is
+between the first two; gates help (LSTM and GRU before the RNN); Llama's recipe is the best of the
 networks.
 
 Not expected, with what we think is the reason:
