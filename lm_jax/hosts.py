@@ -20,7 +20,6 @@ from lm_jax.runtime import tpu_is_here
 from lm_jax.sharding import RULES
 
 HEARTBEAT = 30  # seconds after which a process that is silent has died, and the others stop
-STEP_TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")  # of `srun`, else of the job
 
 
 def join(address: str = "", count: int = 0, index: int = -1) -> None:
@@ -54,10 +53,10 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
 
 
 def slurm_tasks() -> int:
-    """How many processes SLURM started with this one; 1 elsewhere."""
-    if "SLURM_PROCID" not in os.environ:
-        return 1
-    return int(next((os.environ[name] for name in STEP_TASKS if name in os.environ), 1))
+    """How many processes `srun` started with this one; 1 elsewhere. (In the script of a job
+    SLURM_NTASKS and SLURM_PROCID are set as well, and it is alone.)
+    """
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def short(error: BaseException) -> str:
