@@ -32,7 +32,7 @@ def text():
 
 def kenlm_scores(path, lines, words):
     """log p of every token of lines of ids, [tokens], as kenlm.Model gives it for the file."""
-    kenlm = pytest.importorskip("kenlm", reason=f"kenlm is {REASON}")
+    kenlm = pytest.importorskip("kenlm", reason="kenlm is not installed: pip install kenlm")
     model = kenlm.Model(str(path))
     scores = [
         score
