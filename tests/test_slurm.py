@@ -88,28 +88,40 @@ def state(cluster, job):
     return fields["JobState"], int(fields["Restarts"])
 
 
-@pytest.mark.slow
-def test_a_job_of_two_nodes_is_the_run_of_one_process_whatever_happens_to_it(cluster, folder):
+@pytest.fixture(scope="module")
+def whole(cluster, folder):
+    """A job that nothing happened to."""
     job = submit(cluster, folder, "whole")
     cluster.until(lambda: state(cluster, job)[0] == "COMPLETED", "the job", 400)
     assert state(cluster, job) == ("COMPLETED", 0)
+    return final_bits(folder, "whole")
+
+
+@pytest.mark.slow
+def test_a_job_of_two_nodes_is_the_run_of_one_process(folder, whole):
     assert codes(begin(folder, "one", 1, steps=60)) == [0]
     same_run(folder, "whole", "one")
 
-    def disturbed(name, how, says):
-        job = submit(cluster, folder, name)
-        cluster.until(lambda: max(rows(folder, name), default=0) >= 19, "step 19", 400)
-        how(job)
-        cluster.until(lambda: state(cluster, job)[0] == "COMPLETED", "the requeued job", 400)
-        assert state(cluster, job) == ("COMPLETED", 1)
-        assert f"{says}; job {job} goes back" in (folder / f"{name}.log").read_text()
-        assert final_bits(folder, name) == final_bits(folder, "whole")
 
-    kill = lambda job: os.kill(process_of(folder / "killed", 2), signal.SIGKILL)
-    disturbed("killed", kill, "a process ended with code 137")
-    # What SLURM does before the time limit.
-    tell = lambda job: cluster("scancel", "--signal=TERM", job)
-    disturbed("told", tell, "told to stop, and saved")
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "told"])
+def test_a_job_that_is_stopped_goes_back_into_the_queue_and_ends_in_the_same_bits(
+    cluster, folder, whole, how
+):
+    job = submit(cluster, folder, how)
+    cluster.until(lambda: max(rows(folder, how), default=0) >= 19, "step 19", 400)
+    if how == "killed":
+        os.kill(process_of(folder / how, 2), signal.SIGKILL)
+        says = "a process ended with code 137"
+    else:  # what SLURM does before the time limit
+        cluster("scancel", "--signal=TERM", job)
+        says = "told to stop, and saved"
+    cluster.until(lambda: state(cluster, job) == ("PENDING", 1), "the queue", 200)
+    cluster("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM waits two minutes
+    cluster.until(lambda: state(cluster, job)[0] == "COMPLETED", "the requeued job", 400)
+    assert state(cluster, job) == ("COMPLETED", 1)
+    assert f"{says}; job {job} goes back" in (folder / f"{how}.log").read_text()
+    assert final_bits(folder, how) == whole
 
 
 def process_of(workdir, index):
