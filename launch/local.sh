@@ -43,9 +43,9 @@ setup ""
 kind=$(accelerator)
 if [ -n "$kind" ]; then setup "$kind"; fi
 
-pids=()
+pids=() stopped=
 signal() { kill -"$1" ${pids[@]+"${pids[@]}"} 2>/dev/null || true; }
-trap 'signal TERM' TERM INT
+trap 'stopped=1; signal TERM' TERM INT
 
 start() {
     pids=()
@@ -90,7 +90,7 @@ while true; do
     case "$code" in
         0 | 2 | 3 | 4 | 5 | 75) exit "$code" ;;  # done, a mistake that stays one, or told to stop
     esac
-    [ "$retries" -gt 0 ] || exit "$code"
+    [ "$retries" -gt 0 ] && [ -z "$stopped" ] || exit "$code"
     retries=$((retries - 1))
     say "a process ended with code $code; starting again from the newest checkpoint"
 done

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         name: None if isinstance(x, float) and not math.isfinite(x) else x
         for name, x in rows.items()
     }  # JSON has no NaN
-    print(json.dumps(finite) if asked.json else table(rows))
+    print(json.dumps(finite) if asked.json else table(finite))
     return 0
 
 

@@ -34,11 +34,8 @@ class Heldout:
         most = min(most, self.store.num_tokens("heldout"))
         nll = tokens = 0.0
         for index in range(max(1, most // (rows * config.data.sequence_length))):
-            batch = {
-                k: x
-                for k, x in self.windows.batch(index, rows, self.share).items()
-                if k != "example"
-            }
+            batch = self.windows.batch(index, rows, self.share)
+            del batch["example"]
             sums = self.sums(model, sharding.put(batch, self.mesh) if self.mesh else batch)
             nll, tokens = nll + float(sums["nll"]), tokens + float(sums["tokens"])
         return nll / max(1.0, tokens), int(tokens)

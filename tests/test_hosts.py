@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_resume import CONFIG, write_text
+from test_resume import CONFIG, final_bits, write_text
 
 from lm_jax import hosts, sharding
 from lm_jax.checkpoint import SavedSteps
@@ -96,11 +96,6 @@ def same_run(folder, name, other):
     assert mine.keys() == theirs.keys()
     for array in theirs:
         np.testing.assert_allclose(mine[array], theirs[array], rtol=1e-4, atol=1e-5)
-
-
-def final_bits(folder, name):
-    arrays, metadata = SavedSteps(folder / name).arrays(within="")
-    return {key: x.tobytes() for key, x in arrays.items()}, metadata["step"]
 
 
 def test_two_processes_make_the_run_of_one_stop_together_and_go_on_as_one(folder):

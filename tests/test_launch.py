@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ case "$*" in
             cat /dev/null >"$STUB_LOG.killed"
             kill -9 $$
         fi
+        if [ -n "${STUB_TRAIN_SECONDS:-}" ]; then exec sleep "$STUB_TRAIN_SECONDS"; fi
         exit "${STUB_TRAIN_CODE:-0}" ;;
     *) echo "$*" >>"$STUB_LOG"; echo "output of $2" ;;
 esac
@@ -275,4 +277,18 @@ def test_hosts_are_started_together_and_again_when_one_was_killed(launch):
 @pytest.mark.parametrize("code", [2, 5, 75])
 def test_what_a_new_start_cannot_help_is_not_started_again(launch, code):
     assert launch("local.sh", "--retries=3", *RUN, STUB_TRAIN_CODE=str(code))[0] == code
+    assert len(launch.told("train")) == 1
+
+
+def test_a_run_that_is_told_to_stop_is_not_started_again(launch):
+    script = launch.clone / "launch" / "local.sh"
+    environment = {**launch.env, "STUB_TRAIN_SECONDS": "30"}
+    process = subprocess.Popen(
+        [launch.bash, script, "--retries=3", *RUN], env=environment, stdout=subprocess.DEVNULL
+    )
+    while not launch.told("train"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(20) == 128 + 15
     assert len(launch.told("train")) == 1

@@ -148,8 +148,9 @@ def ledger(runs, name, seen):
     return [row["step"] for row in rows]
 
 
-def final_state(runs, name):
-    arrays, metadata = SavedSteps(runs.folder / name).arrays(within="")
+def final_bits(folder, name):
+    """Every array of the newest checkpoint, bit for bit, and its step."""
+    arrays, metadata = SavedSteps(folder / name).arrays(within="")
     return {key: x.tobytes() for key, x in arrays.items()}, metadata["step"]
 
 
@@ -176,7 +177,7 @@ def test_ten_kills_change_no_batch_no_loss_and_no_bit(runs):
     assert landed >= 10, seed
     assert seen == expected, seed
     assert len({batch for ((batch, _),) in expected.values()}) == STEPS
-    assert final_state(runs, "killed") == final_state(runs, "whole"), seed
+    assert final_bits(runs.folder, "killed") == final_bits(runs.folder, "whole"), seed
 
 
 FAMILIES = {
@@ -220,7 +221,7 @@ def test_a_kill_changes_nothing_in_any_family(runs, family):
     assert ledger(runs, f"{family}_whole", expected) == list(range(1, 41))
     assert ledger(runs, f"{family}_killed", seen) == list(range(1, 41))
     assert seen == expected
-    assert final_state(runs, f"{family}_killed") == final_state(runs, f"{family}_whole")
+    assert final_bits(runs.folder, f"{family}_killed") == final_bits(runs.folder, f"{family}_whole")
 
 
 def test_sigterm_saves_the_step_that_is_done_and_says_so_by_its_exit_code(runs):
@@ -234,4 +235,4 @@ def test_sigterm_saves_the_step_that_is_done_and_says_so_by_its_exit_code(runs):
     runs.start("stopped")
     assert runs.code() == 0, runs.log()
     assert runs.log().count(f"resuming stopped after step {last}") == 1
-    assert final_state(runs, "stopped") == final_state(runs, "whole")
+    assert final_bits(runs.folder, "stopped") == final_bits(runs.folder, "whole")

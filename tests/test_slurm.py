@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, missing
-from test_hosts import DEVICES, begin, codes, final_bits, rows, same_run
-from test_resume import CONFIG, write_text
+from test_hosts import DEVICES, begin, codes, folder, rows, same_run
+from test_resume import final_bits
+
+__all__ = ["folder"]  # a fixture
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "launch" / "gpu_slurm.sbatch"
@@ -52,14 +54,6 @@ def cluster(tmp_path_factory):
         pytest.skip(f"NO SLURM HERE, ITS TEST DID NOT RUN: {why}")
     with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "config.py").write_text(CONFIG)
-    write_text(folder / "text.jsonl")
-    return folder
 
 
 def submit(cluster, folder, name):
