@@ -57,6 +57,13 @@ def free_ports(count):
     return ports
 
 
+def last_lines(path, count=30):
+    """The end of a text file, or that there is none."""
+    if not path.exists():
+        return "no such file"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+
+
 class Cluster:
     """`with Cluster(folder) as cluster: cluster("sbatch", ...)`; its daemons end with the block."""
 
@@ -102,11 +109,16 @@ class Cluster:
                 subprocess.Popen(command, env=self.environment, stdout=out, stderr=out)
             )
 
-    def until(self, true, what, seconds=60):
-        """Waits until `true()`."""
+    def until(self, true, what, seconds=60, log=None):
+        """Waits until `true()`; a failure shows the queue and the ends of the logs."""
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, f"{what}: not within {seconds} s; see {self.folder}"
+            if time.monotonic() > end:
+                logs = [*([log] if log else []), *sorted(self.folder.glob("*.log"))]
+                ends = [f"{each}:\n{last_lines(each)}" for each in logs]
+                raise AssertionError(
+                    "\n".join([f"{what}: not within {seconds} s", self("squeue"), *ends])
+                )
             time.sleep(0.2)
 
     def __call__(self, *command, **more):

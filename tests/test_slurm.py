@@ -16,6 +16,8 @@ __all__ = ["folder"]  # a fixture
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "launch" / "gpu_slurm.sbatch"
 RUN = ("--config=c.py", "--workdir=w")
+# One worker of pytest-xdist: the jobs of two clusters would have the same numbers and ports.
+pytestmark = pytest.mark.xdist_group("slurm")
 
 
 def run_script(*arguments, **environment):
@@ -82,11 +84,18 @@ def state(cluster, job):
     return fields["JobState"], int(fields["Restarts"])
 
 
+def completed(cluster, folder, name, job):
+    """Waits until the job has ended, well or not."""
+    goes_on = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
+    log = folder / f"{name}.log"
+    cluster.until(lambda: state(cluster, job)[0] not in goes_on, f"job {name}", 400, log)
+
+
 @pytest.fixture(scope="module")
 def whole(cluster, folder):
     """A job that nothing happened to."""
     job = submit(cluster, folder, "whole")
-    cluster.until(lambda: state(cluster, job)[0] == "COMPLETED", "the job", 400)
+    completed(cluster, folder, "whole", job)
     assert state(cluster, job) == ("COMPLETED", 0)
     return final_bits(folder, "whole")
 
@@ -103,7 +112,9 @@ def test_a_job_that_is_stopped_goes_back_into_the_queue_and_ends_in_the_same_bit
     cluster, folder, whole, how
 ):
     job = submit(cluster, folder, how)
-    cluster.until(lambda: max(rows(folder, how), default=0) >= 19, "step 19", 400)
+    cluster.until(
+        lambda: max(rows(folder, how), default=0) >= 19, "step 19", 400, folder / f"{how}.log"
+    )
     if how == "killed":
         os.kill(process_of(folder / how, 2), signal.SIGKILL)
         says = "a process ended with code 137"
@@ -112,7 +123,7 @@ def test_a_job_that_is_stopped_goes_back_into_the_queue_and_ends_in_the_same_bit
         says = "told to stop, and saved"
     cluster.until(lambda: state(cluster, job) == ("PENDING", 1), "the queue", 200)
     cluster("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM waits two minutes
-    cluster.until(lambda: state(cluster, job)[0] == "COMPLETED", "the requeued job", 400)
+    completed(cluster, folder, how, job)
     assert state(cluster, job) == ("COMPLETED", 1)
     assert f"{says}; job {job} goes back" in (folder / f"{how}.log").read_text()
     assert final_bits(folder, how) == whole
