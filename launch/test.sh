@@ -35,7 +35,7 @@ if [ $# = 0 ] && [ "$part" = all ]; then
     "$python" -m mypy || fail "types: see above." 1
 fi
 if [ "$part" = slow ]; then
-    exec "$python" -m pytest -m slow -n 2 --dist loadgroup "$@"
+    exec "$python" -m pytest -m slow -n 2 --dist loadfile "$@"
 fi
 # Two processes halve the time; a file stays in one, where its tests share what they compiled.
 if [ $# = 0 ]; then set -- -n 2 --dist loadfile --no-loadscope-reorder; fi

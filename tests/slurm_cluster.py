@@ -27,6 +27,7 @@ JobRequeue=1
 ReturnToService=2
 KillWait=5
 MinJobAge=600
+FirstJobId={first}
 SchedulerParameters=requeue_delay=1
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -89,6 +90,8 @@ class Cluster:
                 one=one,
                 two=two,
                 cpus=os.cpu_count(),
+                # Jobs of two clusters on this machine have ports of their own.
+                first=os.getpid() % 50_000 + 1,
             )
         )
         at = lambda name: f"{folder}/munge.{name}"

@@ -16,8 +16,6 @@ __all__ = ["folder"]  # a fixture
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "launch" / "gpu_slurm.sbatch"
 RUN = ("--config=c.py", "--workdir=w")
-# One worker of pytest-xdist: the jobs of two clusters would have the same numbers and ports.
-pytestmark = pytest.mark.xdist_group("slurm")
 
 
 def run_script(*arguments, **environment):
