@@ -13,8 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm_jax import parallel
 from lm_jax.config import LossConfig
-from lm_jax.models.head import chunk_size, read, split, target_log_probs
+from lm_jax.models.head import AXES, chunk_size, read, split, target_log_probs
+from lm_jax.parallel import on_each_device
+
+WEIGHTS: dict[str, tuple[str | None, ...]] = {"table": ("vocab", "embed"), "bias": ("vocab",)}
+INPUTS = (("batch", None, None), AXES, ("batch", None), ("batch", None))  # of the chunks' loss
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -89,7 +94,8 @@ def chunk(x_BLD, readout, targets_BL, weights_BL, config, cap):
     if config.z_loss:
         total += config.z_loss * jnp.sum(jnp.square(log_z_BL) * weights_BL)
     if config.label_smoothing:
-        uniform_BL = log_z_BL - jnp.mean(logits_BLV, -1)  # its cross-entropy
+        share_BL = jnp.sum(logits_BLV, -1) / (logits_BLV.shape[-1] * parallel.devices("vocab"))
+        uniform_BL = log_z_BL - parallel.summed(share_BL, "vocab")  # its cross-entropy
         total += config.label_smoothing * jnp.sum((uniform_BL + log_p_BL) * weights_BL)
     return total, nll
 
@@ -97,13 +103,20 @@ def chunk(x_BLD, readout, targets_BL, weights_BL, config, cap):
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def chunked(part, size, x_BLD, readout, targets_BL, weights_BL):
     """Sums of `part` over chunks of `size` positions, one after the other."""
-    chunks = split(size, x_BLD, targets_BL, weights_BL)
 
-    def body(sums, xs):
-        x, targets, weights = xs
-        return jax.tree.map(jnp.add, sums, part(x, readout, targets, weights)), None
+    def local(x_BLD, readout, targets_BL, weights_BL):
+        def body(sums, xs):
+            x, targets, weights = xs
+            return jax.tree.map(jnp.add, sums, part(x, readout, targets, weights)), None
 
-    return jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), chunks)[0]
+        start = parallel.varying((jnp.zeros(()), jnp.zeros(())), "batch")
+        sums, _ = jax.lax.scan(body, start, split(size, x_BLD, targets_BL, weights_BL))
+        return [parallel.summed(x, "batch") for x in sums]
+
+    readout = {name: w.astype(x_BLD.dtype) for name, w in readout.items()}
+    return tuple(
+        on_each_device(local, INPUTS, [(), ()], own=False)(x_BLD, readout, targets_BL, weights_BL)
+    )
 
 
 def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
@@ -112,17 +125,31 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
     """
     gradient = jax.value_and_grad(part, argnums=(0, 1), has_aux=True)
 
-    def body(carry, xs):
-        loss, nll, grads = carry
-        x, targets, weights = xs
-        (loss_i, nll_i), (x_grad, grads_i) = gradient(x, readout, targets, weights)
-        return (loss + loss_i, nll + nll_i, jax.tree.map(jnp.add, grads, grads_i)), x_grad
+    def local(x_BLD, readout, targets_BL, weights_BL):
+        # Of a device's own tokens and words: what all give to the table is summed once, at the end.
+        def body(carry, xs):
+            loss, nll, grads = carry
+            x, targets, weights = xs
+            (loss_i, nll_i), (x_grad, grads_i) = gradient(x, readout, targets, weights)
+            return (loss + loss_i, nll + nll_i, jax.tree.map(jnp.add, grads, grads_i)), x_grad
 
-    start = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, readout))
-    (loss, nll, grads), x_grads = jax.lax.scan(
-        body, start, split(size, x_BLD, targets_BL, weights_BL)
+        x_BLD, readout = parallel.varying(x_BLD, "vocab"), parallel.varying(readout, "batch")
+        zeros = {name: jnp.zeros(w.shape, jnp.float32) for name, w in readout.items()}
+        zeros = parallel.varying(zeros, "batch", "vocab")
+        start = (*parallel.varying((jnp.zeros(()), jnp.zeros(())), "batch"), zeros)
+        chunks = split(size, x_BLD, targets_BL, weights_BL)
+        (loss, nll, grads), x_grads = jax.lax.scan(body, start, chunks)
+        x_grad = jnp.moveaxis(x_grads, 0, 1).reshape(x_BLD.shape)
+        sums = [parallel.summed(x, "batch") for x in (loss, nll)]
+        table = [parallel.summed_gradient(g, *WEIGHTS[name]) for name, g in grads.items()]
+        return [*sums, parallel.summed(x_grad, "vocab"), *table]
+
+    low = {name: w.astype(x_BLD.dtype) for name, w in readout.items()}
+    outputs = [(), (), ("batch", None, None), *(WEIGHTS[name] for name in low)]
+    loss, nll, x_grad, *grads = on_each_device(local, INPUTS, outputs, own=False)(
+        x_BLD, low, targets_BL, weights_BL
     )
-    return (loss, nll), (jnp.moveaxis(x_grads, 0, 1).reshape(x_BLD.shape), grads)
+    return (loss, nll), (x_grad, dict(zip(low, grads, strict=True)))
 
 
 def chunked_backward(part, size, gradients, cotangents):

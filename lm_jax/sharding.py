@@ -8,11 +8,9 @@ modules just work.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -25,6 +23,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "embed": "fsdp",
     "experts": "expert",
     "heads": "tensor",
+    "length": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
 }
@@ -84,9 +83,7 @@ def ways(*names: str) -> int:
     """Into how many parts the mesh in use cuts an array by axes of these logical names."""
     if not mesh_is_set():
         return 1
-    parts = [RULES[name] for name in names]
-    axes = [axis for part in parts for axis in ((part,) if isinstance(part, str) else part)]
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes_of(*names))
 
 
 def spec(*names: str | None) -> PartitionSpec | None:
@@ -94,9 +91,9 @@ def spec(*names: str | None) -> PartitionSpec | None:
     if not mesh_is_set():
         return None
     parts = [None if name is None else RULES[name] for name in names]
-    used = [axis for part in parts if part for axis in ((part,) if isinstance(part, str) else part)]
+    used = axes_of(*names)
     if len(used) != len(set(used)):
-        raise ValueError(f"logical axes {names} use a mesh axis twice: {used}")
+        raise ValueError(f"logical axes {names} use a mesh axis twice: {list(used)}")
     return PartitionSpec(*parts)
 
 
@@ -105,97 +102,43 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
     return x if (axes := spec(*names)) is None else jax.sharding.reshard(x, axes)
 
 
-def einsum(equation: str, x: jax.Array, w: jax.Array, *names: str | None) -> jax.Array:
-    """Activations times a weight, jnp.einsum(equation, x, w), laid out by `names`."""
-    return product(equation, spec(*names), x, w)
+def like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x` laid out as `other`, which has its shape."""
+    return x if (axes := place(other)) is None else jax.sharding.reshard(x, axes)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(equation: str, axes: PartitionSpec | None, x: jax.Array, w: jax.Array) -> jax.Array:
-    """jnp.einsum whose gradient of `w` is x times g and not g times x (reverse mode only).
+def axes_of(*names: str | None) -> tuple[str, ...]:
+    """The mesh axes of logical names, in order."""
+    parts = [RULES[name] for name in names if name is not None]
+    return tuple(axis for part in parts for axis in ((part,) if isinstance(part, str) else part))
 
-    The contraction is over rows, so one side is transposed first: it should be the narrow one. On
-    CPU that is 1.7 times faster for the first layer of an MLP; elsewhere it is the same.
+
+def stream(length: int) -> tuple[str | None, ...]:
+    """Logical axes of the residual stream [B, L, D] between branches: devices that share the heads
+    keep a part of the tokens each (sequence parallelism, arXiv:2205.05198), where it divides.
     """
-    return jnp.einsum(equation, x, w, out_sharding=axes)
+    parts = ways("length")
+    return "batch", "length" if parts > 1 and length % parts == 0 else None, None
 
 
-def product_forward(equation, axes, x, w):
-    """The product, and what its gradient needs."""
-    return product(equation, axes, x, w), (x, w)
+def whole(x_BLD: jax.Array) -> jax.Array:
+    """The stream with all tokens of a row on each device."""
+    return shard(x_BLD, "batch", None, None)
 
 
-def product_backward(equation, axes, saved, g):
-    """Gradients of x and w, laid out as they are."""
-    del axes
-    inputs, out = equation.split("->")
-    of_x, of_w = inputs.split(",")
-    at = lambda y: jax.typeof(y).sharding.spec if mesh_is_set() else None
-    x, w = saved
-    dx = jnp.einsum(f"{out},{of_w}->{of_x}", g, w, out_sharding=at(x))
-    return dx, jnp.einsum(f"{of_x},{out}->{of_w}", x, g, out_sharding=at(w))
+def is_cut(x: jax.Array, axis: int) -> bool:
+    """Whether devices have parts of their own along an axis of x."""
+    return mesh_is_set() and jax.typeof(x).sharding.spec[axis] is not None
 
 
-product.defvjp(product_forward, product_backward)
+def place(x: jax.Array) -> PartitionSpec | None:
+    """How x is laid out."""
+    return jax.typeof(x).sharding.spec if mesh_is_set() else None
 
 
 def gather(table: jax.Array, ids: jax.Array, *names: str | None) -> jax.Array:
     """table[ids], laid out by `names`."""
     return table.at[ids].get(out_sharding=spec(*names))
-
-
-def on_each_device(function: Any, inputs: tuple, output: tuple) -> Any:
-    """`function` of each device's parts (jax.shard_map), by the logical axes of its arguments (of a
-    dict: by name) and of its result; without a mesh, `function` itself.
-    """
-    if not mesh_is_set():
-        return function
-    mesh = jax.sharding.get_abstract_mesh()
-
-    def by_name(names: Any, x: Any) -> Any:
-        return {n: spec(*names[n]) for n in x} if isinstance(x, dict) else spec(*names)
-
-    def own(x: jax.Array, place: PartitionSpec) -> jax.Array:
-        # As if all devices had parts of their own: the gradients of what they share are summed.
-        cut = {axis for part in place if part for axis in ((part,) if type(part) is str else part)}
-        shared = tuple(axis for axis in mesh.axis_names if axis not in cut)
-        if (pvary := getattr(jax.lax, "pvary", None)) and not hasattr(jax.lax, "pcast"):
-            return pvary(x, shared)  # before jax 0.9
-        return jax.lax.pcast(x, shared, to="varying") if shared else x
-
-    def call(*args: Any) -> Any:
-        places = tuple(by_name(names, x) for names, x in zip(inputs, args, strict=True))
-        args = jax.tree.map(jax.sharding.reshard, args, places)
-        local = lambda *parts: function(*jax.tree.map(own, parts, places))
-        return jax.shard_map(local, in_specs=places, out_specs=spec(*output))(*args)
-
-    return call
-
-
-def inside(name: str) -> Any:
-    """The mesh axis of a logical name inside `on_each_device`, else None."""
-    axis = RULES[name]
-    return axis if axis in jax.sharding.get_abstract_mesh().manual_axes else None
-
-
-def index(name: str) -> jax.Array | int:
-    """Which part along the axis of `name` this device has, inside `on_each_device`."""
-    return 0 if (axis := inside(name)) is None else jax.lax.axis_index(axis)
-
-
-def joined(x: jax.Array, name: str) -> jax.Array:
-    """The parts of x of the devices along the axis of `name`, one after the other."""
-    return x if (axis := inside(name)) is None else jax.lax.all_gather(x, axis, tiled=True)
-
-
-def summed(x: jax.Array, name: str) -> jax.Array:
-    """The sum of x over the devices along the axis of `name`."""
-    return x if (axis := inside(name)) is None else jax.lax.psum(x, axis)
-
-
-def summed_parts(x: jax.Array, name: str) -> jax.Array:
-    """This device's part of `summed`, along the first axis."""
-    return x if (axis := inside(name)) is None else jax.lax.psum_scatter(x, axis, tiled=True)
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh, leading: int = 0) -> dict[str, jax.Array]:

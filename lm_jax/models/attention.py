@@ -13,7 +13,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.models import kernels
 from lm_jax.models.layers import Norm, constant, std_of, weight
 from lm_jax.models.positions import Rotation, rotate
-from lm_jax.sharding import einsum
+from lm_jax.parallel import contract, expand
 
 Cache = dict[str, jax.Array]  # keys and values so far, [B, S, K, H] each
 
@@ -63,13 +63,8 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """(what was seen [B, L, D], the longer cache); `memory`: `keys` of an encoder."""
         config, dtype = self.config, x_BLD.dtype
-        axes = ("batch", None, "heads", None, None)
-        q_BLKGH = einsum("bld,dkgh->blkgh", x_BLD, self.wq[...].astype(dtype), *axes)
-        if hasattr(self, "bq"):
-            q_BLKGH += self.bq[...].astype(dtype)[None, None]
-        q_BLKGH = self.q_norm(q_BLKGH) if hasattr(self, "q_norm") else q_BLKGH
-        seen = self.keys(x_BLD) if memory is None else memory
-        k_BSKH, v_BSKH = seen["k"], seen["v"]
+        seen = self.read(x_BLD, "qkv" if memory is None else "q") | (memory or {})
+        q_BLKGH, k_BSKH, v_BSKH = (seen[name] for name in "qkv")
         if rotation is not None:
             q_BLKGH, k_BSKH = rotate(q_BLKGH, rotation), rotate(k_BSKH, rotation)
         if cache is not None:
@@ -81,20 +76,31 @@ class Attention(nnx.Module):
         scores = kernels.Scores(self.scale, config.attn_softcap, bias)
         o_BLKGH = kernels.attention(q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores)
         o_BLKGH = checkpoint_name(o_BLKGH, "context")
-        y_BLD = einsum("blkgh,kghd->bld", o_BLKGH, self.wo[...].astype(dtype), "batch", None, None)
+        axes = ("batch", None, "heads", None, None)
+        y_BLD = contract("blkgh,kghd->bld", o_BLKGH, self.wo[...].astype(dtype), *axes)
         if config.bias:
             y_BLD += self.bo[...].astype(dtype)[None, None]
         return y_BLD, cache
 
     def keys(self, y_BSD: jax.Array) -> Cache:
         """Keys and values [B, S, K, H] of what is looked at."""
-        dtype, axes = y_BSD.dtype, ("batch", None, "heads", None)
-        k_BSKH = einsum("bld,dkh->blkh", y_BSD, self.wk[...].astype(dtype), *axes)
-        v_BSKH = einsum("bld,dkh->blkh", y_BSD, self.wv[...].astype(dtype), *axes)
-        if hasattr(self, "bq"):
-            k_BSKH += self.bk[...].astype(dtype)[None, None]
-            v_BSKH += self.bv[...].astype(dtype)[None, None]
-        return {"k": self.k_norm(k_BSKH) if hasattr(self, "k_norm") else k_BSKH, "v": v_BSKH}
+        return self.read(y_BSD, "kv")
+
+    def read(self, x_BLD: jax.Array, what: str) -> Cache:
+        """The queries [B, L, K, G, H], keys and values [B, L, K, H] of tokens: those in `what`."""
+        dtype, found = x_BLD.dtype, []
+        for name in what:
+            heads = ("heads", None, None) if name == "q" else ("heads", None)
+            equation = "bld,dkgh->blkgh" if name == "q" else "bld,dkh->blkh"
+            w = getattr(self, f"w{name}")[...].astype(dtype)
+            found.append((equation, w, ("batch", None, *heads)))
+        seen = dict(zip(what, expand(x_BLD, *found), strict=True))
+        for name in what:
+            if hasattr(self, "bq"):
+                seen[name] += getattr(self, f"b{name}")[...].astype(dtype)[None, None]
+            if hasattr(self, f"{name}_norm"):
+                seen[name] = getattr(self, f"{name}_norm")(seen[name])
+        return seen
 
 
 def append(cache_BSKH: jax.Array, new_BLKH: jax.Array, start_B: jax.Array) -> jax.Array:

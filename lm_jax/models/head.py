@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm_jax import parallel
 from lm_jax.config import ModelConfig, resolved
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
-from lm_jax.sharding import einsum, shard, ways
+from lm_jax.parallel import einsum
+from lm_jax.sharding import shard, ways
 
 WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one device
 
@@ -78,6 +80,9 @@ class Network(nnx.Module):
         return log_probs(x_BLD, self.readout(), batch["targets"], self.config.logit_softcap)
 
 
+AXES: dict[str, tuple[str | None, ...]] = {"table": ("vocab", None), "bias": ("vocab",)}
+
+
 def read(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> jax.Array:
     """Logits [B, L, V] float32: readout has the `table` [V, D] and, or not, a `bias` [V]."""
     table_VD = readout["table"].astype(x_BLD.dtype)
@@ -88,13 +93,24 @@ def read(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> j
 
 
 def target_log_probs(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(log p(target), log Z), both [B, L]. A target is found by comparison: a gather would move a
-    sharded vocabulary.
+    """(log p(target), log Z), both [B, L]; inside `on_each_device` the logits are a device's own. A
+    target is found by comparison: a gather would move a sharded vocabulary.
     """
-    log_z_BL = jax.nn.logsumexp(logits_BLV, -1)
-    ids = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits_BLV.shape[-1]), 2)
+    V = logits_BLV.shape[-1]
+    ids = jax.lax.broadcasted_iota(jnp.int32, (1, 1, V), 2) + parallel.index("vocab") * V
     hit_BLV = shard(ids, None, None, "vocab") == targets_BL[..., None]
-    return jnp.sum(jnp.where(hit_BLV, logits_BLV, 0.0), -1) - log_z_BL, log_z_BL
+    hit_BL = parallel.summed(jnp.sum(jnp.where(hit_BLV, logits_BLV, 0.0), -1), "vocab")
+    log_z_BL = logsumexp(logits_BLV)
+    return hit_BL - log_z_BL, log_z_BL
+
+
+def logsumexp(logits_BLV: jax.Array) -> jax.Array:
+    """log Z [B, L], also of a vocabulary whose parts are on several devices."""
+    if not parallel.inside("vocab"):
+        return jax.nn.logsumexp(logits_BLV, -1)
+    top_BL = parallel.highest(jnp.max(logits_BLV, -1), "vocab")
+    z_BL = parallel.summed(jnp.sum(jnp.exp(logits_BLV - top_BL[..., None]), -1), "vocab")
+    return jnp.log(z_BL) + top_BL
 
 
 def log_probs(x_BLD, readout: dict[str, jax.Array], targets_BL, cap: float = 0.0) -> jax.Array:

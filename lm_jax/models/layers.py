@@ -14,7 +14,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
-from lm_jax.sharding import einsum, gather, shard
+from lm_jax.parallel import contract, einsum, expand
+from lm_jax.sharding import gather, like, shard, stream
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -94,16 +95,15 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         dtype = x_BLD.dtype
-        h_BLCF = einsum(
-            "bld,dcf->blcf", x_BLD, self.up[...].astype(dtype), "batch", None, None, "mlp"
-        )
+        axes = ("batch", None, None, "mlp")
+        (h_BLCF,) = expand(x_BLD, ("bld,dcf->blcf", self.up[...].astype(dtype), axes))
         if self.config.bias:
             h_BLCF += self.up_bias[...].astype(dtype)[None, None]
         h_BLF = ACTIVATIONS[self.config.activation](h_BLCF[:, :, 0])
         if self.config.gated:
             h_BLF *= h_BLCF[:, :, 1]
         h_BLF = checkpoint_name(h_BLF, "mlp")
-        y_BLD = einsum("blf,fd->bld", h_BLF, self.down[...].astype(dtype), "batch", None, None)
+        y_BLD = contract("blf,fd->bld", h_BLF, self.down[...].astype(dtype), "batch", None, "mlp")
         return y_BLD + self.down_bias[...].astype(dtype)[None, None] if self.config.bias else y_BLD
 
 
@@ -130,13 +130,15 @@ class Embed(nnx.Module):
         types_BL: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        axes: tuple[str | None, ...] = ("batch", None, None)
-        x_BLD = gather(shard(self.tokens[...].astype(dtype), "vocab", None), tokens_BL, *axes)
+        axes = stream(tokens_BL.shape[1])
+        row = (None, *axes[1:])
+        table = shard(self.tokens[...].astype(dtype), "vocab", None)
+        x_BLD = shard(gather(table, tokens_BL, "batch", None, None), *axes)
         if config.embed_scale != 1.0:
             x_BLD *= jnp.asarray(config.embed_scale, dtype)
         if config.positions in ("learned", "sinusoidal"):
             # One row of positions serves the whole batch and is on every device.
-            by_row = axes if len(positions_BL) == len(tokens_BL) else (None, None, None)
+            by_row = axes if len(positions_BL) == len(tokens_BL) else row
             if config.positions == "learned":
                 table = shard(self.positions[...].astype(dtype), None, None)
                 x_BLD += gather(table, positions_BL + config.position_offset, *by_row)
@@ -144,7 +146,7 @@ class Embed(nnx.Module):
                 x_BLD += shard(sinusoids(positions_BL, config.dim).astype(dtype), *by_row)
         if config.token_types:
             types_BL = jnp.zeros((1, 1), jnp.int32) if types_BL is None else types_BL
-            by_row = axes if len(types_BL) == len(tokens_BL) else (None, None, None)
+            by_row = axes if len(types_BL) == len(tokens_BL) else row
             x_BLD += gather(shard(self.types[...].astype(dtype), None, None), types_BL, *by_row)
         return self.norm(x_BLD) if config.embed_norm else x_BLD
 
@@ -212,4 +214,4 @@ def dropout(x_BLD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x_BLD
     keep = jax.random.bernoulli(key, 1 - rate, x_BLD.shape)
-    return jnp.where(shard(keep, "batch", *(None,) * (x_BLD.ndim - 1)), x_BLD / (1 - rate), 0)
+    return jnp.where(like(keep, x_BLD), x_BLD / (1 - rate), 0)

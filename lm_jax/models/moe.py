@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lm_jax import sharding
+from lm_jax import parallel, sharding
 from lm_jax.config import ModelConfig
 from lm_jax.models import ragged
 from lm_jax.models.layers import ACTIVATIONS, MLP, constant, std_of, weight
-from lm_jax.sharding import einsum, shard
+from lm_jax.parallel import einsum
+from lm_jax.sharding import shard
 
 AXES = {
     "up": ("experts", None, None, "mlp"),
@@ -53,18 +54,20 @@ class Experts(nnx.Module):
         segments: where 0, the token is padding: it asks nobody and counts nowhere. dropless: as if
         capacity_factor were 0 (decoding: what a row says must not depend on its neighbours).
         """
+        x_BLD = sharding.whole(x_BLD)
         ids_BLK, weights_BLK, aux = self.route(x_BLD, segments_BL)
         if self.config.capacity_factor and not dropless:
             ids_BLK = self.dropped(ids_BLK)
         kernels = {name: getattr(self, name)[...] for name in AXES if hasattr(self, name)}
         rows = ("batch", None, None)
-        y_BLD = sharding.on_each_device(self.local, (rows,) * 3 + (AXES,), rows)(
+        y_BLD = parallel.on_each_device(self.local, (rows,) * 3 + (AXES,), rows)(
             x_BLD, ids_BLK, weights_BLK, kernels
         )
         if self.config.bias:
             share_BLE = jnp.sum(self.chosen(ids_BLK) * weights_BLK[..., None], 2)
             bias_ED = shard(self.down_bias[...], None, None).astype(x_BLD.dtype)
             y_BLD += einsum("ble,ed->bld", share_BLE.astype(x_BLD.dtype), bias_ED, *rows)
+        y_BLD = shard(y_BLD, *sharding.stream(x_BLD.shape[1]))
         return y_BLD + self.shared(x_BLD) if self.config.shared_experts else y_BLD, aux
 
     def route(self, x_BLD, segments_BL) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
@@ -120,10 +123,10 @@ class Experts(nnx.Module):
         """What the experts of this device say to the tokens of all devices that share them, summed
         over these; without a mesh, all.
         """
-        x, ids, weights = (sharding.joined(x, "experts") for x in (x_BLD, ids_BLK, weights_BLK))
+        x, ids, weights = (parallel.joined(x, "experts") for x in (x_BLD, ids_BLK, weights_BLK))
         E, D, C, F = kernels["up"].shape
         dtype, K = x.dtype, ids.shape[-1]
-        ids = ids.reshape(-1, K) - sharding.index("experts") * E
+        ids = ids.reshape(-1, K) - parallel.index("experts") * E
         ids = jnp.where((ids >= 0) & (ids < E), ids, E)  # E: of another device, or nowhere
         choice_R, row_TK, sizes_E = ragged.plan(ids, E)
         x_RD = ragged.dispatch(x.reshape(-1, D), choice_R, row_TK)
@@ -137,5 +140,5 @@ class Experts(nnx.Module):
         h_RF = checkpoint_name(h_RF * h_RCF[:, 1] if self.config.gated else h_RF, "mlp")
         y_RD = ragged.grouped(h_RF, kernels["down"].astype(dtype), sizes_E)
         y_TD = ragged.combine(y_RD, weights.reshape(-1, K), choice_R, row_TK)
-        y_TD = sharding.summed(y_TD, "mlp").reshape(x.shape)
-        return sharding.summed_parts(y_TD, "experts")
+        y_TD = parallel.summed(y_TD, "mlp").reshape(x.shape)
+        return parallel.summed_part(y_TD, "experts")

@@ -13,7 +13,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.models.head import Network
 from lm_jax.models.layers import Embed, Norm, constant, dropout, std_of, weight
 from lm_jax.models.recurrence import CELLS, recurrence
-from lm_jax.sharding import shard
+from lm_jax.sharding import shard, whole
 
 Carried = dict[str, jax.Array]  # h, of an LSTM also c: [N, B, D] float32
 NAMES = ("h", "c")
@@ -144,7 +144,8 @@ class Recurrent(Network):
 
     def embedded(self, tokens_BL):
         """Token embeddings, without positions: the state knows its own."""
-        return self.embed(tokens_BL, jnp.zeros_like(tokens_BL), jnp.dtype(self.config.dtype))
+        x_BLD = self.embed(tokens_BL, jnp.zeros_like(tokens_BL), jnp.dtype(self.config.dtype))
+        return whole(x_BLD)
 
     def normed(self, x_BLD):
         """What the head reads."""

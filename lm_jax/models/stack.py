@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm_jax import sharding
 from lm_jax.config import ModelConfig
 from lm_jax.models import kernels
 from lm_jax.models.attention import Attention
@@ -142,7 +143,7 @@ class Stack(nnx.Module):
             if rest:
                 x_BLD, more = remat(partial(steps, kinds[:rest]))(x_BLD, left)
                 out = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, more)
-        return self.norm(x_BLD) if config.final_norm else x_BLD, *out
+        return sharding.whole(self.norm(x_BLD) if config.final_norm else x_BLD), *out
 
     def bias(self, q_places_BL: jax.Array, k_places_S: jax.Array) -> jax.Array | None:
         """[1 or B, K, G, L, S] to be added to the scores, None without such positions."""

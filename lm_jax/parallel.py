@@ -1,0 +1,235 @@
+"""How do devices compute together? Products of activations and weights, and what each device does
+with its own parts, with the collectives in between.
+"""
+
+# Shapes: B batch, L length, D model width; a device's own parts have the same letters.
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lm_jax import sharding
+from lm_jax.sharding import axes_of, mesh_is_set, spec
+
+
+def einsum(equation: str, x: jax.Array, w: jax.Array, *names: str | None) -> jax.Array:
+    """Activations times a weight, jnp.einsum(equation, x, w), laid out by `names`."""
+    return product(equation, spec(*names), x, w)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def product(equation: str, axes: PartitionSpec | None, x: jax.Array, w: jax.Array) -> jax.Array:
+    """jnp.einsum whose gradient of `w` is x times g and not g times x (reverse mode only).
+
+    The contraction is over rows, so one side is transposed first: it should be the narrow one. On
+    CPU that is 1.7 times faster for the first layer of an MLP; elsewhere it is the same.
+    """
+    return jnp.einsum(equation, x, w, out_sharding=axes)
+
+
+def product_forward(equation, axes, x, w):
+    """The product, and what its gradient needs."""
+    return product(equation, axes, x, w), (x, w)
+
+
+def product_backward(equation, axes, saved, g):
+    """Gradients of x and w, laid out as they are."""
+    del axes
+    inputs, out = equation.split("->")
+    of_x, of_w = inputs.split(",")
+    x, w = saved
+    dx = jnp.einsum(f"{out},{of_w}->{of_x}", g, w, out_sharding=sharding.place(x))
+    return dx, jnp.einsum(f"{of_x},{out}->{of_w}", x, g, out_sharding=sharding.place(w))
+
+
+product.defvjp(product_forward, product_backward)
+
+
+def expand(x_BLD: jax.Array, *products: tuple) -> list[jax.Array]:
+    """What several weights read of the stream: jnp.einsum(equation, x, w), laid out by `names`, of
+    each (equation, w, names). Where its tokens are spread, they are collected once for all of
+    them, and so is their gradient.
+    """
+    equations, ws, names = zip(*products, strict=True)
+    if not sharding.is_cut(x_BLD, 1):
+        return [einsum(e, x_BLD, w, *n) for e, w, n in zip(equations, ws, names, strict=True)]
+    return expanded(equations, names, x_BLD, ws)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def expanded(equations, names, x_BLD, ws):
+    """`expand` of a stream whose tokens are spread."""
+    x_BLD = sharding.whole(x_BLD)
+    of = zip(equations, ws, names, strict=True)
+    return [jnp.einsum(e, x_BLD, w, out_sharding=spec(*n)) for e, w, n in of]
+
+
+def expanded_forward(equations, names, x_BLD, ws):
+    """The products, and what their gradients need."""
+    return expanded(equations, names, x_BLD, ws), (x_BLD, ws)
+
+
+def expanded_backward(equations, names, saved, gs):
+    """Gradients of x, summed over weights and devices in one go, and of the weights."""
+    x_BLD, ws = saved
+    whole_BLD, dws = sharding.whole(x_BLD), []
+    for equation, w, g in zip(equations, ws, gs, strict=True):
+        inputs, out = equation.split("->")
+        of_x, of_w = inputs.split(",")
+        at = sharding.place(w)
+        dws.append(jnp.einsum(f"{of_x},{out}->{of_w}", whole_BLD, g, out_sharding=at))
+
+    def local(gs, ws):
+        dx = None
+        for equation, w, g in zip(equations, ws, gs, strict=True):
+            inputs, out = equation.split("->")
+            of_x, of_w = inputs.split(",")
+            part = jnp.einsum(f"{out},{of_w}->{of_x}", g, w)
+            dx = part if dx is None else dx + part
+        return summed_part(dx, "length", 1)
+
+    shared = tuple(own_names(e, n) for e, n in zip(equations, names, strict=True))
+    dx = on_each_device(local, (list(names), list(shared)), sharding.stream(x_BLD.shape[1]))
+    return dx(list(gs), list(ws)), tuple(dws)
+
+
+expanded.defvjp(expanded_forward, expanded_backward)
+
+
+def own_names(equation: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Logical axes of the weight of a product whose result has `names`: those that they share."""
+    inputs, out = equation.split("->")
+    known = dict(zip(out, names, strict=True))
+    return tuple(None if known.get(c) == "batch" else known.get(c) for c in inputs.split(",")[1])
+
+
+def contract(equation: str, h: jax.Array, w: jax.Array, *names: str | None) -> jax.Array:
+    """What a branch says to the stream: jnp.einsum(equation, h, w), where h has the logical axes
+    `names`. Devices that share them keep the sum for a part of the tokens each.
+    """
+    axes = sharding.stream(h.shape[1])
+    if axes[1] is None:
+        return einsum(equation, h, w, *axes)
+    return contracted(equation, names, h, w)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def contracted(equation, names, h, w):
+    """`contract` into a stream whose tokens are spread."""
+    of_h, of_w = equation.split("->")[0].split(",")
+    known = dict(zip(of_h, names, strict=True))
+    of_weight = tuple(known.get(c) for c in of_w)
+    local = lambda h, w: summed_part(jnp.einsum(equation, h, w), "length", 1)
+    return on_each_device(local, (names, of_weight), sharding.stream(h.shape[1]))(h, w)
+
+
+def contracted_forward(equation, names, h, w):
+    """The product, and what its gradient needs."""
+    return contracted(equation, names, h, w), (h, w)
+
+
+def contracted_backward(equation, names, saved, g_BLD):
+    """Gradients of h and w."""
+    h, w = saved
+    return product_backward(equation, None, (h, w), sharding.whole(g_BLD))
+
+
+contracted.defvjp(contracted_forward, contracted_backward)
+
+
+def on_each_device(function: Any, inputs: tuple, output: Any, own: bool = True) -> Any:
+    """`function` of each device's parts (jax.shard_map), by the logical axes of its arguments (of a
+    dict: by name, of a list: by place) and of its result or, in a list, results; without a mesh,
+    `function` itself. own: what devices share counts as each one's own, so that the gradients of
+    it are summed.
+    """
+    if not mesh_is_set():
+        return function
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def by_name(names: Any, x: Any) -> Any:
+        if isinstance(names, list):
+            return [spec(*each) for each in names]
+        return {n: spec(*names[n]) for n in x} if isinstance(x, dict) else spec(*names)
+
+    def as_own(x: jax.Array, place: PartitionSpec) -> jax.Array:
+        cut = {axis for part in place if part for axis in ((part,) if type(part) is str else part)}
+        shared = tuple(axis for axis in mesh.axis_names if axis not in cut)
+        return vary(x, shared)
+
+    def call(*args: Any) -> Any:
+        places = tuple(by_name(names, x) for names, x in zip(inputs, args, strict=True))
+        args = jax.tree.map(jax.sharding.reshard, args, places)
+        local = lambda *parts: function(*(jax.tree.map(as_own, parts, places) if own else parts))
+        return jax.shard_map(local, in_specs=places, out_specs=by_name(output, None))(*args)
+
+    return call
+
+
+def inside(*names: str | None) -> tuple[str, ...]:
+    """The mesh axes of logical names inside `on_each_device`; none elsewhere."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in axes_of(*names) if axis in manual)
+
+
+def index(name: str) -> jax.Array | int:
+    """Which part along the axis of `name` this device has, inside `on_each_device`."""
+    return jax.lax.axis_index(axes) if (axes := inside(name)) else 0
+
+
+def devices(name: str) -> int:
+    """How many devices there are along the axis of `name`, inside `on_each_device`."""
+    return jax.lax.axis_size(axes) if (axes := inside(name)) else 1
+
+
+def varying(x: Any, *names: str) -> Any:
+    """A tree of constants that are to become another on each device along these axes, as the first
+    value of a loop.
+    """
+    return vary(x, inside(*names))
+
+
+def vary(x: Any, axes: tuple[str, ...]) -> Any:
+    """The tree with values that are each device's own along these mesh axes."""
+    if not axes:
+        return x
+    if (pvary := getattr(jax.lax, "pvary", None)) and not hasattr(jax.lax, "pcast"):
+        return pvary(x, axes)  # before jax 0.9
+    return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), x)
+
+
+def joined(x: jax.Array, name: str) -> jax.Array:
+    """The parts of x of the devices along the axis of `name`, one after the other."""
+    return jax.lax.all_gather(x, axes, tiled=True) if (axes := inside(name)) else x
+
+
+def summed(x: jax.Array, name: str) -> jax.Array:
+    """The sum of x over the devices along the axis of `name`."""
+    return jax.lax.psum(x, axes) if (axes := inside(name)) else x
+
+
+def highest(x: jax.Array, name: str) -> jax.Array:
+    """The largest x of the devices along the axis of `name`; a constant to gradients."""
+    x = jax.lax.stop_gradient(x)
+    return jax.lax.pmax(x, axes) if (axes := inside(name)) else x
+
+
+def summed_part(x: jax.Array, name: str, axis: int = 0) -> jax.Array:
+    """This device's part of `summed`, along an axis of x."""
+    axes = inside(name)
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=axis, tiled=True) if axes else x
+
+
+def summed_gradient(x: jax.Array, *names: str | None) -> jax.Array:
+    """The gradient of a weight with these logical axes, summed over the devices that share the
+    batch: each keeps the part that it holds of the weight.
+    """
+    left = list(inside("batch"))
+    for dimension, name in enumerate(names):
+        if (axes := inside(name)) and set(axes) <= set(left):
+            x = jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
+            left = [axis for axis in left if axis not in axes]
+    return jax.lax.psum(x, tuple(left)) if left else x
