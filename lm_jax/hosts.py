@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -20,6 +21,8 @@ from lm_jax.runtime import tpu_is_here
 from lm_jax.sharding import RULES
 
 HEARTBEAT = 30  # seconds after which a process that is silent has died, and the others stop
+
+LONGEST_WAIT = 7 * 24 * 3600  # seconds, for what one process does alone
 
 
 def join(address: str = "", count: int = 0, index: int = -1) -> None:
@@ -77,8 +80,11 @@ def first_does(what: Callable[[], Any], name: str) -> Any:
 
 
 def meet(name: str) -> None:
-    """Waits for every process."""
+    """Waits for every process, however long what the first one does takes (a text to prepare)."""
     if jax.process_count() > 1:
+        # A collective alone would give up after the 30 s that gloo waits for the others.
+        client = distributed.global_state.client
+        client.wait_at_barrier(f"lm_jax.{name}", timeout_in_ms=LONGEST_WAIT * 1000)
         multihost_utils.sync_global_devices(f"lm_jax.{name}")
 
 

@@ -32,11 +32,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def begin(folder, name, count, *more, steps=STEPS):
-    """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def begin(folder, name, count, *more, steps=STEPS):
+    """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
+    port = free_port()
     shown = f"--xla_force_host_platform_device_count={DEVICES // count}"
     environment = {
         **os.environ,
@@ -141,6 +145,23 @@ def test_a_lost_process_stops_the_others_and_a_new_start_ends_in_the_same_bits(f
     assert {s: (r["batch_crc"], r["loss"]) for s, r in rows(folder, "lost").items()} == {
         s: (r["batch_crc"], r["loss"]) for s, r in wanted.items()
     }
+
+
+ALONE = """
+import sys, time
+from lm_jax import hosts
+address, index = sys.argv[1], int(sys.argv[2])
+hosts.join(address, 2, index)
+hosts.first_does(lambda: time.sleep(40), "text")
+"""
+
+
+@pytest.mark.slow
+def test_what_the_first_does_alone_may_take_longer_than_a_collective_waits(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    run = lambda index: [sys.executable, "-c", ALONE, address, str(index)]
+    processes = [subprocess.Popen(run(index), cwd=tmp_path) for index in range(2)]
+    assert codes(processes) == [0, 0]
 
 
 @pytest.mark.slow
