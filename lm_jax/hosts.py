@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lm_jax.errors import MachineError, UserError
+from lm_jax.errors import AbsentError, UserError
 from lm_jax.runtime import tpu_is_here
 from lm_jax.sharding import RULES
 
@@ -26,7 +26,7 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
     """Joins the other processes of the run, before jax looks at a device: those that the flags
     name, or SLURM, or the TPU; alone where there are none.
 
-    Raises UserError when the flags are not complete, MachineError when the others are not there.
+    Raises UserError when the flags are not complete, AbsentError when the others are not there.
     """
     given = bool(address), count > 0, index >= 0
     if any(given) and not all(given):
@@ -44,10 +44,11 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
     try:
         jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT)
     except Exception as error:
-        if not named and tpu_is_here() and slurm_tasks() < 2:
+        # Several that each went on alone would be several runs in one folder.
+        if not named and tpu_is_here() and slurm_tasks() < 2 and gke_hosts() < 2:
             print(f"WARNING: only this host: {short(error)}", file=sys.stderr, flush=True)
             return
-        raise MachineError(f"the processes of the run did not meet: {short(error)}") from None
+        raise AbsentError(f"the processes of the run did not meet: {short(error)}") from None
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one log, to the end
 
@@ -57,6 +58,12 @@ def slurm_tasks() -> int:
     SLURM_NTASKS and SLURM_PROCID are set as well, and it is alone.)
     """
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def gke_hosts() -> int:
+    """How many hosts the TPUs of this run have, as GKE tells the pods; 1 elsewhere."""
+    of_a_slice = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+    return of_a_slice * int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
 
 
 def short(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from test_resume import CONFIG, final_bits, write_text
 
 from lm_jax import hosts, sharding
 from lm_jax.checkpoint import SavedSteps
-from lm_jax.errors import EXIT_PREEMPTED, UserError
+from lm_jax.errors import EXIT_PREEMPTED, AbsentError, UserError
 
 LOCAL = Path(__file__).parent.parent / "launch" / "local.sh"
 STEPS, DEVICES = 24, 4
@@ -175,6 +175,25 @@ def test_slurm_tells_how_many(monkeypatch):
     assert hosts.slurm_tasks() == 1, "a job's script, seen so on SLURM 22.05"
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert hosts.slurm_tasks() == 4
+
+
+def test_processes_that_do_not_meet_are_told_from_a_host_that_is_alone(monkeypatch, capsys):
+    def never(**_):
+        raise RuntimeError("Failed to recognize\ncoordinator address")
+
+    monkeypatch.setattr(jax.distributed, "initialize", never)
+    with pytest.raises(AbsentError, match="did not meet: Failed to recognize coordinator") as found:
+        hosts.join("host:1", 2, 0)
+    assert found.value.code == 69, "not one of those that a new start cannot help"
+    monkeypatch.setattr(hosts, "tpu_is_here", lambda: True)
+    for names, slices in (("a,b", ""), ("a", "2")):  # as GKE tells the pods of TPU slices
+        monkeypatch.setenv("TPU_WORKER_HOSTNAMES", names)
+        monkeypatch.setenv("MEGASCALE_NUM_SLICES", slices)
+        with pytest.raises(AbsentError):
+            hosts.join()
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "")
+    hosts.join()
+    assert capsys.readouterr().err.startswith("WARNING: only this host: ")
 
 
 @pytest.mark.parametrize(
