@@ -100,23 +100,26 @@ def told_to_stop(step: int) -> bool:
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
-    """(which, of how many) equal parts of a batch the devices of this process hold.
+def share(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """(which, of how many) equal parts of a batch the devices of this process hold. On a TPU slice
+    these are seldom one after the other: the devices of a host are not neighbours in the mesh.
 
-    Raises UserError when they are not one part: the mesh splits hosts in another order.
+    Raises UserError where two processes hold some parts together and others alone.
     """
     if jax.process_count() == 1:
-        return 0, 1
+        return (0,), 1
     axes = [mesh.axis_names.index(axis) for axis in RULES["batch"]]
     grid = np.moveaxis(mesh.devices, axes, range(len(axes)))
     parts = grid.reshape(np.prod(grid.shape[: len(axes)]), -1)  # [parts of the batch, copies]
-    mine = [
-        i for i, row in enumerate(parts) if any(d.process_index == jax.process_index() for d in row)
-    ]
-    size = len(mine)
-    if mine != list(range(mine[0], mine[0] + size)) or mine[0] % size or len(parts) % size:
+    held: dict[int, list[int]] = {}
+    for part, row in enumerate(parts):
+        for process in {device.process_index for device in row}:
+            held.setdefault(process, []).append(part)
+    mine = held[jax.process_index()]
+    groups = {tuple(group) for group in held.values()}
+    if {len(group) for group in groups} != {len(mine)} or len(groups) * len(mine) != len(parts):
         raise UserError(
-            f"config.mesh: the devices of process {jax.process_index()} hold parts {mine} of the "
-            "batch, which are not one; let data and fsdp come before tensor."
+            f"config.mesh: process {jax.process_index()} holds parts {mine} of the batch, and "
+            "others only some of them; let data and fsdp come before tensor."
         )
-    return mine[0] // size, len(parts) // size
+    return tuple(mine), len(parts)
