@@ -72,7 +72,7 @@ ask 2 apply --filename=- --dry-run=server <<<"$manifest"
 ask 4 apply --filename=- <<<"$manifest"
 say "$answer"
 
-trap 'say "" "the run goes on; kubectl delete jobset $name ends it"; exit 130' INT
+trap 'say; say "the run goes on; kubectl delete jobset $name ends it"; exit 130' INT
 last= said= since= ended=
 while true; do
     # Asked before the log is read, so that all of it is read.
