@@ -30,6 +30,12 @@ class MachineError(UserError):
     code = 4
 
 
+class AbsentError(MachineError):
+    """The other processes of the run did not come; at the next start they may."""
+
+    code = 69  # EX_UNAVAILABLE of sysexits.h
+
+
 class DivergedError(UserError):
     """The loss or the gradients are no longer finite."""
 

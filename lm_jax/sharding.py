@@ -45,13 +45,31 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"config.mesh: {asked} does not make {len(devices)} devices; "
             f"set one axis to -1, or sizes whose product is {len(devices)}."
         )
-    if devices[0].platform == "tpu" and len(devices) > 1:
-        from jax.experimental import mesh_utils
-
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        grid = np.array(devices).reshape(sizes)
+    tpu = devices[0].platform == "tpu" and len(devices) > 1
+    grid = tpu_grid(sizes, devices) if tpu else np.array(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
+    """TPUs in the order in which they are neighbours. The network between slices is the slow one:
+    one axis alone crosses it, `data`, or `fsdp` where data does not divide.
+    """
+    from jax.experimental import mesh_utils
+
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    for axis in map(AXES.index, ("data", "fsdp")):
+        if sizes[axis] % slices == 0:
+            within, across = list(sizes), [1] * len(sizes)
+            within[axis], across[axis] = sizes[axis] // slices, slices
+            return mesh_utils.create_hybrid_device_mesh(
+                within, across, devices, allow_split_physical_axes=True
+            )
+    raise UserError(
+        f"config.mesh: {slices} TPU slices; data or fsdp must be a multiple of {slices}, "
+        f"e.g. config.mesh.data={slices}."
+    )
 
 
 def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
