@@ -88,6 +88,29 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(f"lm_jax.{name}")
 
 
+def tell(key: str, value: str) -> None:
+    """Leaves `value`, under `key`, where all processes can read it as long as process 0 lives."""
+    store().key_value_set(f"lm_jax/{key}", value, allow_overwrite=True)
+
+
+def told(folder: str) -> dict[str, str]:
+    """What was left under `folder`/name, by name."""
+    found = store().key_value_dir_get(f"lm_jax/{folder}/")
+    return {key.rpartition("/")[2]: value for key, value in found}
+
+
+def hear(key: str, seconds: float) -> str:
+    """What is left under `key`, as soon as it is; raises when it is not within `seconds`."""
+    return store().blocking_key_value_get(f"lm_jax/{key}", round(1000 * seconds))
+
+
+def store() -> Any:
+    """The key-value store of jax.distributed, which has no public name (0.7.2 to 0.12)."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
 def on_sigterm(stop: Callable[..., None]) -> None:
     """Calls `stop` at SIGTERM, where this process is alone; several agree by `told_to_stop`."""
     if jax.process_count() == 1:

@@ -38,7 +38,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def begin(folder, name, count, *more, steps=STEPS):
+def begin(folder, name, count, *more, steps=STEPS, program=("-m", "lm_jax.train")):
     """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
     port = free_port()
     shown = f"--xla_force_host_platform_device_count={DEVICES // count}"
@@ -55,7 +55,7 @@ def begin(folder, name, count, *more, steps=STEPS):
                f"--process_id={index}"] if count > 1 else []  # fmt: skip
         with open(folder / f"{name}.{index}.log", "a") as log:
             processes.append(subprocess.Popen(
-                [sys.executable, "-m", "lm_jax.train", "--config=config.py", f"--workdir={name}",
+                [sys.executable, *program, "--config=config.py", f"--workdir={name}",
                  "--config.data.input=text.jsonl", "--config.data.store=store", "--nopreflight",
                  f"--config.steps={steps}", "--config.batch_size=8", *who, *more],
                 cwd=folder, env=environment, stdout=log, stderr=log,
