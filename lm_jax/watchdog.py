@@ -1,10 +1,11 @@
 """Is the run stuck? A thread in each process looks whether steps still end; when they do not, it
 says where, and ends the process, for the launcher to start the run again.
 
-jax notices that a process has died, not that one lives and waits for ever: for data, a disk, a
-collective. All stand still then, and wait for the one that is furthest behind: each tells the
-others where it is. Not seen: what comes before the first step and after the last (a restore, the
-figures of the end), and a call that keeps the interpreter's lock, under which no thread can look.
+jax notices that a process is dead or frozen, not that one lives and waits for ever: for data, a
+disk, a collective. All stand still then, and wait for the one that is furthest behind: each tells
+the others where it is. One whose interpreter is locked by a call does not answer, and is named for
+that; alone, it is not seen, for no thread can look. Nor is what comes before the first step and
+after the last: a restore, the figures of the end.
 """
 
 import contextlib
@@ -32,8 +33,8 @@ TICK = 1.0  # seconds between two looks
 AWAY = 10.0  # between two looks: the process itself was stopped (Ctrl-Z), and nothing is wrong
 RECENT = 100  # steps that make the median
 WARM = 5  # of them before it counts: more than the first step may be compiled
-ANSWER = 10.0  # seconds for the others to say where they are
-DISK = 5.0  # seconds for the file of stacks: the disk may be what hangs
+DISK = 3.0  # seconds for the file of stacks: the disk may be what hangs
+ANSWER = 5.0  # seconds for the others to say where they are, once they have heard and have stacks
 LINGER = 2.0  # seconds that process 0, through which all talk, outlives its verdict
 NAMED = 8  # slow processes in the verdict
 PLACES = {  # in the order of a step
