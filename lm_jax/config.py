@@ -196,6 +196,15 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a run that finishes no step is taken for stuck, and ended to be started again."""
+
+    times: float = 20.0  # the median step; 0: no watchdog
+    least: float = 120.0  # seconds, however fast the steps are
+    pause: float = 3600.0  # seconds of a save, an evaluation, or the first steps, with compilation
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -212,6 +221,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @property
     def tokens_per_step(self) -> int:

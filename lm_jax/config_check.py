@@ -38,6 +38,7 @@ AT_LEAST_1 = (
     "model.dim", "model.num_heads", "model.max_length", "model.scan_unroll",
     "model.relative_buckets", "model.relative_distance", "loss.mean_span",
     "data.sequence_length", "data.vocab_size", "checkpoint.every", "checkpoint.keep", "eval.tokens",
+    "watchdog.pause",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.init_std",
@@ -48,6 +49,7 @@ NOT_NEGATIVE = (
     "optimizer.muon_learning_rate", "optimizer.weight_decay", "optimizer.clip_norm",
     "optimizer.warmup_steps", "optimizer.decay_steps", "loss.z_loss", "loss.chunk_size",
     "eval.every", "eval.samples", "eval.sample_tokens", "data.workers", "checkpoint.keep_every",
+    "watchdog.least",
 )  # fmt: skip
 FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
              "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
@@ -163,6 +165,8 @@ def check_steps(config: Any) -> None:
         "optimizer.warmup_steps",
         f"longer than config.steps={config.steps}.",
     )
+    times = config.watchdog.times
+    need_it(times > 1 or times == 0, "watchdog.times", "must be above 1, or 0: no watchdog.")
 
 
 def check_objective(config: Any) -> None:

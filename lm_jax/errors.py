@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
+EXIT_HUNG = 6  # no step ended for too long: the launchers start the same command again
 
 
 class UserError(Exception):

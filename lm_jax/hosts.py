@@ -90,9 +90,29 @@ def meet(name: str) -> None:
     """Waits for every process, however long what the first one does takes (a text to prepare)."""
     if jax.process_count() > 1:
         # A collective alone would give up after the 30 s that gloo waits for the others.
-        client = distributed.global_state.client
-        client.wait_at_barrier(f"lm_jax.{name}", timeout_in_ms=LONGEST_WAIT * 1000)
+        service().wait_at_barrier(f"lm_jax.{name}", timeout_in_ms=LONGEST_WAIT * 1000)
         multihost_utils.sync_global_devices(f"lm_jax.{name}")
+
+
+def tell(key: str, value: str) -> None:
+    """Leaves `value`, under `key`, where all processes can read it as long as process 0 lives."""
+    service().key_value_set(f"lm_jax/{key}", value, allow_overwrite=True)
+
+
+def told(folder: str) -> dict[str, str]:
+    """What was left under `folder`/name, by name."""
+    found = service().key_value_dir_get(f"lm_jax/{folder}/")
+    return {key.rpartition("/")[2]: value for key, value in found}
+
+
+def hear(key: str, seconds: float) -> str:
+    """What is left under `key`, as soon as it is; raises when it is not within `seconds`."""
+    return service().blocking_key_value_get(f"lm_jax/{key}", round(1000 * seconds))
+
+
+def service() -> Any:
+    """The service of jax.distributed: barriers, keys and values; without a public name (0.12)."""
+    return distributed.global_state.client
 
 
 def on_sigterm(stop: Callable[..., None]) -> None:

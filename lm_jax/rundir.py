@@ -18,7 +18,7 @@ from lm_jax.metrics import replace_text
 FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "data.input",
         "data.store",
         "data.max_bad_fraction", "model.attention", "model.remat", "model.scan_unroll",
-        "loss.chunk_size", "microbatches")  # fmt: skip
+        "loss.chunk_size", "microbatches", "watchdog.")  # fmt: skip
 
 
 def check(workdir: str | os.PathLike, config: Config) -> None:

@@ -73,6 +73,9 @@ REFUSED = {
     "mesh__fsdp": [3],
     "microbatches": [3],
     "checkpoint__keep": [0],
+    "watchdog__times": [1, 0.5, -1],
+    "watchdog__least": [-1],
+    "watchdog__pause": [0],
 }
 
 

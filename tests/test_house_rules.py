@@ -43,6 +43,8 @@ MAY_IMPORT = {
     "scoring": "errors config sharding models sampling progress data",
     "baselines": "errors config data models progress",
     "runtime": "errors",
+    "hosts": "errors runtime sharding",
+    "watchdog": "errors config hosts",
     "doctor": "errors cli config metrics runtime versions",
 }
 NEVER = {"tensorflow", "torch", "transformers", "pickle", "cloudpickle", "dill", "joblib", "pandas",
