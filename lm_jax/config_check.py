@@ -29,7 +29,7 @@ CHOICES = {
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
-    "optimizer.name": ("adamw", "muon"),
+    "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("cosine", "wsd", "rsqrt", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
 }

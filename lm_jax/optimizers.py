@@ -2,13 +2,18 @@
 rate.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from lm_jax.config import OptimizerConfig
-from lm_jax.sharding import mesh_is_set, shard
+from lm_jax.adafactor import scale_by_adafactor
+from lm_jax.sharding import as_in, mesh_is_set, shard, spread
 
 # Stacked matrices by name and number of axes: which are summed over, and which are the result's.
 # Axis 0: layers; those that are in neither (experts) count matrices, each of which is its own.
@@ -23,6 +28,7 @@ MATRICES = {
 }  # fmt: skip
 NOT_DECAYED = ("scale", "bias", "up_bias", "down_bias", "bq", "bk", "bv", "bo", "bx", "bh",
                "head_bias", "pair_bias", "table")  # fmt: skip
+STACKED = {"blocks", "layers"}  # whose parameters have a first axis of layers
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -42,8 +48,9 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         parts += [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)]
         bounds.append(max(warmup, steps - decay))
     elif config.schedule == "rsqrt":
-        first = max(1, warmup)  # a part counts its steps from 0, and is asked before them too
-        parts.append(lambda step: peak * (first / (first + jnp.maximum(step, 0))) ** 0.5)
+        held = max(0, config.decay_steps - warmup)
+        first = max(1, warmup + held)  # a part counts from 0, and is asked before its steps too
+        parts.append(lambda step: peak * (first / (first + jnp.maximum(step - held, 0))) ** 0.5)
     else:
         parts.append(optax.constant_schedule(peak))
     return optax.join_schedules(parts, bounds)
@@ -67,16 +74,75 @@ def decayed(tree):
     return names(tree, lambda name, _: name not in NOT_DECAYED)
 
 
+def factors(tree):
+    """(rows, columns) of the matrices in each leaf, as axes; without rows, it is of vectors.
+
+    Weights that are not in MATRICES (embeddings, heads, routers) have theirs in the last two axes;
+    all but the first axis is one vector where layers are stacked.
+    """
+
+    def leaf(path, x):
+        parts = [part.name for part in path if hasattr(part, "name") and part.name != "value"]
+        known, last = MATRICES.get((parts[-1], x.ndim)), range(x.ndim)[-2:]
+        if known:
+            return known.reduction_axis, known.output_axis
+        if parts[-1] not in NOT_DECAYED and x.ndim > 1:
+            return (last[0],), (last[1],)
+        return (), tuple(range(x.ndim))[bool(STACKED & set(parts)) :]
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def layout(config: OptimizerConfig) -> Callable[[Any], Any]:
+    """Lays out gradients as the state of the optimizer is.
+
+    Where Muon can, it has the whole matrices of some of the layers on a device: orthogonalization
+    then moves nothing.
+    """
+    if not config.shard_state:
+        return lambda tree: tree
+    return partial(spread, first=config.name == "muon")
+
+
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer by its name, without clipping: the train step has the norm anyway."""
-    rate = schedule(config, steps)
-    return muon(config, rate) if config.name == "muon" else adamw(config, rate)
+    """The optimizer by its name, without clipping: the train step has the norm anyway.
+
+    The state and the updates are computed in `layout`; updates come back laid out as parameters.
+    """
+    makers = {"adamw": adamw, "adafactor": adafactor, "lion": lion, "muon": muon}
+    tx, lay_out = makers[config.name](config, schedule(config, steps)), layout(config)
+
+    def update(grads, state, params):
+        updates, state = tx.update(lay_out(grads), state, lay_out(params))
+        return as_in(updates, params), state
+
+    return optax.GradientTransformation(lambda params: tx.init(lay_out(params)), update)
 
 
 def adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     return optax.chain(
         optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def lion(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2): the sign of a momentum."""
+    return optax.chain(
+        optax.scale_by_lion(config.b1, config.b2),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adafactor without momentum, as T5 was trained (arXiv:1910.10683, section 3.1.2); `rate` is
+    relative to the size of a parameter.
+    """
+    return optax.chain(
+        scale_by_adafactor(factors),
         optax.add_decayed_weights(config.weight_decay, decayed),
         optax.scale_by_learning_rate(rate),
     )
