@@ -24,34 +24,34 @@ class FactoredState(NamedTuple):
     over columns and over rows {"row", "column"}, of which the other axes have size 1.
     """
 
-    count: jax.Array
+    steps: jax.Array
     moments: Any
 
 
-def scale_by_adafactor(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
+def scale_by_adafactor(matrices: Callable[[Any], Any]) -> optax.GradientTransformation:
     """Updates relative to the size of their parameter, to be multiplied by -learning rate.
 
-    factors: a tree of parameters -> at each leaf (rows, columns), axes of the matrices in it; the
+    matrices: a tree of parameters -> at each leaf (rows, columns), axes of the matrices in it; the
     axes in neither count matrices. Without rows, the leaf is of vectors, along the columns.
     """
 
     def init(params):
         empty = lambda x, axes: {name: 0 * m for name, m in means(x, *axes).items()}
         return FactoredState(
-            jnp.zeros((), jnp.int32), jax.tree.map(empty, params, factors(params))
+            jnp.zeros((), jnp.int32), jax.tree.map(empty, params, matrices(params))
         )
 
     def update(grads, state, params):
-        count = state.count + 1
-        kept = 1 - count.astype(jnp.float32) ** -DECAY
-        axes = factors(params)
+        steps = state.steps + 1
+        kept = 1 - steps.astype(jnp.float32) ** -DECAY
+        axes = matrices(params)
 
         def moment(g, old, axes):
             new = means(jnp.square(g) + EPS_SQUARE, *axes)
             return {name: kept * old[name] + (1 - kept) * new[name] for name in new}
 
         moments = jax.tree.map(moment, grads, state.moments, axes)
-        return jax.tree.map(step, grads, moments, params, axes), FactoredState(count, moments)
+        return jax.tree.map(scaled, grads, moments, params, axes), FactoredState(steps, moments)
 
     return optax.GradientTransformation(init, update)
 
@@ -63,7 +63,7 @@ def means(x: jax.Array, rows: tuple[int, ...], columns: tuple[int, ...]) -> dict
     return {"row": jnp.mean(x, columns, keepdims=True), "column": jnp.mean(x, rows, keepdims=True)}
 
 
-def step(g: jax.Array, moment: dict, param: jax.Array, axes: tuple) -> jax.Array:
+def scaled(g: jax.Array, moment: dict, param: jax.Array, axes: tuple) -> jax.Array:
     """The update of each matrix or vector in a leaf (algorithms 4 and 5), positive."""
     rows, columns = axes
     rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x), rows + columns, keepdims=True))

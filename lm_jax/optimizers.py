@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from lm_jax.config import OptimizerConfig
 from lm_jax.adafactor import scale_by_adafactor
+from lm_jax.config import OptimizerConfig
 from lm_jax.sharding import as_in, mesh_is_set, shard, spread
 
 # Stacked matrices by name and number of axes: which are summed over, and which are the result's.
@@ -57,11 +57,11 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def names(tree, name_of):
-    """The tree with `name_of(name of the parameter, axes)` at each leaf: wq, scale, tokens ..."""
+    """The tree with `name_of(path, axes)` at each leaf: ("decoder", "blocks", "attn", "wq"), 5."""
 
     def leaf(path, x):
         parts = [part.name for part in path if hasattr(part, "name") and part.name != "value"]
-        return name_of(parts[-1] if parts else "", x.ndim)
+        return name_of(parts or [""], x.ndim)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -71,26 +71,25 @@ def decayed(tree):
 
     Layers are stacked, so a bias has two axes and counting them would not tell.
     """
-    return names(tree, lambda name, _: name not in NOT_DECAYED)
+    return names(tree, lambda path, _: path[-1] not in NOT_DECAYED)
 
 
-def factors(tree):
-    """(rows, columns) of the matrices in each leaf, as axes; without rows, it is of vectors.
+def matrices(tree):
+    """(rows, columns) of the matrices in each leaf, as axes; vectors have columns alone.
 
-    Weights that are not in MATRICES (embeddings, heads, routers) have theirs in the last two axes;
-    all but the first axis is one vector where layers are stacked.
+    Axes in neither count matrices, or vectors. What is not in MATRICES (embeddings, heads, routers)
+    has its matrix in the last two.
     """
 
-    def leaf(path, x):
-        parts = [part.name for part in path if hasattr(part, "name") and part.name != "value"]
-        known, last = MATRICES.get((parts[-1], x.ndim)), range(x.ndim)[-2:]
-        if known:
+    def axes(path, count):
+        every = tuple(range(count))
+        if known := MATRICES.get((path[-1], count)):
             return known.reduction_axis, known.output_axis
-        if parts[-1] not in NOT_DECAYED and x.ndim > 1:
-            return (last[0],), (last[1],)
-        return (), tuple(range(x.ndim))[bool(STACKED & set(parts)) :]
+        if path[-1] not in NOT_DECAYED and count > 1:
+            return every[-2:-1], every[-1:]
+        return (), every[1:] if STACKED & set(path) else every
 
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    return names(tree, axes)
 
 
 def layout(config: OptimizerConfig) -> Callable[[Any], Any]:
@@ -142,14 +141,15 @@ def adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTr
     relative to the size of a parameter.
     """
     return optax.chain(
-        scale_by_adafactor(factors),
+        scale_by_adafactor(matrices),
         optax.add_decayed_weights(config.weight_decay, decayed),
         optax.scale_by_learning_rate(rate),
     )
 
 
 def muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the matrices inside the blocks, AdamW on all other weights.
+    """Muon (Jordan et al. 2024) on the matrices inside the blocks, AdamW on all other weights; here
+    optax has norms and biases decay as well.
 
     Both follow `rate`; Muon's is scaled to peak at config.muon_learning_rate.
     """
@@ -163,14 +163,16 @@ def muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransfo
         adam_b2=config.b2,
         adam_weight_decay=config.weight_decay,
         adam_learning_rate=rate,
-        muon_weight_dimension_numbers=lambda tree: names(tree, lambda *at: MATRICES.get(at)),
+        muon_weight_dimension_numbers=lambda tree: names(
+            tree, lambda path, count: MATRICES.get((path[-1], count))
+        ),
     )
 
     def update(grads, state, params=None):
         if not mesh_is_set():
             return tx.update(grads, state, params)
         # Orthogonalization mixes whole matrices: here the compiler decides what moves where.
-        places = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
+        places = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (grads, state))
         return jax.sharding.auto_axes(tx.update, out_sharding=places)(grads, state, params)
 
     def init(params):
