@@ -29,7 +29,7 @@ CHOICES = {
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
-    "optimizer.name": ("adamw", "muon"),
+    "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("cosine", "wsd", "rsqrt", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
 }
@@ -215,6 +215,17 @@ def check_mesh(config: Any) -> None:
         "mesh.expert",
         f"must divide config.model.num_experts={model.num_experts}.",
     )
+    parts = config.optimizer.shard_state and config.optimizer.name == "muon"
+    for field, layers in (
+        ("model.num_layers", model.num_layers),
+        ("model.encoder_layers", model.encoder_layers),
+    ):
+        need_it(
+            not parts or layers % abs(mesh.data) == 0,
+            "optimizer.shard_state",
+            f"muon gives each device whole layers: config.mesh.data={mesh.data} must divide "
+            f"config.{field}={layers}; or set it to False.",
+        )
     need_it(
         model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
     )

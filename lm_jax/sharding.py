@@ -28,6 +28,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
+SHARED = "data"  # its devices hold the same parameters
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -121,6 +122,40 @@ def spec(*names: str | None) -> PartitionSpec | None:
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
     """`x` laid out by the logical names of its axes."""
     return x if (axes := spec(*names)) is None else jax.sharding.reshard(x, axes)
+
+
+def spread(tree: Any, first: bool = False) -> Any:
+    """The arrays of `tree`, also cut over the axis that shares the batch alone (ZeRO, Rajbhandari
+    et al. 2020, arXiv:1910.02054, section 5): along the dimension that is longest on a device
+    among those that divide, or, with `first`, along the first of them (the layers). An array
+    without one stays as it is.
+    """
+    if not mesh_is_set() or jax.sharding.get_abstract_mesh().shape[SHARED] == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, spread_spec(x, first)), tree)
+
+
+def spread_spec(x: jax.Array, first: bool) -> PartitionSpec:
+    """Mesh axes of x after `spread`. The new one is the last of its dimension: what a device holds
+    is a part of what it had, so going back moves data along this axis only.
+    """
+    sizes, old = jax.sharding.get_abstract_mesh().shape, jax.typeof(x).sharding.spec
+    parts = [() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in old]
+    local = [n // math.prod(sizes[a] for a in p) for n, p in zip(x.shape, parts, strict=True)]
+    fits = [dim for dim, size in enumerate(local) if size and size % sizes[SHARED] == 0]
+    if not fits or any(SHARED in part for part in parts):
+        return old
+    dim = fits[0] if first else max(fits, key=lambda dim: local[dim])
+    return PartitionSpec(*old[:dim], (*parts[dim], SHARED), *old[dim + 1 :])
+
+
+def as_in(tree: Any, other: Any) -> Any:
+    """The arrays of `tree`, laid out as those of `other`."""
+    if not mesh_is_set():
+        return tree
+    return jax.tree.map(
+        lambda x, y: jax.sharding.reshard(x, jax.typeof(y).sharding.spec), tree, other
+    )
 
 
 def einsum(equation: str, x: jax.Array, w: jax.Array, *names: str | None) -> jax.Array:
