@@ -3,7 +3,7 @@
     python -m lm_jax.train --config=configs/mt5.py:small --workdir=/mnt/bucket/mt5 \
         --config.data.store=gs://BUCKET/tokens
 
-1,024 sequences of 1,024 tokens for 1 M steps; the optimizer is AdamW, as in t5.py. Not run here.
+1,024 sequences of 1,024 tokens for 1 M steps; the optimizer is that of t5.py. Not run here.
 """
 
 from lm_jax import config as lm_config
@@ -42,13 +42,13 @@ def get_config(size: str = "small"):
     config.data.sequence_length = 1024
 
     config.loss.objective = "span_corruption"
-    config.optimizer.learning_rate = 0.001
-    config.optimizer.b2 = 0.999
+    config.optimizer.name = "adafactor"
+    config.optimizer.learning_rate = 0.01
     config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.warmup_steps = 10000
-    config.optimizer.end_fraction = 0.1
-    config.optimizer.schedule = "wsd"
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.schedule = "rsqrt"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 10_000
     config.eval.every = 1000
     config.eval.tokens = 4_194_304
     config.checkpoint.every = 1000

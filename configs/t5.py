@@ -4,9 +4,8 @@ arXiv:2002.05202).
     python -m lm_jax.train --config=configs/t5.py:base --workdir=/mnt/bucket/t5 \
         --config.data.store=gs://BUCKET/tokens
 
-Span corruption, 128 sequences of 512 tokens for 2^19 steps (section 3.1.2). The paper's optimizer
-is Adafactor with an inverse square root schedule; this is AdamW with a flat one. 1.1 has gated
-layers and a head of its own. Not run here.
+Span corruption, 128 sequences of 512 tokens for 2^19 steps, Adafactor at 0.01 for 10^4 steps and
+then at 1 / sqrt(step) (section 3.1.2). 1.1 has gated layers and a head of its own. Not run here.
 """
 
 from lm_jax import config as lm_config
@@ -47,13 +46,13 @@ def get_config(size: str = "base"):
     config.data.sequence_length = 512
 
     config.loss.objective = "span_corruption"
-    config.optimizer.learning_rate = 0.001
-    config.optimizer.b2 = 0.999
+    config.optimizer.name = "adafactor"
+    config.optimizer.learning_rate = 0.01
     config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.warmup_steps = 10000
-    config.optimizer.end_fraction = 0.1
-    config.optimizer.schedule = "wsd"
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.schedule = "rsqrt"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 10_000
     config.eval.every = 1000
     config.eval.tokens = 4_194_304
     config.checkpoint.every = 1000

@@ -7,7 +7,7 @@ usage="usage: bash launch/local.sh [--hosts=N] [--devices=M] [--retries=R] [--dr
 Trains in one process on all devices of this machine; TRAIN_FLAGS are those of python -m lm_jax.train.
 --hosts=N     N processes on the CPU that play N hosts, to try out what a cluster will do
 --devices=M   simulated devices of each of them (1)
---retries=R   how often it is started again after a process was killed or lost (0)
+--retries=R   how often it is started again after a process was killed, lost or stuck (0)
 --dry-run     print the commands, start nothing"
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -27,7 +27,7 @@ def fail(message: str, code: int) -> None:
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses the flags, runs `main(argv)` and exits: 0, 2 user, 3 data or checkpoint, 4 machine, 5
-    diverged.
+    diverged. (A run that is stuck is ended with 6, by watchdog.py.)
     """
     module = sys.modules["__main__"].__spec__
     if module and ("-m", module.name) in itertools.pairwise(sys.orig_argv):

@@ -150,17 +150,19 @@ class LossConfig:
 class OptimizerConfig:
     """Decoupled decay off norms and biases, clipping by global norm, and the schedule."""
 
-    name: str = "adamw"
+    name: str = "adamw"  # muon; lion; adafactor, whose rate is relative to a weight's size
     learning_rate: float = 1e-3  # at the peak; muon: of the weights that are not matrices
     muon_learning_rate: float = 0.02  # of the matrices of the blocks, when name is muon
-    b1: float = 0.9
+    b1: float = 0.9  # adafactor has none of these three, and lion no eps
     b2: float = 0.95
     eps: float = 1e-8
+    shard_state: bool = False  # over mesh.data too (ZeRO-1): less memory, one more gather a step
     weight_decay: float = 0.1
     clip_norm: float = 1.0  # 0: off
     schedule: str = "cosine"
     warmup_steps: int = 100
-    decay_steps: int = 0  # cosine: to the end of the run when 0; wsd: the last fifth of it when 0
+    decay_steps: int = 0  # cosine: to the end of the run when 0; wsd: the last fifth of it when 0;
+    # rsqrt: from this step on, or from the warm-up on when 0
     end_fraction: float = 0.1  # of the learning rate, at the end
 
 
@@ -196,6 +198,15 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a run that finishes no step is taken for stuck, and ended to be started again."""
+
+    times: float = 20.0  # the median step; 0: no watchdog
+    least: float = 120.0  # seconds, however fast the steps are
+    pause: float = 3600.0  # seconds of a save, an evaluation, or the first steps, with compilation
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -212,6 +223,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @property
     def tokens_per_step(self) -> int:

@@ -29,7 +29,7 @@ CHOICES = {
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
-    "optimizer.name": ("adamw", "muon"),
+    "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("cosine", "wsd", "rsqrt", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
 }
@@ -38,6 +38,7 @@ AT_LEAST_1 = (
     "model.dim", "model.num_heads", "model.max_length", "model.scan_unroll",
     "model.relative_buckets", "model.relative_distance", "loss.mean_span",
     "data.sequence_length", "data.vocab_size", "checkpoint.every", "checkpoint.keep", "eval.tokens",
+    "watchdog.pause",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.init_std",
@@ -48,6 +49,7 @@ NOT_NEGATIVE = (
     "optimizer.muon_learning_rate", "optimizer.weight_decay", "optimizer.clip_norm",
     "optimizer.warmup_steps", "optimizer.decay_steps", "loss.z_loss", "loss.chunk_size",
     "eval.every", "eval.samples", "eval.sample_tokens", "data.workers", "checkpoint.keep_every",
+    "watchdog.least",
 )  # fmt: skip
 FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
              "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
@@ -163,6 +165,8 @@ def check_steps(config: Any) -> None:
         "optimizer.warmup_steps",
         f"longer than config.steps={config.steps}.",
     )
+    times = config.watchdog.times
+    need_it(times > 1 or times == 0, "watchdog.times", "must be above 1, or 0: no watchdog.")
 
 
 def check_objective(config: Any) -> None:
@@ -211,6 +215,17 @@ def check_mesh(config: Any) -> None:
         "mesh.expert",
         f"must divide config.model.num_experts={model.num_experts}.",
     )
+    parts = config.optimizer.shard_state and config.optimizer.name == "muon"
+    for field, layers in (
+        ("model.num_layers", model.num_layers),
+        ("model.encoder_layers", model.encoder_layers),
+    ):
+        need_it(
+            not parts or layers % abs(mesh.data) == 0,
+            "optimizer.shard_state",
+            f"muon gives each device whole layers: config.mesh.data={mesh.data} must divide "
+            f"config.{field}={layers}; or set it to False.",
+        )
     need_it(
         model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
     )

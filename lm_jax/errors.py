@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
+EXIT_HUNG = 6  # no step ended for too long: the launchers start the same command again
 
 
 class UserError(Exception):
@@ -28,6 +29,12 @@ class MachineError(UserError):
     """The disk, the devices or the installed packages cannot do what was asked."""
 
     code = 4
+
+
+class AbsentError(MachineError):
+    """The other processes of the run did not come; at the next start they may."""
+
+    code = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 class DivergedError(UserError):

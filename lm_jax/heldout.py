@@ -8,6 +8,7 @@ import numpy as np
 from lm_jax import sharding
 from lm_jax.config import Config
 from lm_jax.data import views
+from lm_jax.data.examples import Shard
 from lm_jax.objectives import loss
 from lm_jax.sampling import sample_text
 from lm_jax.scoring import evaluate_heldout
@@ -18,11 +19,11 @@ MOST_TOKENS = 5_000_000  # of held-out text that are read at the end
 class Heldout:
     """The held-out text of a run, asked as it is trained; on the default device without a mesh.
 
-    share: which part of each batch is this process's. Raises DataError where the text is less than
-    an example.
+    share: which parts of each batch are this process's. Raises DataError where the text is less
+    than an example.
     """
 
-    def __init__(self, config: Config, store: Any, mesh: Any, share: tuple[int, int] = (0, 1)):
+    def __init__(self, config: Config, store: Any, mesh: Any, share: Shard = (0, 1)):
         self.config, self.store, self.mesh, self.share = config, store, mesh, share
         self.windows = views.make(store, "heldout", config, 0)
         self.sums = jax.jit(lambda model, batch: loss(model, batch, None, config.loss)[1])

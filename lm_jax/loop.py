@@ -23,6 +23,7 @@ from lm_jax.finish import finish
 from lm_jax.heldout import Heldout
 from lm_jax.metrics import Metrics
 from lm_jax.train_step import TrainState, init_state, make_train_step
+from lm_jax.watchdog import Watchdog
 
 TRACED = range(10, 15)  # steps after the first that --profile records
 
@@ -88,6 +89,7 @@ class Run:
         kind = mesh.devices.flat[0].device_kind
         self.metrics = Metrics(workdir, config, bytes_per_token, kind, mesh.size, self.start,
                                hosts.is_first())  # fmt: skip
+        self.dog = Watchdog(workdir, config.watchdog, self.start)
 
     def first_state(self, abstract: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint that verifies, or a new state, born sharded; and its step."""
@@ -109,6 +111,7 @@ class Run:
         done: Done | None = None
         began = time.perf_counter()
         with (
+            self.dog,
             contextlib.ExitStack() as trace,
             batches(
                 windows,
@@ -120,9 +123,11 @@ class Run:
             ) as stream,
         ):
             for step in range(self.start + 1, last + 1):
+                self.dog.at("data", step)
                 batch = self.next_batch(stream)
                 if profile:
                     self.profile(step, trace)
+                self.dog.at("step", step)
                 self.state, metrics = self.step(self.state, self.on_device(batch))
                 self.read(done)
                 done = Done(step, metrics, self.crc(step, batch, windows))
@@ -137,10 +142,12 @@ class Run:
                     done = None
                     self.pause(step, save, look and not self.stopped)
                 if self.stopped:
+                    self.dog.at("save", step)
                     self.saved.wait()
                     print(f"SIGTERM: saved step {step}; the same command goes on.", flush=True)
                     return EXIT_PREEMPTED
-        self.saved.wait()
+            self.dog.at("save", last)
+            self.saved.wait()
         self.metrics.close()
         if self.start < last or not (self.workdir / "report.html").exists():
             seconds = time.perf_counter() - began
@@ -184,6 +191,8 @@ class Run:
     def profile(self, step: int, trace: contextlib.ExitStack) -> None:
         """Starts and stops the XProf trace; a run that ends before closes it too."""
         folder, index = self.workdir / "profile", step - self.start
+        if index in (TRACED.start, TRACED.stop):
+            self.dog.at("profile", step)
         if index == TRACED.start:
             trace.enter_context(jax.profiler.trace(str(folder)))
             trace.callback(lambda: jax.block_until_ready(self.state))
@@ -197,9 +206,11 @@ class Run:
         if done is None:
             return
         values = {name: float(value) for name, value in done.metrics.items()}
+        self.dog.done(done.step)
         loss, gnorm = values["loss"], values["gnorm"]
         self.metrics.clock.steps += done.step > self.start + 1
         if not (math.isfinite(loss) and math.isfinite(gnorm)):
+            self.dog.at("save", done.step)
             self.saved.wait()  # a save under way counts
             steps = self.saved.steps()
             kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing is saved"
@@ -216,9 +227,11 @@ class Run:
         """What does not count as training: a save, a look at held-out text."""
         since = time.perf_counter()
         if save:
+            self.dog.at("save", step)
             about = rundir.metadata(step, self.config, self.workdir, self.store, self.mesh)
             self.saved.save(step, self.state, about, rundir.tokenizer_files(self.store))
         if look:
+            self.dog.at("evaluation", step)
             loss, tokens = self.heldout.loss(self.state.model, self.config.eval.tokens)
             self.metrics.evaluation(step, loss, tokens, time.perf_counter() - since)
             for prompt, text in self.heldout.samples(self.state.model):

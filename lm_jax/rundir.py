@@ -16,9 +16,9 @@ from lm_jax.metrics import replace_text
 
 # Fields that may change between a start and a resume: they do not change what is learned.
 FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "data.input",
-        "data.store",
+        "data.store", "optimizer.shard_state",
         "data.max_bad_fraction", "model.attention", "model.remat", "model.scan_unroll",
-        "loss.chunk_size", "microbatches")  # fmt: skip
+        "loss.chunk_size", "microbatches", "watchdog.")  # fmt: skip
 
 
 def check(workdir: str | os.PathLike, config: Config) -> None:

@@ -27,6 +27,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
+SHARED = "data"  # its devices hold the same parameters
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -44,13 +45,31 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"config.mesh: {asked} does not make {len(devices)} devices; "
             f"set one axis to -1, or sizes whose product is {len(devices)}."
         )
-    if devices[0].platform == "tpu" and len(devices) > 1:
-        from jax.experimental import mesh_utils
-
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        grid = np.array(devices).reshape(sizes)
+    tpu = devices[0].platform == "tpu" and len(devices) > 1
+    grid = tpu_grid(sizes, devices) if tpu else np.array(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
+    """TPUs in the order in which they are neighbours. The network between slices is the slow one:
+    one axis alone crosses it, `data`, or `fsdp` where data does not divide.
+    """
+    from jax.experimental import mesh_utils
+
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    for axis in map(AXES.index, ("data", "fsdp")):
+        if sizes[axis] % slices == 0:
+            within, across = list(sizes), [1] * len(sizes)
+            within[axis], across[axis] = sizes[axis] // slices, slices
+            return mesh_utils.create_hybrid_device_mesh(
+                within, across, devices, allow_split_physical_axes=True
+            )
+    raise UserError(
+        f"config.mesh: {slices} TPU slices; data or fsdp must be a multiple of {slices}, "
+        f"e.g. config.mesh.data={slices}."
+    )
 
 
 def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
@@ -102,9 +121,36 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
     return x if (axes := spec(*names)) is None else jax.sharding.reshard(x, axes)
 
 
-def like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x` laid out as `other`, which has its shape."""
-    return x if (axes := place(other)) is None else jax.sharding.reshard(x, axes)
+def spread(tree: Any, first: bool = False) -> Any:
+    """The arrays of `tree`, also cut over the axis that shares the batch alone (ZeRO, Rajbhandari
+    et al. 2020, arXiv:1910.02054, section 5): along the dimension that is longest on a device
+    among those that divide, or, with `first`, along the first of them (the layers). An array
+    without one stays as it is.
+    """
+    if not mesh_is_set() or jax.sharding.get_abstract_mesh().shape[SHARED] == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, spread_spec(x, first)), tree)
+
+
+def spread_spec(x: jax.Array, first: bool) -> PartitionSpec:
+    """Mesh axes of x after `spread`. The new one is the last of its dimension: what a device holds
+    is a part of what it had, so going back moves data along this axis only.
+    """
+    sizes, old = jax.sharding.get_abstract_mesh().shape, jax.typeof(x).sharding.spec
+    parts = [() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in old]
+    local = [n // math.prod(sizes[a] for a in p) for n, p in zip(x.shape, parts, strict=True)]
+    fits = [dim for dim, size in enumerate(local) if size and size % sizes[SHARED] == 0]
+    if not fits or any(SHARED in part for part in parts):
+        return old
+    dim = fits[0] if first else max(fits, key=lambda dim: local[dim])
+    return PartitionSpec(*old[:dim], (*parts[dim], SHARED), *old[dim + 1 :])
+
+
+def as_in(tree: Any, other: Any) -> Any:
+    """The arrays of `tree`, laid out as those of `other`."""
+    if not mesh_is_set():
+        return tree
+    return jax.tree.map(lambda x, y: jax.sharding.reshard(x, place(y)), tree, other)
 
 
 def axes_of(*names: str | None) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     """
     tx = optimizers.make(config.optimizer, config.steps)
     rate = optimizers.schedule(config.optimizer, config.steps)
+    layout = optimizers.layout(config.optimizer)
 
     def sums(model, batch, key):
         return loss(model, batch, key if config.model.dropout else None, config.loss)
@@ -54,7 +55,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         if config.data.carry:
             batch = {**batch, "state": jax.tree.map(lambda x: x[None], state.carry)}
-        (_, totals), grads = accumulate(sums, state.model, batch, key)
+        (_, totals), grads = accumulate(sums, state.model, batch, key, layout)
         tokens = jnp.maximum(totals["tokens"], 1.0)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))) / tokens
         clip = config.optimizer.clip_norm
@@ -74,11 +75,15 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     return train_step
 
 
-def accumulate(sums, model, batch, key):
+def accumulate(sums, model, batch, key, layout):
     """((loss, totals), gradients) summed over the leading axis of `batch`, one microbatch after the
-    other.
+    other; gradients are laid out by `layout`, as the optimizer's state.
     """
-    grad = jax.value_and_grad(sums, has_aux=True)
+
+    def grad(*args):
+        value, grads = jax.value_and_grad(sums, has_aux=True)(*args)
+        return value, layout(grads)
+
     count = batch["tokens"].shape[0]
     keys = jax.random.split(key, count)
     first = (jax.tree.map(lambda x: x[0], batch), keys[0])
@@ -91,6 +96,6 @@ def accumulate(sums, model, batch, key):
     scalars = jax.eval_shape(sums, model, *first)
     zeros = (
         jax.tree.map(lambda x: jnp.zeros((), x.dtype), scalars),
-        jax.tree.map(jnp.zeros_like, model),
+        jax.tree.map(jnp.zeros_like, layout(model)),
     )
     return jax.lax.scan(body, zeros, (batch, keys))[0]

@@ -73,6 +73,9 @@ REFUSED = {
     "mesh__fsdp": [3],
     "microbatches": [3],
     "checkpoint__keep": [0],
+    "watchdog__times": [1, 0.5, -1],
+    "watchdog__least": [-1],
+    "watchdog__pause": [0],
 }
 
 
@@ -164,3 +167,16 @@ def test_differences_are_listed_by_dotted_name():
     assert differences(other, Config()) == [
         ("steps", 300, 1000), ("model.dim", 512, 256), ("mesh.fsdp", 2, 1)]  # fmt: skip
     assert differences(Config(), Config()) == []
+
+
+def test_muon_shards_its_state_by_whole_layers_or_not_at_all():
+    fields = {"optimizer__shard_state": True, "model__num_layers": 6, "mesh__data": 4}
+    Config.parse(changed(**fields, optimizer__name="adamw"))
+    Config.parse(changed(**fields | {"mesh__data": 3}, optimizer__name="muon"))
+    with pytest.raises(UserError, match=r"shard_state=True: muon .*data=4 .*num_layers=6; or "):
+        Config.parse(changed(**fields, optimizer__name="muon"))
+
+
+def test_an_optimizer_that_is_not_there_is_answered_by_the_nearest():
+    with pytest.raises(UserError, match=r"optimizer.name='adafacto': .* Did you mean 'adafactor'"):
+        Config.parse(changed(optimizer__name="adafacto"))

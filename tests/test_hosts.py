@@ -17,7 +17,7 @@ from test_resume import CONFIG, final_bits, write_text
 
 from lm_jax import hosts, sharding
 from lm_jax.checkpoint import SavedSteps
-from lm_jax.errors import EXIT_PREEMPTED, UserError
+from lm_jax.errors import EXIT_PREEMPTED, AbsentError, UserError
 
 LOCAL = Path(__file__).parent.parent / "launch" / "local.sh"
 STEPS, DEVICES = 24, 4
@@ -32,11 +32,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def begin(folder, name, count, *more, steps=STEPS):
-    """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def begin(folder, name, count, *more, steps=STEPS, program=("-m", "lm_jax.train")):
+    """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
+    port = free_port()
     shown = f"--xla_force_host_platform_device_count={DEVICES // count}"
     environment = {
         **os.environ,
@@ -51,7 +55,7 @@ def begin(folder, name, count, *more, steps=STEPS):
                f"--process_id={index}"] if count > 1 else []  # fmt: skip
         with open(folder / f"{name}.{index}.log", "a") as log:
             processes.append(subprocess.Popen(
-                [sys.executable, "-m", "lm_jax.train", "--config=config.py", f"--workdir={name}",
+                [sys.executable, *program, "--config=config.py", f"--workdir={name}",
                  "--config.data.input=text.jsonl", "--config.data.store=store", "--nopreflight",
                  f"--config.steps={steps}", "--config.batch_size=8", *who, *more],
                 cwd=folder, env=environment, stdout=log, stderr=log,
@@ -112,6 +116,25 @@ def test_two_processes_make_the_run_of_one_stop_together_and_go_on_as_one(folder
     same_run(folder, "two", "one")
 
 
+# A mesh in which the devices of a host are not neighbours, as on most TPU slices.
+APART = """
+from lm_jax import cli, sharding, train
+make = sharding.make_mesh
+order = lambda device: (device.id % 2, device.id)
+sharding.make_mesh = lambda config, devices: make(config, sorted(devices, key=order))
+cli.run(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_a_mesh_that_takes_hosts_apart_makes_the_same_run(folder):
+    if not (folder / "one").exists():
+        assert codes(begin(folder, "one", 1)) == [0], log(folder, "one")
+    (folder / "apart.py").write_text(APART)
+    assert codes(begin(folder, "apart", 2, program=["apart.py"])) == [0, 0], log(folder, "apart")
+    same_run(folder, "apart", "one")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("count", [2, 4])
@@ -141,6 +164,23 @@ def test_a_lost_process_stops_the_others_and_a_new_start_ends_in_the_same_bits(f
     assert {s: (r["batch_crc"], r["loss"]) for s, r in rows(folder, "lost").items()} == {
         s: (r["batch_crc"], r["loss"]) for s, r in wanted.items()
     }
+
+
+ALONE = """
+import sys, time
+from lm_jax import hosts
+address, index = sys.argv[1], int(sys.argv[2])
+hosts.join(address, 2, index)
+hosts.first_does(lambda: time.sleep(40), "text")
+"""
+
+
+@pytest.mark.slow
+def test_what_the_first_does_alone_may_take_longer_than_a_collective_waits(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    run = lambda index: [sys.executable, "-c", ALONE, address, str(index)]
+    processes = [subprocess.Popen(run(index), cwd=tmp_path) for index in range(2)]
+    assert codes(processes) == [0, 0]
 
 
 @pytest.mark.slow
@@ -177,14 +217,36 @@ def test_slurm_tells_how_many(monkeypatch):
     assert hosts.slurm_tasks() == 4
 
 
+def test_processes_that_do_not_meet_are_told_from_a_host_that_is_alone(monkeypatch, capsys):
+    def never(**_):
+        raise RuntimeError("Failed to recognize\ncoordinator address")
+
+    monkeypatch.setattr(jax.distributed, "initialize", never)
+    with pytest.raises(AbsentError, match="did not meet: Failed to recognize coordinator") as found:
+        hosts.join("host:1", 2, 0)
+    assert found.value.code == 69, "not one of those that a new start cannot help"
+    monkeypatch.setattr(hosts, "tpu_is_here", lambda: True)
+    for names, slices in (("a,b", ""), ("a", "2")):  # as GKE tells the pods of TPU slices
+        monkeypatch.setenv("TPU_WORKER_HOSTNAMES", names)
+        monkeypatch.setenv("MEGASCALE_NUM_SLICES", slices)
+        with pytest.raises(AbsentError):
+            hosts.join()
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "")
+    hosts.join()
+    assert capsys.readouterr().err.startswith("WARNING: only this host: ")
+
+
 @pytest.mark.parametrize(
     ("sizes", "owners", "expected"),
     [
-        ({"data": 8}, [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, [0, 0, 1, 1, 2, 2, 3, 3], [(i, 4) for i in range(4)]),
-        ({"data": 2, "tensor": 4}, [0, 0, 1, 1, 2, 2, 3, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        ({"data": 1, "tensor": 8}, [0, 0, 0, 0, 1, 1, 1, 1], [(0, 1), (0, 1)]),
-        ({"data": 4, "tensor": 2}, [0, 0, 1, 1, 1, 1, 0, 0], None),
+        ({"data": 8}, [0, 0, 0, 0, 1, 1, 1, 1], [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, [0, 0, 1, 1, 2, 2, 3, 3], [(i,) for i in range(4)]),
+        ({"data": 2, "tensor": 4}, [0, 0, 1, 1, 2, 2, 3, 3], [(0,), (0,), (1,), (1,)]),
+        ({"data": 1, "tensor": 8}, [0, 0, 0, 0, 1, 1, 1, 1], [(0,), (0,)]),
+        ({"data": 4, "tensor": 2}, [0, 0, 1, 1, 1, 1, 0, 0], [(0, 3), (1, 2)]),
+        ({"data": 2, "fsdp": 4}, [0, 0, 1, 1, 1, 1, 0, 0], [(0, 1, 6, 7), (2, 3, 4, 5)]),
+        ({"data": 4, "tensor": 2}, [0, 1, 1, 2, 2, 3, 3, 0], None),
+        ({"data": 8}, [0, 0, 0, 0, 0, 0, 1, 1], None),
     ],
 )
 def test_a_process_has_the_rows_of_its_devices(monkeypatch, sizes, owners, expected):
@@ -197,7 +259,8 @@ def test_a_process_has_the_rows_of_its_devices(monkeypatch, sizes, owners, expec
     for index in range(count):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if expected is None:
-            with pytest.raises(UserError, match="are not one"):
+            with pytest.raises(UserError, match="others only some of them"):
                 hosts.share(mesh)
             return
-        assert hosts.share(mesh) == expected[index]
+        parts = sizes.get("data", 1) * sizes.get("fsdp", 1)
+        assert hosts.share(mesh) == (expected[index], parts)

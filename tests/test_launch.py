@@ -1,12 +1,15 @@
 """Do the scripts in launch/ set up rightly, once, and refuse in one line? A stub plays Python."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from lm_jax.errors import EXIT_HUNG
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
@@ -75,7 +78,7 @@ def test_a_script_is_valid_bash(script):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "local.sh", "test.sh", "matrix.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "local.sh", "test.sh", "matrix.sh", "gke.sh"])
 def test_help_says_how_and_sets_nothing_up(launch, script):
     code, out, err = launch(script, "--help")
     assert (code, err) == (0, "")
@@ -219,7 +222,7 @@ def test_the_whole_check_runs_style_types_and_suite(launch):
     launch("test.sh", "tests/test_x.py", "-k", "one")
     assert launch.log()[-1].endswith("tests/test_x.py -k one")
     launch("test.sh", "--slow")
-    assert launch.log()[-1] == "-m pytest -m slow -n 2"
+    assert launch.log()[-1] == "-m pytest -m slow -n 2 --dist loadfile"
     launch("test.sh", "--parity")
     assert launch.told("pip")[-1].endswith("[parity]")
     assert launch.log()[-1] == "-m pytest tests/parity -m parity"
@@ -278,6 +281,15 @@ def test_hosts_are_started_together_and_again_when_one_was_killed(launch):
 def test_what_a_new_start_cannot_help_is_not_started_again(launch, code):
     assert launch("local.sh", "--retries=3", *RUN, STUB_TRAIN_CODE=str(code))[0] == code
     assert len(launch.told("train")) == 1
+
+
+def test_a_run_that_was_stuck_is_started_again(launch):
+    code, out, _ = launch("local.sh", "--retries=1", *RUN, STUB_TRAIN_CODE=str(EXIT_HUNG))
+    assert code == EXIT_HUNG
+    assert out.splitlines()[-1].startswith(f"a process ended with code {EXIT_HUNG}; starting again")
+    assert len(launch.told("train")) == 2
+    job = (ROOT / "launch" / "gpu_slurm.sbatch").read_text()
+    assert re.findall(r"^    ([\d |]+)\)", job, re.MULTILINE) == ["0 | 2 | 3 | 4 | 5", "75"]
 
 
 def test_a_run_that_is_told_to_stop_is_not_started_again(launch):

@@ -1,4 +1,6 @@
-"""Do schedules and AdamW do what the papers say, and does decay leave norms and biases alone?"""
+"""Do schedules and optimizers do what the papers say, and does decay leave norms and biases
+alone?
+"""
 
 import math
 
@@ -38,6 +40,13 @@ def test_warm_up_stable_decay_is_flat_until_the_last_fifth():
 def test_the_inverse_square_root_is_that_of_the_step():
     found = rates(1000, (0, 25, 100, 400), warmup_steps=25, schedule="rsqrt")
     assert found == [round(1 / 26, 5), 1.0, 0.5, 0.25]
+
+
+def test_the_inverse_square_root_may_begin_later_as_for_t5():
+    found = rates(1000, (0, 99, 100, 400), warmup_steps=0, decay_steps=100, schedule="rsqrt")
+    assert found == [1.0, 1.0, 1.0, 0.5]
+    found = rates(1000, (10, 100, 400), warmup_steps=10, decay_steps=100, schedule="rsqrt")
+    assert found == [1.0, 1.0, 0.5]
 
 
 def test_constant_stays_and_no_warm_up_starts_at_the_peak():
@@ -94,3 +103,95 @@ def test_adamw_equals_its_formula_over_three_steps():
             values[name] = x - rate * (mean / (np.sqrt(var) + 1e-6) + decay)
             np.testing.assert_allclose(getattr(model, name)[...], values[name], rtol=2e-5)
     assert math.isclose(float(optimizers.schedule(config, 10)(2)), 0.1, rel_tol=1e-6)
+
+
+def test_lion_equals_its_formula_over_three_steps():
+    config = OptimizerConfig(
+        name="lion", learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.3,
+        b1=0.8, b2=0.9,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    shapes = {"w": (3, 4), "scale": (4,), "bias": (4,)}
+    values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    model = Tiny(**{name: jnp.asarray(x) for name, x in values.items()})
+    tx = optimizers.make(config, steps=10)
+    state = tx.init(model)
+    m = {name: np.zeros(shape) for name, shape in shapes.items()}
+    for _ in range(3):
+        g = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        updates, state = tx.update(Tiny(**{k: jnp.asarray(x) for k, x in g.items()}), state, model)
+        model = optax.apply_updates(model, updates)
+        for name, x in values.items():
+            sign = np.sign(0.8 * m[name] + 0.2 * g[name])
+            values[name] = x - 0.1 * (sign + (0.3 * x if name == "w" else 0.0))
+            np.testing.assert_allclose(getattr(model, name)[...], values[name], rtol=2e-5)
+        m = {k: 0.9 * m[k] + 0.1 * g[k] for k in g}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
+def test_without_a_gradient_only_weights_decay(name):
+    config = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.3)
+    model = Tiny(*(jnp.arange(1.0, 13.0).reshape(3, 4), jnp.full(4, 2.0), jnp.full(4, 3.0)))
+    tx = optimizers.make(config, steps=10)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, model), tx.init(model), model)
+    np.testing.assert_allclose(updates.w[...], -0.03 * model.w[...], rtol=1e-5)
+    assert not np.any(updates.scale[...])
+    assert not np.any(updates.bias[...])
+
+
+# ---- Adafactor, beside optax's on each matrix by itself ------------------------------------------
+
+N, D, E, V = 2, 8, 2, 24  # layers, width, experts, vocabulary
+MIXED = ModelConfig(
+    vocab_size=V, num_layers=N, dim=D, num_heads=4, num_kv_heads=2, mlp_dim=12, max_length=10,
+    qkv_bias=True, num_experts=E,
+)  # fmt: skip
+APART = {  # name -> [matrices, rows, columns]; vectors are [vectors, size]
+    "wq": (N, D, -1), "wk": (N, D, -1), "wv": (N, D, -1), "wo": (N, -1, D), "router": (N, D, E),
+    "up": (N * E, D, -1), "down": (N * E, -1, D), "tokens": (1, V, D),
+}  # fmt: skip
+
+
+def apart(tree):
+    """{name and number: the matrix or vector}."""
+    found = {}
+    for name, x in flatten(tree).items():
+        shape = next((shape for end, shape in APART.items() if name.endswith("/" + end)), None)
+        shape = shape or (N if "/blocks/" in name else 1, -1)
+        for index, part in enumerate(x.reshape(shape)):
+            found[f"{name} {index}"] = part
+    return found
+
+
+def test_adafactor_factors_each_layer_and_expert_as_optax_does_alone():
+    config = OptimizerConfig(name="adafactor", learning_rate=0.1, schedule="constant",
+                             warmup_steps=0, weight_decay=0.0)  # fmt: skip
+    ours, theirs = optimizers.make(config, 10), optax.adafactor(0.1, min_dim_size_to_factor=1)
+    rng = np.random.default_rng(0)
+    abstract = jax.eval_shape(lambda: Transformer(MIXED, rngs=nnx.Rngs(0)))
+    # Of unlike sizes in rows, columns and layers: what is averaged with what would show.
+    draw = lambda x: jnp.asarray(np.exp(rng.normal(size=x.shape)), jnp.float32)
+    model = jax.tree.map(draw, abstract)
+    state, other = ours.init(model), theirs.init(apart(model))
+    update, alone = jax.jit(ours.update), jax.jit(theirs.update)
+    for _ in range(3):
+        grads = jax.tree.map(draw, abstract)
+        updates, state = update(grads, state, model)
+        expected, other = alone(apart(grads), other, apart(model))
+        found = apart(updates)
+        assert len(found) == len(expected) == 30
+        for name, x in expected.items():
+            np.testing.assert_allclose(found[name], x, rtol=2e-4, atol=1e-9, err_msg=name)
+        model = optax.apply_updates(model, updates)
+
+
+def test_adafactor_keeps_a_row_and_a_column_of_each_matrix():
+    model = jax.eval_shape(lambda: Transformer(MIXED, rngs=nnx.Rngs(0)))
+    sizes = {}
+    for name in ("adafactor", "adamw"):
+        tx = optimizers.make(OptimizerConfig(name=name), 10)
+        sizes[name] = sum(x.size for x in jax.tree.leaves(jax.eval_shape(tx.init, model)))
+    parts = apart(jax.tree.map(lambda x: np.zeros(x.shape), model)).values()
+    counters = 2  # of optax's chain: the moments', the schedule's
+    assert sizes["adafactor"] == sum(sum(x.shape) for x in parts) + counters
+    assert sizes["adafactor"] < sizes["adamw"] / 4

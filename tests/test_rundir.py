@@ -69,6 +69,7 @@ def test_what_does_not_change_the_learning_may_change(tmp_path):
     rundir.check(tmp_path, CONFIG)
     free = changed(name="again", log_every=1, microbatches=2, mesh={"fsdp": 2}, eval={"every": 7},
                    checkpoint={"keep": 9}, loss={"chunk_size": 8},
+                   optimizer={"shard_state": True},
                    model={"remat": "full", "scan_unroll": 2, "attention": "xla"})  # fmt: skip
     rundir.check(tmp_path, free)
 

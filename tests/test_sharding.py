@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from lm_jax import sharding
 from lm_jax.config import MeshConfig
 from lm_jax.errors import UserError
-from lm_jax.sharding import check_batch, make_mesh, shard, spec
+from lm_jax.sharding import as_in, check_batch, make_mesh, shard, spec, spread
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,37 @@ def test_ways_count_the_devices_that_share_a_logical_axis():
 def test_ways_of_the_batch_count_the_devices_that_hold_experts():
     with jax.set_mesh(make_mesh(MeshConfig(data=2, expert=2, tensor=2))):
         assert [sharding.ways("batch"), sharding.ways("experts")] == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "first", "found"),
+    [
+        ((2, 12, 8), (None, None, None), False, (None, "data", None)),  # the longest
+        ((2, 12, 8), (None, None, None), True, ("data", None, None)),  # the layers
+        ((3, 12, 8), (None, None, None), True, (None, "data", None)),  # which do not divide
+        ((2, 8, 6), (None, "embed", "mlp"), False, (None, ("fsdp", "data"), "tensor")),
+        ((3, 2, 4), (None, "embed", "mlp"), False, (None, "fsdp", ("tensor", "data"))),
+        ((3, 2, 2), (None, "embed", "mlp"), False, (None, "fsdp", "tensor")),  # none divides
+        ((3, 5), (None, None), False, (None, None)),
+        ((), (), False, ()),
+        ((4,), ("batch",), False, (("data", "fsdp", "expert"),)),  # has it
+    ],
+)
+def test_state_is_spread_over_data_where_it_divides(shape, names, first, found):
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        x = shard(jnp.arange(float(np.prod(shape))).reshape(shape), *names)
+        y = spread({"x": x}, first)["x"]
+        assert y.sharding.spec == PartitionSpec(*found)
+        back = as_in([y], [x])[0]
+        assert back.sharding == x.sharding
+        for other in (y, back):
+            np.testing.assert_array_equal(other, x)
+
+
+def test_where_data_is_one_device_nothing_is_spread():
+    tree = {"x": jnp.ones((8, 8))}
+    assert spread(tree) is tree  # no mesh
+    assert as_in(tree, None) is tree
+    for mesh in (make_mesh(MeshConfig(data=1, fsdp=8)), make_mesh(MeshConfig(), jax.devices()[:1])):
+        with jax.set_mesh(mesh):
+            assert spread(tree) is tree

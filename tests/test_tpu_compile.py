@@ -1,5 +1,5 @@
 """The real TPU compiler accepts the train step, with splash attention, for slices that are not
-here.
+here; and their hosts share the batch.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm_jax import sharding
-from lm_jax.config import Config, resolved
+from lm_jax import hosts, sharding
+from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.train_step import init_state, make_train_step
 
 CONFIGS = os.path.join(os.path.dirname(__file__), os.pardir, "configs")
@@ -77,6 +77,32 @@ def bytes_per_device(x) -> int:
     """Of an abstract array; one without a sharding is whole everywhere."""
     shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
     return math.prod(shape) * x.dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"data": 1, "fsdp": -1}, {"data": 2, "fsdp": -1}, {"tensor": 4}], ids=str
+)
+@pytest.mark.parametrize(
+    ("topology", "slices"), [("v5e:4x4", 1), ("v5e:4x8", 1), ("v5p:4x4x4", 1), ("v5e:4x4", 2)]
+)
+def test_every_host_of_a_slice_has_rows_of_its_own(monkeypatch, topology, slices, sizes):
+    from jax.experimental import topologies
+
+    more = {"num_slices": slices} if slices > 1 else {}
+    devices = topologies.get_topology_desc(topology, "tpu", **more).devices
+    mesh = sharding.make_mesh(MeshConfig(**sizes), devices)
+    if slices > 1:  # `data` and `fsdp` come first, and one of them alone goes from slice to slice
+        first, second = np.split(mesh.devices.reshape(-1), 2)
+        assert {device.slice_index for device in first} == {0}
+        assert {device.slice_index for device in second} == {1}
+    processes = sorted({device.process_index for device in devices})
+    monkeypatch.setattr(jax, "process_count", lambda: len(processes))
+    found = set()
+    for index in processes:
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        mine, parts = hosts.share(mesh)
+        found |= set(mine)
+    assert found == set(range(parts))
 
 
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x2"])

@@ -15,6 +15,7 @@ from lm_jax.data.store import TokenStore
 from lm_jax.errors import DataError, UserError
 
 ROUNDS = 8  # of the Feistel network; three are enough for a good shuffle, more cost little
+Shard = tuple[int | tuple[int, ...], int]  # which part or parts of a batch, of how many
 BLOCK = 4096  # neighbouring positions are permuted together: numpy's overhead is by call
 
 
@@ -137,31 +138,31 @@ class Windows:
         return found
 
     def batch(
-        self, step: int, batch_size: int, shard: tuple[int, int] = (0, 1), microbatches: int = 1
+        self, step: int, batch_size: int, shard: Shard = (0, 1), microbatches: int = 1
     ) -> dict[str, np.ndarray]:
-        """What host `shard` = (host, hosts) holds of batch `step`: arrays [rows, length], rows =
-        batch_size / hosts.
+        """What a host holds of batch `step`: of `shard[1]` equal parts number `shard[0]`, or those
+        of these numbers. Arrays [rows, length].
 
         tokens, targets, positions int32; segment_ids int32, 1.. by document and 0 on padding;
         weights float32, 0 where the target is padding or belongs to another document than its
         input; example [rows] int64, window numbers. With `microbatches`, [microbatches, rows /
-        microbatches, length] of the one global batch in that shape: host h has its slice of every
+        microbatches, length] of the one global batch in that shape: a host has its parts of every
         microbatch, so that each holds the same rows whatever the number of hosts.
         """
-        host, hosts = shard
+        parts, count = np.atleast_1d(shard[0]), shard[1]
         if self.consecutive not in (0, batch_size):
             raise UserError(f"config.batch_size={batch_size}: the order is for {self.consecutive}.")
-        if batch_size % (hosts * microbatches) or not 0 <= host < hosts:
+        if batch_size % (count * microbatches) or not all(0 <= part < count for part in parts):
             raise UserError(
-                f"config.batch_size={batch_size}: must be divisible by {hosts} hosts times"
-                f" {microbatches} microbatches (host {host})."
+                f"config.batch_size={batch_size}: must be divisible by {count} parts times"
+                f" {microbatches} microbatches (part {shard[0]})."
             )
-        rows = batch_size // hosts // microbatches
-        first = np.arange(microbatches)[:, None] * (rows * hosts) + host * rows
-        position = step * batch_size + (first + np.arange(rows)).reshape(-1)
+        rows = batch_size // count // microbatches  # of a part
+        first = np.arange(microbatches)[:, None] * (rows * count) + parts * rows
+        position = step * batch_size + (first[..., None] + np.arange(rows)).reshape(-1)
         batch = self.rows(position)
         if microbatches > 1:
-            batch = {k: v.reshape(microbatches, rows, *v.shape[1:]) for k, v in batch.items()}
+            batch = {k: v.reshape(microbatches, -1, *v.shape[1:]) for k, v in batch.items()}
         return batch
 
     def rows(self, position: np.ndarray) -> dict[str, np.ndarray]:

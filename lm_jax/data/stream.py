@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.data.examples import Windows
+from lm_jax.data.examples import Shard, Windows
 
 AHEAD = 8  # batches that wait ready
 STEPS = 2**40  # an endless stream
@@ -19,14 +19,14 @@ def batches(
     start_step: int = 0,
     batch_size: int = 1,
     microbatches: int = 1,
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard = (0, 1),
     workers: int = 0,
 ) -> "Batches":
     """Batches start_step, start_step + 1, ... without end, as a context manager: `with
     batches(...) as stream:`.
 
-    Arrays are [microbatches, batch_size / hosts / microbatches, length] (see Windows.batch), and
-    the same bytes for any number of workers. A worker process takes seconds to start: 0 (a thread)
+    Arrays are [microbatches, rows, length], of the parts in `shard` (see Windows.batch), and the
+    same bytes for any number of workers. A worker process takes seconds to start: 0 (a thread)
     serves millions of tokens a second.
     """
     return Batches(windows, start_step, batch_size, microbatches, shard, workers)
@@ -35,9 +35,7 @@ def batches(
 class BatchAt:
     """step -> batch; a class and not a closure because worker processes get it by pickle."""
 
-    def __init__(
-        self, windows: Windows, batch_size: int, microbatches: int, shard: tuple[int, int]
-    ):
+    def __init__(self, windows: Windows, batch_size: int, microbatches: int, shard: Shard):
         self.windows, self.batch_size = windows, batch_size
         self.microbatches, self.shard = microbatches, shard
 
@@ -55,7 +53,7 @@ class Batches:
         start_step: int,
         batch_size: int,
         microbatches: int,
-        shard: tuple[int, int],
+        shard: Shard,
         workers: int,
     ):
         import grain

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
 from lm_jax.parallel import contract, einsum, expand
-from lm_jax.sharding import gather, like, shard, stream
+from lm_jax.sharding import as_in, gather, shard, stream
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -214,4 +214,4 @@ def dropout(x_BLD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x_BLD
     keep = jax.random.bernoulli(key, 1 - rate, x_BLD.shape)
-    return jnp.where(like(keep, x_BLD), x_BLD / (1 - rate), 0)
+    return jnp.where(as_in(keep, x_BLD), x_BLD / (1 - rate), 0)

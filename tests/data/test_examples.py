@@ -107,6 +107,14 @@ def test_microbatches_hold_the_same_rows_for_any_number_of_hosts(store):
             np.testing.assert_array_equal(np.concatenate([p[name] for p in parts], axis=1), value)
 
 
+def test_a_host_may_have_parts_that_are_not_neighbours(store):
+    windows = Windows(store, "train", 16)
+    whole = windows.batch(3, 8, microbatches=2)
+    mine = windows.batch(3, 8, ((0, 3), 4), microbatches=2)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(mine[name], value[:, [0, 3]])
+
+
 def test_batches_run_on_over_the_end_of_an_epoch(store):
     windows = Windows(store, "train", 64, seed=3)
     size = len(windows)
@@ -162,5 +170,5 @@ def test_what_cannot_be_is_refused(store):
         Windows(store, "train", 1000)
     with pytest.raises(DataError, match="no test text"):
         Windows(store, "test", 8)
-    with pytest.raises(UserError, match="must be divisible by 3 hosts times 2 microbatches"):
+    with pytest.raises(UserError, match="must be divisible by 3 parts times 2 microbatches"):
         Windows(store, "train", 8).batch(0, 8, (0, 3), microbatches=2)

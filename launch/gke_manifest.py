@@ -1,0 +1,212 @@
+"""Which JobSet are these options? Fills in gke.yaml; what cannot be is one line, exit code 2.
+
+Called by launch/gke.sh, with the standard library alone: the cluster has jax, this machine may not.
+"""
+
+import difflib
+import itertools
+import json
+import math
+import re
+import string
+import sys
+from pathlib import Path
+from typing import Any
+
+OPTIONS = {"name", "image", "accelerator", "topology", "slices", "nodes", "chips-per-host", "claim",
+           "queue", "retries", "delete", "dry-run"}  # fmt: skip
+PORT = 8476  # of the first process, where the others meet
+LONGEST = 63  # characters of a pod's name, its random end of six included
+
+# What GKE calls them, and the topologies that it has. A host of several has four chips.
+FLAT = ("tpu-v5-lite-podslice", "tpu-v6e-slice")
+FLAT_SIZES = ["1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"]
+CUBOID = ("tpu-v4-podslice", "tpu-v5p-slice", "tpu7x")
+CUBOID_SIZES = ["2x2x1", "2x2x2", "2x2x4", "2x4x4"]  # larger ones: rising multiples of 4
+MOST = 9216  # chips of a slice
+TPUS = (*FLAT, *CUBOID)
+GPUS = {"nvidia-h100-80gb": 8, "nvidia-h100-mega-80gb": 8, "nvidia-h200-141gb": 8, "nvidia-b200": 8,
+        "nvidia-a100-80gb": 8, "nvidia-tesla-a100": 8, "nvidia-l4": 1}  # fmt: skip
+# What else they are called.
+CALLED = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5lite": "tpu-v5-lite-podslice",
+          "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice", "v7": "tpu7x", "h100": "nvidia-h100-80gb",
+          "h200": "nvidia-h200-141gb", "b200": "nvidia-b200", "a100": "nvidia-a100-80gb",
+          "l4": "nvidia-l4"}  # fmt: skip
+
+
+class Wrong(Exception):
+    """A mistake that one line explains."""
+
+
+def number(options: dict[str, str], name: str, default: int, least: int = 1) -> int:
+    """The value of a whole number."""
+    value = options.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < least:
+        raise Wrong(f"--{name}={value}: must be a whole number, at least {least}.")
+    return int(value)
+
+
+def chips(topology: str) -> int:
+    """2x4 -> 8."""
+    return math.prod(map(int, topology.split("x")))
+
+
+def topologies(accelerator: str) -> list[str]:
+    """What a TPU comes in."""
+    if accelerator in FLAT:
+        return FLAT_SIZES
+    sizes = itertools.combinations_with_replacement(range(4, 256, 4), 3)
+    large = ["x".join(map(str, size)) for size in sizes if math.prod(size) <= MOST]
+    return (["1x1x1"] if accelerator == "tpu7x" else []) + CUBOID_SIZES + large
+
+
+def check_topology(accelerator: str, topology: str) -> None:
+    """Raises Wrong where this TPU does not come in it."""
+    there = topologies(accelerator)
+    if not re.fullmatch(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})+", topology):
+        raise Wrong(f"--topology={topology}: must be the sizes of a slice, like {there[3]}.")
+    if topology not in there:
+        near = min(there, key=lambda one: abs(math.log(chips(one) / chips(topology))))
+        raise Wrong(f"--topology={topology}: not one of {accelerator}; the nearest is {near}.")
+
+
+def tpu_hosts(accelerator: str, topology: str, per_host: int) -> tuple[int, int]:
+    """(hosts of a slice, chips of a host). Hosts of 1 and 8 chips stand alone."""
+    check_topology(accelerator, topology)
+    total = chips(topology)
+    per_host = per_host or min(total, 4)
+    alone = per_host == total and (total in (1, 4) or topology == "2x4")
+    if not alone and (per_host != 4 or total % 4):
+        raise Wrong(
+            f"--chips-per-host={per_host}: {topology} has {total} chips; {min(total, 4)} to a host"
+            f"{' or 8' if topology == '2x4' else ''}."
+        )
+    return total // per_host, per_host
+
+
+def placed(options: dict[str, str]) -> dict[str, Any]:
+    """Where the pods go: slices, hosts of each, annotations, nodeSelector, limits."""
+    name = options["accelerator"]
+    if name not in TPUS and name not in GPUS:
+        near = [CALLED[short] for short in CALLED if short in name.lower()]
+        near = near or difflib.get_close_matches(name, [*TPUS, *GPUS], 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join([*TPUS, *GPUS])}."
+        raise Wrong(f"--accelerator={name}: no such one; {hint}")
+    per_host = number(options, "chips-per-host", 0, 1 if "chips-per-host" in options else 0)
+    for other in ("nodes",) if name in TPUS else ("topology", "slices"):
+        if other in options:
+            right = "--topology and --slices" if name in TPUS else "--nodes"
+            raise Wrong(f"--{other}={options[other]}: not for {name}; use {right}.")
+    if name in GPUS:
+        return {
+            "slices": 1,
+            "hosts": number(options, "nodes", 1),
+            "annotations": {},
+            "selector": {"cloud.google.com/gke-accelerator": name},
+            "limits": {"nvidia.com/gpu": per_host or GPUS[name]},
+        }
+    if "topology" not in options:
+        raise Wrong(f"--topology: missing; the sizes of a slice, like {topologies(name)[3]}.")
+    hosts, per_host = tpu_hosts(name, options["topology"], per_host)
+    pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    return {
+        "slices": number(options, "slices", 1),
+        "hosts": hosts,
+        "annotations": pool if hosts > 1 else {},
+        "selector": {
+            "cloud.google.com/gke-tpu-accelerator": name,
+            "cloud.google.com/gke-tpu-topology": options["topology"],
+        },
+        "limits": {"google.com/tpu": per_host},
+    }
+
+
+def checked_flags(flags: list[str]) -> list[str]:
+    """The flags of lm_jax.train, if the run is where every pod sees it."""
+    for flag in flags:
+        if flag[2:].split("=")[0] in OPTIONS:
+            raise Wrong(f"{flag}: is not of lm_jax.train; options come before its flags.")
+    given = dict(flag[2:].split("=", 1) for flag in flags if re.match(r"--\w[\w.]*=", flag))
+    if "config" not in given or "workdir" not in given:
+        raise Wrong(
+            "--config and --workdir: missing; after the options come the flags of lm_jax.train."
+        )
+    parts = given["workdir"].rstrip("/").split("/")
+    if len(parts) < 3 or parts[:2] != ["", "runs"] or ".." in parts:
+        run = parts[-1] if parts[-1] not in ("", ".", "..", "runs") else "NAME"
+        raise Wrong(
+            f"--workdir={given['workdir']}: must be on the claim, which all pods see at /runs, and "
+            f"not on gs://; use --workdir=/runs/{run}."
+        )
+    # Kubernetes reads $(A) as a variable, and $$ as a dollar.
+    return [flag.replace("$", "$$") for flag in flags]
+
+
+def values(options: dict[str, str], flags: list[str]) -> dict[str, Any]:
+    """What stands for each $ of gke.yaml."""
+    for name in ("name", "image", "accelerator", "claim"):
+        if not options.get(name):
+            raise Wrong(f"--{name}: missing; --help shows how it is used.")
+    name = options["name"]
+    place = placed(options)
+    longest = f"{name}-workers-{place['slices'] - 1}-{place['hosts'] - 1}-abcde"
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(longest) > LONGEST:
+        right = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")
+        right = right[: LONGEST - len(longest) + len(name)].rstrip("-") or "run"
+        raise Wrong(f"--name={name}: must be small letters, digits and -, and short; like {right}.")
+    args = checked_flags(flags)
+    if place["hosts"] > 1 and options["accelerator"] in GPUS:  # TPUs find each other
+        args += [f"--coordinator_address={name}-workers-0-0.{name}:{PORT}",
+                 f"--num_processes={place['hosts']}",
+                 "--process_id=$(JOB_COMPLETION_INDEX)"]  # fmt: skip
+    queue = options.get("queue")
+    return {
+        **place,
+        **{key: options[key] for key in ("name", "image", "claim")},
+        "labels": {"kueue.x-k8s.io/queue-name": queue} if queue else {},
+        "retries": number(options, "retries", 10, 0),
+        "args": args,
+    }
+
+
+def check(manifest: str) -> None:
+    """Holds the Job against the schemas of Kubernetes, where the package that has them is here."""
+    try:
+        import kubernetes_validate
+        import yaml
+    except ImportError:
+        print("warning: kubernetes-validate is not installed: the cluster alone checks the fields",
+              file=sys.stderr)  # fmt: skip
+        return
+    for job in yaml.safe_load(manifest)["spec"]["replicatedJobs"]:
+        job = {"apiVersion": "batch/v1", "kind": "Job", **job["template"]}
+        try:
+            kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+        except kubernetes_validate.ValidationError as error:
+            raise Wrong(f"gke.yaml: {'.'.join(map(str, error.path))}: {error.message}") from None
+
+
+def filled(options: dict[str, str], flags: list[str]) -> str:
+    """The manifest; a first line says how many pods it makes."""
+    found = values(options, flags)
+    template = string.Template(Path(__file__).with_name("gke.yaml").read_text("utf-8"))
+    # JSON is YAML: nothing in a value is taken for YAML's own.
+    text = {key: json.dumps(value, ensure_ascii=False) for key, value in found.items()}
+    return f"# pods: {found['slices'] * found['hosts']}\n{template.substitute(text)}"
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the manifest of `--NAME=VALUE ... -- FLAGS`, once it is checked."""
+    split = arguments.index("--")
+    options = dict(argument[2:].split("=", 1) for argument in arguments[:split])
+    manifest = filled(options, arguments[split + 1 :])
+    check(manifest)
+    print(manifest, end="")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Wrong as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
