@@ -42,6 +42,7 @@ install() {  # EXTRAS SHARED WORKDIR MOUNT: ends what runs, mounts, makes the en
 }
 
 start() {  # TRAIN_FLAGS: in a session of its own, so that the end of the connection is not its end
+    local i
     running && return
     mkdir -p "$run"
     rm -f "$run/code"
@@ -49,6 +50,10 @@ start() {  # TRAIN_FLAGS: in a session of its own, so that the end of the connec
     printf '%s\n' "$@" >"$run/flags"
     setsid nohup bash launch/tpu_worker.sh train "$@" </dev/null >>"$run/log" 2>&1 &
     printf '%s\n' "$!" >"$run/pid"
+    for ((i = 0; i < 100; i++)); do  # until it has that session
+        if kill -0 -- "-$!" 2>/dev/null || [ -e "$run/code" ]; then break; fi
+        sleep 0.05
+    done
 }
 
 train() {  # TRAIN_FLAGS

@@ -119,6 +119,8 @@ class Cloud:
         codes = [self.cut(say) for worker in workers if worker in self.unreachable]
         for process in [self.start(worker, flags["command"]) for worker in there]:
             out, err = process.communicate()
+            with suppress(ProcessLookupError):  # the connection ends, and what hangs on it
+                os.killpg(process.pid, signal.SIGKILL)
             for line in out.splitlines():
                 say(1, line)
             for line in err.splitlines():
@@ -150,7 +152,9 @@ class Cloud:
             self.kill(lost)
             self.unreachable.add(lost)
             # jax ends what lost a peer
-            os.kill(int((self.folder / worker / "training").read_text()), signal.SIGABRT)
+            os.kill(
+                int((self.folder / worker / "training").read_text().split()[-1]), signal.SIGABRT
+            )
 
     def cut(self, say):
         """What gcloud says when ssh fails."""

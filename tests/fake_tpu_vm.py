@@ -25,16 +25,16 @@ case "$*" in
     "-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
     "-m pip"*) echo "$*" >>"$HOME/../pip-$HOSTNAME" ;;
     *lm_jax.train*)
-        echo $$ >"$HOME/training"
+        echo $$ >>"$HOME/training"
         printf '<%s>' "$@" >>"$HOME/../trained-$HOSTNAME"
         echo >>"$HOME/../trained-$HOSTNAME"
         read -ra codes <<<"$STUB_CODES"
         code=${codes[$(grep -c . "$HOME/../trained-$HOSTNAME") - 1]:-0}
-        if [[ $HOSTNAME = *-w-0 ]]; then
+        if [[ $HOSTNAME = *-w-0 && $HOSTNAME != *-1-w-0 ]]; then
             [[ $* =~ --workdir=([^ ]*) ]] && echo step >>"${BASH_REMATCH[1]}/steps"
             echo "step $(grep -c . "${BASH_REMATCH[1]}/steps")"
-            for peer in "${HOME%0}"[1-9]; do
-                until [[ $code = !* || ! -e $peer || -e $peer/lm_jax/.tpu_run/code ]]; do
+            for peer in "$HOME"/../run*-w-*; do
+                until [[ $code = !* || $peer -ef $HOME || -s $peer/lm_jax/.tpu_run/code ]]; do
                     sleep 0.02
                 done
             done

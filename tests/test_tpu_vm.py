@@ -94,9 +94,8 @@ def test_several_slices_are_asked_for_together_and_the_first_one_is_shown(vm):
     )
     for i in (0, 1):
         assert f"tpu-vm scp TEMP/lm_jax.tar.gz run-{i}: --worker=all {place}" in vm.calls
+        assert len(vm.trained(f"run-{i}-w-0")) == len(vm.trained(f"run-{i}-w-1")) == 1
     assert [call.split()[2] for call in vm.calls if " log 1 " in call] == ["run-0"]
-    for worker in ("run-0-w-0", "run-0-w-1", "run-1-w-0", "run-1-w-1"):
-        assert len(vm.trained(worker)) == 1
 
 
 def test_what_git_tracks_travels_as_it_is_now(vm):
@@ -126,8 +125,7 @@ def test_a_preemption_that_only_the_workers_show_yet_is_one(vm):
 def test_a_tpu_that_somebody_deletes_is_not_created_again(vm):
     code, _, err = vm(*SPOT, *RUN, events=[(1, "step 1", "preempt")], who="USER",
                       codes={"run-w-0": "hang"})  # fmt: skip
-    assert (code, err[:36]) == (4, "error: run: was deleted while it ran")
-    assert vm.calls.count(CREATE) == 1
+    assert (code, err[:36], vm.cloud.made) == (4, "error: run: was deleted while it ran", 1)
 
 
 QUOTA = "Quota limit 'TPUV5s' has been exceeded. Limit: 0 in zone us-west4-a"
@@ -166,6 +164,8 @@ def test_when_a_process_is_killed_all_are_started_again(vm):
     assert out == ["step 1", "a process ended with code 137; starting again (4 more after this)",
                    "step 2", "the run is finished"]  # fmt: skip
     assert (code, vm.calls.count(CREATE), vm.calls.count(LAUNCH[2])) == (0, 1, 2)
+    hung = (vm.homes / "run-w-0" / "training").read_text().split()[0]
+    assert subprocess.run(["kill", "-0", hung], capture_output=True).returncode == 1
 
 
 def test_retries_end_with_the_code_of_the_process_that_was_killed(vm):
@@ -200,8 +200,7 @@ def test_when_a_worker_is_lost_the_tpu_is_created_anew(vm):
 
 def test_a_tpu_of_which_no_worker_answers_is_left_alone(vm):
     code, _, err = vm(*SPOT, *RUN, unreachable={"run-w-0", "run-w-1"})
-    assert (code, err[:36]) == (4, "error: run: no worker answers ssh; m")
-    assert DELETE not in vm.calls
+    assert (code, err[:34], vm.cloud.made) == (4, "error: run: no worker answers ssh;", 1)
 
 
 def test_a_broken_connection_loses_no_line_and_repeats_none(vm):
@@ -227,10 +226,8 @@ def test_the_same_command_finds_the_run_again_and_another_is_refused(vm):
 def test_a_workdir_that_goes_with_the_tpu_is_refused_and_a_mount_comes_first(vm):
     local = (RUN[0], f"--workdir={vm.homes}/run")
     code, _, err = vm(*SPOT, *local)
-    assert (code, err.startswith(f"error: --workdir={vm.homes}/run: is on the disk of")) == (
-        2,
-        True,
-    )
+    assert code == 2
+    assert err.startswith(f"error: --workdir={vm.homes}/run: is on the disk of run-w-")
     assert vm(*SPOT, "--mount=exit 3", *RUN, "--retries=0")[0] == 4
     assert vm.trained("run-w-0") == []
     assert vm(*SPOT, "--mount=echo $HOSTNAME >>/shared/mounted", *RUN)[0] == 0
