@@ -78,7 +78,9 @@ def test_a_script_is_valid_bash(script):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "local.sh", "test.sh", "matrix.sh", "gke.sh"])
+@pytest.mark.parametrize(
+    "script", ["quickstart.sh", "local.sh", "tpu_vm.sh", "gke.sh", "test.sh", "matrix.sh"]
+)
 def test_help_says_how_and_sets_nothing_up(launch, script):
     code, out, err = launch(script, "--help")
     assert (code, err) == (0, "")
