@@ -84,7 +84,7 @@ def test_a_large_parameter_that_is_whole_on_every_device_is_refused(mesh):
 
 
 def test_an_average_of_averages_is_refused(monkeypatch):
-    def averaging(sums, model, batch, key):
+    def averaging(sums, model, batch, key, layout):
         """Each microbatch divided by its own tokens, then averaged."""
         grad = jax.value_and_grad(sums, has_aux=True)
         count, found = batch["tokens"].shape[0], []
