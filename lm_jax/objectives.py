@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lm_jax import parallel
 from lm_jax.config import LossConfig
-from lm_jax.models.head import AXES, chunk_size, read, split, target_log_probs
+from lm_jax.models.head import AXES, as_logits, chunk_size, read, split, target_log_probs
 from lm_jax.parallel import on_each_device
 
 WEIGHTS: dict[str, tuple[str | None, ...]] = {"table": ("vocab", "embed"), "bias": ("vocab",)}
@@ -80,15 +80,20 @@ def cross_entropy(
     uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
     size = chunk_size(x_BLD.shape, len(readout["table"]), config.chunk_size)
-    part = partial(chunk, config=config, cap=cap)
+    part = partial(sums_of, config=config)
     if size >= x_BLD.shape[1]:
-        return part(x_BLD, readout, targets_BL, weights_BL)
+        return part(read(x_BLD, readout, cap), targets_BL, weights_BL)
+    part = partial(chunk_of, config=config, cap=cap)
     return chunked(part, size, x_BLD, readout, targets_BL, weights_BL)
 
 
-def chunk(x_BLD, readout, targets_BL, weights_BL, config, cap):
-    """The sums of one chunk."""
-    logits_BLV = read(x_BLD, readout, cap)
+def chunk_of(products_BLV, bias_V, targets_BL, weights_BL, config, cap):
+    """The sums of one chunk, of the products of its states and words."""
+    return sums_of(as_logits(products_BLV, bias_V, cap), targets_BL, weights_BL, config)
+
+
+def sums_of(logits_BLV, targets_BL, weights_BL, config):
+    """(what is minimised, the negative log-likelihood), summed over tokens."""
     log_p_BL, log_z_BL = target_log_probs(logits_BLV, targets_BL)
     total = nll = -jnp.sum(log_p_BL * weights_BL)
     if config.z_loss:
@@ -106,17 +111,17 @@ def chunked(part, size, x_BLD, readout, targets_BL, weights_BL):
 
     def local(x_BLD, readout, targets_BL, weights_BL):
         def body(sums, xs):
-            x, targets, weights = xs
-            return jax.tree.map(jnp.add, sums, part(x, readout, targets, weights)), None
+            x, *target = xs
+            products = jnp.einsum("bld,vd->blv", x, readout["table"])
+            return jax.tree.map(jnp.add, sums, part(products, readout.get("bias"), *target)), None
 
         start = parallel.varying((jnp.zeros(()), jnp.zeros(())), "batch")
         sums, _ = jax.lax.scan(body, start, split(size, x_BLD, targets_BL, weights_BL))
         return [parallel.summed(x, "batch") for x in sums]
 
-    readout = {name: w.astype(x_BLD.dtype) for name, w in readout.items()}
-    return tuple(
-        on_each_device(local, INPUTS, [(), ()], own=False)(x_BLD, readout, targets_BL, weights_BL)
-    )
+    low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
+    sums = on_each_device(local, INPUTS, [(), ()], own=False)
+    return tuple(sums(x_BLD, low, targets_BL, weights_BL))
 
 
 def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
@@ -127,11 +132,18 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
 
     def local(x_BLD, readout, targets_BL, weights_BL):
         # Of a device's own tokens and words: what all give to the table is summed once, at the end.
+        table, bias = readout["table"], readout.get("bias")
+
         def body(carry, xs):
-            loss, nll, grads = carry
-            x, targets, weights = xs
-            (loss_i, nll_i), (x_grad, grads_i) = gradient(x, readout, targets, weights)
-            return (loss + loss_i, nll + nll_i, jax.tree.map(jnp.add, grads, grads_i)), x_grad
+            *sums, grads = carry
+            x, *target = xs
+            products = jnp.einsum("bld,vd->blv", x, table)
+            found, (g, of_bias) = gradient(products, bias, *target)
+            # In float32 as it comes, and added in place: the table of a large vocabulary is large.
+            of_table = jnp.einsum("bld,blv->vd", x, g, preferred_element_type=jnp.float32)
+            new = {"table": of_table} if bias is None else {"table": of_table, "bias": of_bias}
+            sums = [total + one for total, one in zip(sums, found, strict=True)]
+            return (*sums, jax.tree.map(jnp.add, grads, new)), jnp.einsum("blv,vd->bld", g, table)
 
         x_BLD, readout = parallel.varying(x_BLD, "vocab"), parallel.varying(readout, "batch")
         zeros = {name: jnp.zeros(w.shape, jnp.float32) for name, w in readout.items()}
@@ -141,15 +153,18 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
         (loss, nll, grads), x_grads = jax.lax.scan(body, start, chunks)
         x_grad = jnp.moveaxis(x_grads, 0, 1).reshape(x_BLD.shape)
         sums = [parallel.summed(x, "batch") for x in (loss, nll)]
+        # Over devices as the gradients of the other weights.
+        grads = {name: g.astype(x_BLD.dtype) for name, g in grads.items()}
         table = [parallel.summed_gradient(g, *WEIGHTS[name]) for name, g in grads.items()]
         return [*sums, parallel.summed(x_grad, "vocab"), *table]
 
-    low = {name: w.astype(x_BLD.dtype) for name, w in readout.items()}
+    low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
     outputs = [(), (), ("batch", None, None), *(WEIGHTS[name] for name in low)]
     loss, nll, x_grad, *grads = on_each_device(local, INPUTS, outputs, own=False)(
         x_BLD, low, targets_BL, weights_BL
     )
-    return (loss, nll), (x_grad, dict(zip(low, grads, strict=True)))
+    grads = {name: g.astype(readout[name].dtype) for name, g in zip(low, grads, strict=True)}
+    return (loss, nll), (x_grad, grads)
 
 
 def chunked_backward(part, size, gradients, cotangents):

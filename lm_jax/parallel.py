@@ -50,18 +50,18 @@ product.defvjp(product_forward, product_backward)
 
 def expand(x_BLD: jax.Array, *products: tuple) -> list[jax.Array]:
     """What several weights read of the stream: jnp.einsum(equation, x, w), laid out by `names`, of
-    each (equation, w, names). Where its tokens are spread, they are collected once for all of
+    each (equation, w, names). Where its states are spread, they are collected once for all of
     them, and so is their gradient.
     """
     equations, ws, names = zip(*products, strict=True)
-    if not sharding.is_cut(x_BLD, 1):
+    if not sharding.is_cut(x_BLD, 2):
         return [einsum(e, x_BLD, w, *n) for e, w, n in zip(equations, ws, names, strict=True)]
     return expanded(equations, names, x_BLD, ws)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def expanded(equations, names, x_BLD, ws):
-    """`expand` of a stream whose tokens are spread."""
+    """`expand` of a stream whose states are spread."""
     x_BLD = sharding.whole(x_BLD)
     of = zip(equations, ws, names, strict=True)
     return [jnp.einsum(e, x_BLD, w, out_sharding=spec(*n)) for e, w, n in of]
@@ -89,10 +89,10 @@ def expanded_backward(equations, names, saved, gs):
             of_x, of_w = inputs.split(",")
             part = jnp.einsum(f"{out},{of_w}->{of_x}", g, w)
             dx = part if dx is None else dx + part
-        return summed_part(dx, "length", 1)
+        return summed_part(dx, "stream", 2)
 
     shared = tuple(own_names(e, n) for e, n in zip(equations, names, strict=True))
-    dx = on_each_device(local, (list(names), list(shared)), sharding.stream(x_BLD.shape[1]))
+    dx = on_each_device(local, (list(names), list(shared)), sharding.stream(x_BLD.shape[2]))
     return dx(list(gs), list(ws)), tuple(dws)
 
 
@@ -108,22 +108,22 @@ def own_names(equation: str, names: tuple[str | None, ...]) -> tuple[str | None,
 
 def contract(equation: str, h: jax.Array, w: jax.Array, *names: str | None) -> jax.Array:
     """What a branch says to the stream: jnp.einsum(equation, h, w), where h has the logical axes
-    `names`. Devices that share them keep the sum for a part of the tokens each.
+    `names`. Devices that share them keep a part of the sum each.
     """
-    axes = sharding.stream(h.shape[1])
-    if axes[1] is None:
+    axes = sharding.stream(w.shape[-1])
+    if axes[2] is None:
         return einsum(equation, h, w, *axes)
     return contracted(equation, names, h, w)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def contracted(equation, names, h, w):
-    """`contract` into a stream whose tokens are spread."""
+    """`contract` into a stream whose states are spread."""
     of_h, of_w = equation.split("->")[0].split(",")
     known = dict(zip(of_h, names, strict=True))
     of_weight = tuple(known.get(c) for c in of_w)
-    local = lambda h, w: summed_part(jnp.einsum(equation, h, w), "length", 1)
-    return on_each_device(local, (names, of_weight), sharding.stream(h.shape[1]))(h, w)
+    local = lambda h, w: summed_part(jnp.einsum(equation, h, w), "stream", 2)
+    return on_each_device(local, (names, of_weight), sharding.stream(w.shape[-1]))(h, w)
 
 
 def contracted_forward(equation, names, h, w):
@@ -138,6 +138,63 @@ def contracted_backward(equation, names, saved, g_BLD):
 
 
 contracted.defvjp(contracted_forward, contracted_backward)
+
+
+def lookup(table: jax.Array, ids_BL: jax.Array, dtype: Any) -> jax.Array:
+    """table[ids] in `dtype`, as the stream; the table [V, D] has the logical axes vocab, embed."""
+    if not mesh_is_set():
+        return table.astype(dtype)[ids_BL]
+    return looked_up(jnp.dtype(dtype), table, ids_BL)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def looked_up(dtype, table, ids_BL):
+    """`lookup` on a mesh: each device finds the words that it has."""
+
+    def local(table, ids_BL):
+        own_BL, mine_BL = rows_here(table, ids_BL)
+        x_BLD = jnp.where(mine_BL[..., None], table[own_BL], 0)
+        return summed_part(x_BLD, "stream", 2) if spread else summed(x_BLD, "vocab")
+
+    axes = sharding.stream(table.shape[1])
+    spread = axes[2] is not None
+    return on_each_device(local, (("vocab", None), ("batch", None)), axes, own=False)(
+        table.astype(dtype), ids_BL
+    )
+
+
+def rows_here(table: jax.Array, ids_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows of a device's part of a table, and which of them are in it."""
+    own_BL = ids_BL - index("vocab") * len(table)
+    mine_BL = (own_BL >= 0) & (own_BL < len(table))
+    return jnp.where(mine_BL, own_BL, 0), mine_BL
+
+
+def looked_up_forward(dtype, table, ids_BL):
+    """The rows, and what the gradient needs."""
+    return looked_up(dtype, table, ids_BL), (table, ids_BL)
+
+
+def looked_up_backward(dtype, saved, g_BLD):
+    """The gradient of the table, summed over devices in one go."""
+    table, ids_BL = saved
+    parts = sharding.ways("vocab")
+
+    def local(ids_BL, g_BLD):
+        # In float32: a frequent word has thousands of terms.
+        zeros = jnp.zeros((len(table) // parts, table.shape[1]), jnp.float32)
+        zeros = varying(zeros, "batch", "vocab")
+        own_BL, mine_BL = rows_here(zeros, ids_BL)
+        g_BLD = jnp.where(mine_BL[..., None], g_BLD, 0)
+        grad = zeros.at[own_BL].add(g_BLD.astype(jnp.float32)).astype(g_BLD.dtype)
+        return summed_gradient(grad, "vocab", "embed")
+
+    inputs = ("batch", None), ("batch", None, None)
+    grad = on_each_device(local, inputs, ("vocab", "embed"), own=False)
+    return grad(ids_BL, sharding.whole(g_BLD)).astype(table.dtype), None
+
+
+looked_up.defvjp(looked_up_forward, looked_up_backward)
 
 
 def on_each_device(function: Any, inputs: tuple, output: Any, own: bool = True) -> Any:

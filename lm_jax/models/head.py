@@ -86,9 +86,15 @@ AXES: dict[str, tuple[str | None, ...]] = {"table": ("vocab", None), "bias": ("v
 def read(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> jax.Array:
     """Logits [B, L, V] float32: readout has the `table` [V, D] and, or not, a `bias` [V]."""
     table_VD = readout["table"].astype(x_BLD.dtype)
-    logits_BLV = einsum("bld,vd->blv", x_BLD, table_VD, "batch", None, "vocab").astype(jnp.float32)
-    if "bias" in readout:
-        logits_BLV += readout["bias"].astype(jnp.float32)[None, None]
+    logits_BLV = einsum("bld,vd->blv", x_BLD, table_VD, "batch", None, "vocab")
+    return as_logits(logits_BLV, readout.get("bias"), cap)
+
+
+def as_logits(products_BLV: jax.Array, bias_V: jax.Array | None, cap: float) -> jax.Array:
+    """Logits float32 of the products of states and words."""
+    logits_BLV = products_BLV.astype(jnp.float32)
+    if bias_V is not None:
+        logits_BLV += bias_V.astype(jnp.float32)[None, None]
     return softcap(logits_BLV, cap)
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
-from lm_jax.parallel import contract, einsum, expand
+from lm_jax.parallel import contract, einsum, expand, lookup
 from lm_jax.sharding import as_in, gather, shard, stream
 
 
@@ -130,10 +130,9 @@ class Embed(nnx.Module):
         types_BL: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        axes = stream(tokens_BL.shape[1])
+        axes = stream(config.dim)
         row = (None, *axes[1:])
-        table = shard(self.tokens[...].astype(dtype), "vocab", None)
-        x_BLD = shard(gather(table, tokens_BL, "batch", None, None), *axes)
+        x_BLD = lookup(self.tokens[...], tokens_BL, dtype)
         if config.embed_scale != 1.0:
             x_BLD *= jnp.asarray(config.embed_scale, dtype)
         if config.positions in ("learned", "sinusoidal"):

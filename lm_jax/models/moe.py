@@ -67,7 +67,7 @@ class Experts(nnx.Module):
             share_BLE = jnp.sum(self.chosen(ids_BLK) * weights_BLK[..., None], 2)
             bias_ED = shard(self.down_bias[...], None, None).astype(x_BLD.dtype)
             y_BLD += einsum("ble,ed->bld", share_BLE.astype(x_BLD.dtype), bias_ED, *rows)
-        y_BLD = shard(y_BLD, *sharding.stream(x_BLD.shape[1]))
+        y_BLD = shard(y_BLD, *sharding.stream(x_BLD.shape[2]))
         return y_BLD + self.shared(x_BLD) if self.config.shared_experts else y_BLD, aux
 
     def route(self, x_BLD, segments_BL) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
