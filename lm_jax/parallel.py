@@ -83,13 +83,12 @@ def expanded_backward(equations, names, saved, gs):
         dws.append(jnp.einsum(f"{of_x},{out}->{of_w}", whole_BLD, g, out_sharding=at))
 
     def local(gs, ws):
-        dx = None
+        dxs = []
         for equation, w, g in zip(equations, ws, gs, strict=True):
             inputs, out = equation.split("->")
             of_x, of_w = inputs.split(",")
-            part = jnp.einsum(f"{out},{of_w}->{of_x}", g, w)
-            dx = part if dx is None else dx + part
-        return summed_part(dx, "stream", 2)
+            dxs.append(jnp.einsum(f"{out},{of_w}->{of_x}", g, w))
+        return summed_part(sum(dxs[1:], dxs[0]), "stream", 2)
 
     shared = tuple(own_names(e, n) for e, n in zip(equations, names, strict=True))
     dx = on_each_device(local, (list(names), list(shared)), sharding.stream(x_BLD.shape[2]))

@@ -2,65 +2,28 @@
 here; and their hosts share the batch.
 """
 
-import dataclasses
 import math
 import os
+import re
 import runpy
 
 import jax
 import numpy as np
 import pytest
 
-from lm_jax import hosts, sharding
-from lm_jax.config import Config, MeshConfig, resolved
-from lm_jax.train_step import init_state, make_train_step
+from lm_jax import ahead_of_time, hosts, sharding
+from lm_jax.ahead_of_time import compile_step
+from lm_jax.config import Config, MeshConfig
+from lm_jax.errors import UserError
 
 CONFIGS = os.path.join(os.path.dirname(__file__), os.pardir, "configs")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tpu_compiler():
-    os.environ.update(
-        TPU_SKIP_MDS_QUERY="1",
-        TPU_WORKER_HOSTNAMES="localhost",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        TPU_ACCELERATOR_TYPE="v5litepod-16",
-        TPU_LOG_DIR="disabled",
-    )
     pytest.importorskip(
         "libtpu", reason="pip install 'lm_jax[test]' brings libtpu, the TPU compiler"
     )
-
-
-def compile_step(config: Config, topology: str):
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    config = dataclasses.replace(config, model=resolved(config.model, "tpu"))
-    mesh = sharding.make_mesh(config.mesh, devices)
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: init_state(config))
-        shape = (
-            config.microbatches,
-            config.batch_size // config.microbatches,
-            config.data.sequence_length,
-        )
-        place = jax.sharding.NamedSharding(
-            mesh, jax.sharding.PartitionSpec(None, sharding.RULES["batch"])
-        )
-        ints = ("tokens", "targets", "segment_ids", "positions")
-        batch = {n: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for n in ints}
-        batch["weights"] = jax.ShapeDtypeStruct(shape, np.float32, sharding=place)
-        if config.model.pooler:
-            batch["pair_label"] = jax.ShapeDtypeStruct(shape[:2], np.int32, sharding=place)
-        lowered = (
-            jax.jit(make_train_step(config), donate_argnums=0)
-            .trace(state, batch)
-            .lower(lowering_platforms=("tpu",))
-        )
-        # Fusing collectives into products doubles the time of compilation, and checks nothing here.
-        options = {"xla_tpu_enable_async_collective_fusion": "false"}
-        return state, lowered.compile(compiler_options=options)
 
 
 def load(name: str, **changes) -> Config:
@@ -86,10 +49,7 @@ def bytes_per_device(x) -> int:
     ("topology", "slices"), [("v5e:4x4", 1), ("v5e:4x8", 1), ("v5p:4x4x4", 1), ("v5e:4x4", 2)]
 )
 def test_every_host_of_a_slice_has_rows_of_its_own(monkeypatch, topology, slices, sizes):
-    from jax.experimental import topologies
-
-    more = {"num_slices": slices} if slices > 1 else {}
-    devices = topologies.get_topology_desc(topology, "tpu", **more).devices
+    devices = ahead_of_time.devices(topology, slices)
     mesh = sharding.make_mesh(MeshConfig(**sizes), devices)
     if slices > 1:  # `data` and `fsdp` come first, and one of them alone goes from slice to slice
         first, second = np.split(mesh.devices.reshape(-1), 2)
@@ -128,3 +88,21 @@ def test_encoders_and_local_layers_with_capped_scores_have_splash_too(name):
     changes = {"model__window": 128} if name == "gemma2:2b" else {}
     _, compiled = compile_step(load(name, **small, **changes), "v5e:4x4")
     assert "splash" in compiled.as_text()
+
+
+@pytest.mark.slow
+def test_devices_that_share_the_heads_scatter_what_they_sum_and_never_the_whole_of_it():
+    changes = {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 4}
+    config = load("llama3_8b", model__num_layers=2, batch_size=2, **changes)
+    _, compiled = compile_step(config, "v5p:2x2x2")
+    # One that the compiler has fused with the slice after it is a reduce-scatter.
+    parts = re.split(r"\n(?=%|ENTRY)", compiled.as_text())
+    rest = "\n".join(part for part in parts if not part.startswith("%all-reduce-scatter"))
+    sums = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* all-reduce\(", rest)
+    sizes = [math.prod(map(int, shape.split(","))) for _, shape in sums if shape]
+    assert max(sizes) < 8192 * 4096, "an all-reduce as large as the states"
+
+
+def test_a_slice_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="topology 'v5e:5x7': the compiler knows no such slice"):
+        ahead_of_time.devices("v5e:5x7")

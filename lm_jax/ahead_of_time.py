@@ -1,0 +1,87 @@
+"""What would a TPU slice that is not here run? The train step, compiled for it by the real TPU
+compiler (libtpu), which needs no TPU.
+"""
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lm_jax import sharding
+from lm_jax.config import Config, resolved
+from lm_jax.errors import MachineError, UserError
+from lm_jax.train_step import TrainState, init_state, make_train_step
+
+ENVIRONMENT = {  # libtpu would look for a TPU, and let one process compile at a time
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+IDS = ("tokens", "targets", "segment_ids", "positions")
+PAIRS = ("inputs", "input_segment_ids", "input_positions")  # what an encoder reads beside them
+# Fusing collectives into products doubles the time of compilation, and changes no size.
+OPTIONS = {"xla_tpu_enable_async_collective_fusion": "false"}
+
+
+class Program(NamedTuple):
+    """A compiled train step and the abstract state that it takes, with its shardings."""
+
+    state: TrainState
+    compiled: Any
+
+
+def devices(topology: str, slices: int = 1) -> list[Any]:
+    """The devices of a TPU slice, or of several alike, by generation and shape: v5e:4x4, v5p:2x2x2.
+
+    Raises UserError for one that the compiler does not know, MachineError without the compiler.
+    """
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise MachineError("the TPU compiler is not here: pip install libtpu.") from None
+    from jax.experimental import topologies
+
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    more = {"num_slices": slices} if slices > 1 else {}
+    try:
+        return topologies.get_topology_desc(topology, "tpu", **more).devices
+    except Exception as error:
+        raise UserError(
+            f"topology {topology!r}: the compiler knows no such slice "
+            f"({' '.join(str(error).split())[:120]}); e.g. v5e:4x4, v5p:4x4x4, v6e:16x16."
+        ) from None
+
+
+def compile_step(
+    config: Config, topology: str, slices: int = 1, options: dict[str, Any] | None = None
+) -> Program:
+    """The train step of `config` on all devices of a slice; `options` of the compiler beside
+    OPTIONS. Raises UserError where the mesh or the batch does not fit the slice.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices(topology, slices))
+    sharding.check_batch(mesh, config.batch_size, config.microbatches)
+    config = dataclasses.replace(config, model=resolved(config.model, "tpu"))
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(lambda: init_state(config))
+        step = jax.jit(make_train_step(config), donate_argnums=0)
+        lowered = step.trace(state, abstract_batch(config, mesh)).lower(lowering_platforms=("tpu",))
+        return Program(state, lowered.compile(compiler_options=OPTIONS | (options or {})))
+
+
+def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes [microbatches, B, L] of a batch, and where they lie."""
+    rows = config.batch_size // config.microbatches
+    shape = config.microbatches, rows, config.data.sequence_length
+    spec = jax.sharding.PartitionSpec(None, sharding.RULES["batch"])
+    place = jax.sharding.NamedSharding(mesh, spec)
+    pairs = PAIRS if config.model.architecture == "encoder_decoder" else ()
+    batch = {n: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for n in (*IDS, *pairs)}
+    batch["weights"] = jax.ShapeDtypeStruct(shape, np.float32, sharding=place)
+    if config.model.pooler:
+        batch["pair_label"] = jax.ShapeDtypeStruct(shape[:2], np.int32, sharding=place)
+    return batch
