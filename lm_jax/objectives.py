@@ -132,6 +132,7 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
 
     def local(x_BLD, readout, targets_BL, weights_BL):
         # Of a device's own tokens and words: what all give to the table is summed once, at the end.
+        x_BLD, readout = parallel.varying(x_BLD, "vocab"), parallel.varying(readout, "batch")
         table, bias = readout["table"], readout.get("bias")
 
         def body(carry, xs):
@@ -145,7 +146,6 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
             sums = [total + one for total, one in zip(sums, found, strict=True)]
             return (*sums, jax.tree.map(jnp.add, grads, new)), jnp.einsum("blv,vd->bld", g, table)
 
-        x_BLD, readout = parallel.varying(x_BLD, "vocab"), parallel.varying(readout, "batch")
         zeros = {name: jnp.zeros(w.shape, jnp.float32) for name, w in readout.items()}
         zeros = parallel.varying(zeros, "batch", "vocab")
         start = (*parallel.varying((jnp.zeros(()), jnp.zeros(())), "batch"), zeros)
@@ -154,7 +154,7 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
         x_grad = jnp.moveaxis(x_grads, 0, 1).reshape(x_BLD.shape)
         sums = [parallel.summed(x, "batch") for x in (loss, nll)]
         # Over devices as the gradients of the other weights.
-        grads = {name: g.astype(x_BLD.dtype) for name, g in grads.items()}
+        grads |= {"table": grads["table"].astype(x_BLD.dtype)}
         table = [parallel.summed_gradient(g, *WEIGHTS[name]) for name, g in grads.items()]
         return [*sums, parallel.summed(x_grad, "vocab"), *table]
 

@@ -1,12 +1,15 @@
 """Do devices that share the work get what one alone would get, gradients too?"""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lm_jax import parallel, sharding
-from lm_jax.config import MeshConfig
+from lm_jax.config import LossConfig, MeshConfig
+from lm_jax.objectives import cross_entropy
 from lm_jax.sharding import make_mesh, shard
 
 B, L, D, F, V = 8, 6, 16, 32, 64
@@ -65,6 +68,27 @@ def test_a_lookup_is_the_same_on_every_mesh(mesh):
     ids = np.random.default_rng(1).integers(0, V, (B, L)).astype(np.int32)
     look = lambda table, ids: parallel.lookup(table, ids, jnp.float32)
     same(look, (numbers(V, D), ("vocab", "embed")), (ids, ("batch", None)), mesh=mesh)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_the_loss_by_chunks_is_that_of_whole_logits_on_one_device(mesh):
+    targets = np.random.default_rng(2).integers(0, V, (B, L)).astype(np.int32)
+    rows = np.ones((B, L), np.int32)
+
+    def loss(chunk_size, x_BLD, table, bias, targets, rows):
+        config = LossConfig(chunk_size=chunk_size, z_loss=0.1, label_smoothing=0.1)
+        readout = {"table": table, "bias": bias}
+        return cross_entropy(x_BLD, readout, targets, rows.astype(jnp.float32), config)[0]
+
+    args = [
+        (numbers(B, L, D), ("batch", None, None)),
+        (numbers(V, D, seed=1), ("vocab", "embed")),
+        (numbers(V, seed=2), ("vocab",)),
+        (targets, ("batch", None)),
+        (rows, ("batch", None)),
+    ]
+    wanted, found = on(None, partial(loss, L), *args), on(mesh, partial(loss, 2), *args)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
 
 
 def test_devices_that_share_the_heads_hold_a_part_of_each_state():
