@@ -7,10 +7,10 @@ import os
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from lm_jax import sharding
 from lm_jax.config import Config, resolved
+from lm_jax.data import views
 from lm_jax.errors import MachineError, UserError
 from lm_jax.train_step import TrainState, init_state, make_train_step
 
@@ -21,8 +21,6 @@ ENVIRONMENT = {  # libtpu would look for a TPU, and let one process compile at a
     "TPU_LOG_DIR": "disabled",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-IDS = ("tokens", "targets", "segment_ids", "positions")
-PAIRS = ("inputs", "input_segment_ids", "input_positions")  # what an encoder reads beside them
 # Fusing collectives into products doubles the time of compilation, and changes no size.
 OPTIONS = {"xla_tpu_enable_async_collective_fusion": "false"}
 
@@ -57,31 +55,28 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
         ) from None
 
 
-def compile_step(
-    config: Config, topology: str, slices: int = 1, options: dict[str, Any] | None = None
-) -> Program:
-    """The train step of `config` on all devices of a slice; `options` of the compiler beside
-    OPTIONS. Raises UserError where the mesh or the batch does not fit the slice.
+def compile_step(config: Config, topology: str) -> Program:
+    """The train step of `config` on all devices of a slice.
+
+    Raises UserError where the mesh or the batch does not fit the slice.
     """
-    mesh = sharding.make_mesh(config.mesh, devices(topology, slices))
+    mesh = sharding.make_mesh(config.mesh, devices(topology))
     sharding.check_batch(mesh, config.batch_size, config.microbatches)
-    config = dataclasses.replace(config, model=resolved(config.model, "tpu"))
+    model = resolved(config.model, "tpu", views.has_prefix(config))
+    config = dataclasses.replace(config, model=model)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda: init_state(config))
         step = jax.jit(make_train_step(config), donate_argnums=0)
         lowered = step.trace(state, abstract_batch(config, mesh)).lower(lowering_platforms=("tpu",))
-        return Program(state, lowered.compile(compiler_options=OPTIONS | (options or {})))
+        return Program(state, lowered.compile(compiler_options=OPTIONS))
 
 
 def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes [microbatches, B, L] of a batch, and where they lie."""
-    rows = config.batch_size // config.microbatches
-    shape = config.microbatches, rows, config.data.sequence_length
+    """The arrays [microbatches, rows, ...] of a batch, and where they lie."""
+    leading = config.microbatches, config.batch_size // config.microbatches
     spec = jax.sharding.PartitionSpec(None, sharding.RULES["batch"])
     place = jax.sharding.NamedSharding(mesh, spec)
-    pairs = PAIRS if config.model.architecture == "encoder_decoder" else ()
-    batch = {n: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for n in (*IDS, *pairs)}
-    batch["weights"] = jax.ShapeDtypeStruct(shape, np.float32, sharding=place)
-    if config.model.pooler:
-        batch["pair_label"] = jax.ShapeDtypeStruct(shape[:2], np.int32, sharding=place)
-    return batch
+    return {
+        name: jax.ShapeDtypeStruct(leading + shape, dtype, sharding=place)
+        for name, (shape, dtype) in views.shapes(config).items()
+    }

@@ -21,7 +21,6 @@ from lm_jax.runtime import tpu_is_here
 from lm_jax.sharding import RULES
 
 HEARTBEAT = 30  # seconds after which a process that is silent has died, and the others stop
-
 LONGEST_WAIT = 7 * 24 * 3600  # seconds, for what one process does alone
 
 

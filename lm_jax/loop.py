@@ -45,8 +45,8 @@ def train(
     sharding.check_batch(mesh, asked.batch_size, asked.microbatches)
     # Once more, now that what a -1 stands for is known.
     config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
-    prefix = asked.model.architecture == "decoder" and views.has_prefix(asked.loss.objective)
-    config = dataclasses.replace(asked, model=resolved(asked.model, devices[0].platform, prefix))
+    model = resolved(asked.model, devices[0].platform, views.has_prefix(asked))
+    config = dataclasses.replace(asked, model=model)
     rundir.check(workdir, asked)
     opened = lambda: rundir.open_store(workdir, config, prepare=not dry_run)
     store = hosts.first_does(opened, "store") or opened()

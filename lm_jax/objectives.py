@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm_jax import parallel
+from lm_jax import parallel, sharding
 from lm_jax.config import LossConfig
 from lm_jax.models.head import AXES, as_logits, chunk_size, read, split, target_log_probs
 from lm_jax.parallel import on_each_device
 
-WEIGHTS: dict[str, tuple[str | None, ...]] = {"table": ("vocab", "embed"), "bias": ("vocab",)}
 INPUTS = (("batch", None, None), AXES, ("batch", None), ("batch", None))  # of the chunks' loss
 
 Batch = dict[str, jax.Array]
@@ -80,9 +79,8 @@ def cross_entropy(
     uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
     size = chunk_size(x_BLD.shape, len(readout["table"]), config.chunk_size)
-    part = partial(sums_of, config=config)
     if size >= x_BLD.shape[1]:
-        return part(read(x_BLD, readout, cap), targets_BL, weights_BL)
+        return sums_of(read(x_BLD, readout, cap), targets_BL, weights_BL, config)
     part = partial(chunk_of, config=config, cap=cap)
     return chunked(part, size, x_BLD, readout, targets_BL, weights_BL)
 
@@ -146,8 +144,10 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
             sums = [total + one for total, one in zip(sums, found, strict=True)]
             return (*sums, jax.tree.map(jnp.add, grads, new)), jnp.einsum("blv,vd->bld", g, table)
 
-        zeros = {name: jnp.zeros(w.shape, jnp.float32) for name, w in readout.items()}
-        zeros = parallel.varying(zeros, "batch", "vocab")
+        # Made when the table is here: while it is collected there may be two of it.
+        zero = parallel.varying(jnp.float32(0), "batch", "vocab")
+        table, zero = jax.lax.optimization_barrier((table, zero))
+        zeros = {name: jnp.full(w.shape, zero) for name, w in readout.items()}
         start = (*parallel.varying((jnp.zeros(()), jnp.zeros(())), "batch"), zeros)
         chunks = split(size, x_BLD, targets_BL, weights_BL)
         (loss, nll, grads), x_grads = jax.lax.scan(body, start, chunks)
@@ -155,14 +155,17 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
         sums = [parallel.summed(x, "batch") for x in (loss, nll)]
         # Over devices as the gradients of the other weights.
         grads |= {"table": grads["table"].astype(x_BLD.dtype)}
-        table = [parallel.summed_gradient(g, *WEIGHTS[name]) for name, g in grads.items()]
-        return [*sums, parallel.summed(x_grad, "vocab"), *table]
+        grads = [parallel.summed_gradient(g, *names[name]) for name, g in grads.items()]
+        return [*sums, parallel.summed(x_grad, "vocab"), *grads]
 
     low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
-    outputs = [(), (), ("batch", None, None), *(WEIGHTS[name] for name in low)]
+    names = AXES | {"table": sharding.table(len(low["table"]))}
+    outputs = [(), (), ("batch", None, None), *(names[name] for name in low)]
     loss, nll, x_grad, *grads = on_each_device(local, INPUTS, outputs, own=False)(
         x_BLD, low, targets_BL, weights_BL
     )
+    # Summed before the layers' gradients begin: what each device has of it is as large as the table.
+    x_grad, grads = jax.lax.optimization_barrier((x_grad, grads))
     grads = {name: g.astype(readout[name].dtype) for name, g in zip(low, grads, strict=True)}
     return (loss, nll), (x_grad, grads)
 

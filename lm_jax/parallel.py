@@ -38,14 +38,28 @@ def product_forward(equation, axes, x, w):
 def product_backward(equation, axes, saved, g):
     """Gradients of x and w, laid out as they are."""
     del axes
-    inputs, out = equation.split("->")
-    of_x, of_w = inputs.split(",")
+    of_x, of_w, out = letters(equation)
     x, w = saved
     dx = jnp.einsum(f"{out},{of_w}->{of_x}", g, w, out_sharding=sharding.place(x))
     return dx, jnp.einsum(f"{of_x},{out}->{of_w}", x, g, out_sharding=sharding.place(w))
 
 
 product.defvjp(product_forward, product_backward)
+
+
+def letters(equation: str) -> tuple[str, str, str]:
+    """The letters of x, of w and of the result, in jnp.einsum(equation, x, w)."""
+    inputs, out = equation.split("->")
+    of_x, of_w = inputs.split(",")
+    return of_x, of_w, out
+
+
+def weight_names(of_w: str, known: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Logical axes of a weight with the letters `of_w`: those that it shares with an array whose
+    letters `known` have `names`.
+    """
+    table = dict(zip(known, names, strict=True))
+    return tuple(table.get(letter) for letter in of_w)
 
 
 def expand(x_BLD: jax.Array, *products: tuple) -> list[jax.Array]:
@@ -75,34 +89,25 @@ def expanded_forward(equations, names, x_BLD, ws):
 def expanded_backward(equations, names, saved, gs):
     """Gradients of x, summed over weights and devices in one go, and of the weights."""
     x_BLD, ws = saved
-    whole_BLD, dws = sharding.whole(x_BLD), []
-    for equation, w, g in zip(equations, ws, gs, strict=True):
-        inputs, out = equation.split("->")
-        of_x, of_w = inputs.split(",")
-        at = sharding.place(w)
-        dws.append(jnp.einsum(f"{of_x},{out}->{of_w}", whole_BLD, g, out_sharding=at))
+    whole_BLD, of = sharding.whole(x_BLD), [letters(equation) for equation in equations]
+    dws = tuple(
+        jnp.einsum(f"{of_x},{out}->{of_w}", whole_BLD, g, out_sharding=sharding.place(w))
+        for (of_x, of_w, out), w, g in zip(of, ws, gs, strict=True)
+    )
 
     def local(gs, ws):
-        dxs = []
-        for equation, w, g in zip(equations, ws, gs, strict=True):
-            inputs, out = equation.split("->")
-            of_x, of_w = inputs.split(",")
-            dxs.append(jnp.einsum(f"{out},{of_w}->{of_x}", g, w))
+        dxs = [
+            jnp.einsum(f"{out},{of_w}->{of_x}", g, w)
+            for (of_x, of_w, out), g, w in zip(of, gs, ws, strict=True)
+        ]
         return summed_part(sum(dxs[1:], dxs[0]), "stream", 2)
 
-    shared = tuple(own_names(e, n) for e, n in zip(equations, names, strict=True))
-    dx = on_each_device(local, (list(names), list(shared)), sharding.stream(x_BLD.shape[2]))
-    return dx(list(gs), list(ws)), tuple(dws)
+    own = [weight_names(of_w, out, n) for (_, of_w, out), n in zip(of, names, strict=True)]
+    dx = on_each_device(local, (list(names), own), sharding.stream(x_BLD.shape[2]))
+    return dx(list(gs), list(ws)), dws
 
 
 expanded.defvjp(expanded_forward, expanded_backward)
-
-
-def own_names(equation: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
-    """Logical axes of the weight of a product whose result has `names`: those that they share."""
-    inputs, out = equation.split("->")
-    known = dict(zip(out, names, strict=True))
-    return tuple(None if known.get(c) == "batch" else known.get(c) for c in inputs.split(",")[1])
 
 
 def contract(equation: str, h: jax.Array, w: jax.Array, *names: str | None) -> jax.Array:
@@ -118,11 +123,10 @@ def contract(equation: str, h: jax.Array, w: jax.Array, *names: str | None) -> j
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def contracted(equation, names, h, w):
     """`contract` into a stream whose states are spread."""
-    of_h, of_w = equation.split("->")[0].split(",")
-    known = dict(zip(of_h, names, strict=True))
-    of_weight = tuple(known.get(c) for c in of_w)
+    of_h, of_w, _ = letters(equation)
+    own = weight_names(of_w, of_h, names)
     local = lambda h, w: summed_part(jnp.einsum(equation, h, w), "stream", 2)
-    return on_each_device(local, (names, of_weight), sharding.stream(w.shape[-1]))(h, w)
+    return on_each_device(local, (names, own), sharding.stream(w.shape[-1]))(h, w)
 
 
 def contracted_forward(equation, names, h, w):
@@ -140,7 +144,7 @@ contracted.defvjp(contracted_forward, contracted_backward)
 
 
 def lookup(table: jax.Array, ids_BL: jax.Array, dtype: Any) -> jax.Array:
-    """table[ids] in `dtype`, as the stream; the table [V, D] has the logical axes vocab, embed."""
+    """table[ids] in `dtype`, as the stream; the table [V, D] lies as `sharding.table` says."""
     if not mesh_is_set():
         return table.astype(dtype)[ids_BL]
     return looked_up(jnp.dtype(dtype), table, ids_BL)
@@ -186,10 +190,10 @@ def looked_up_backward(dtype, saved, g_BLD):
         own_BL, mine_BL = rows_here(zeros, ids_BL)
         g_BLD = jnp.where(mine_BL[..., None], g_BLD, 0)
         grad = zeros.at[own_BL].add(g_BLD.astype(jnp.float32)).astype(g_BLD.dtype)
-        return summed_gradient(grad, "vocab", "embed")
+        return summed_gradient(grad, *names)
 
-    inputs = ("batch", None), ("batch", None, None)
-    grad = on_each_device(local, inputs, ("vocab", "embed"), own=False)
+    names, inputs = sharding.table(len(table)), (("batch", None), ("batch", None, None))
+    grad = on_each_device(local, inputs, names, own=False)
     return grad(ids_BL, sharding.whole(g_BLD)).astype(table.dtype), None
 
 
@@ -281,11 +285,12 @@ def summed_part(x: jax.Array, name: str, axis: int = 0) -> jax.Array:
 
 def summed_gradient(x: jax.Array, *names: str | None) -> jax.Array:
     """The gradient of a weight with these logical axes, summed over the devices that share the
-    batch: each keeps the part that it holds of the weight.
+    batch: each keeps the part that it holds of the weight. Along other mesh axes it is a part
+    already.
     """
-    left = list(inside("batch"))
+    left = inside("batch")
     for dimension, name in enumerate(names):
-        if (axes := inside(name)) and set(axes) <= set(left):
+        if axes := tuple(axis for axis in inside(name) if axis in left):
             x = jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
-            left = [axis for axis in left if axis not in axes]
-    return jax.lax.psum(x, tuple(left)) if left else x
+            left = tuple(axis for axis in left if axis not in axes)
+    return jax.lax.psum(x, left) if left else x

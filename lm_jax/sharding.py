@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "stream": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "words": ("tensor", "fsdp"),
 }
 SHARED = "data"  # its devices hold the same parameters
 
@@ -166,6 +167,13 @@ def stream(dim: int) -> tuple[str | None, ...]:
     """
     parts = ways("stream")
     return "batch", None, "stream" if parts > 1 and dim % parts == 0 else None
+
+
+def table(rows: int) -> tuple[str | None, ...]:
+    """Logical axes of a table of words [rows, D]: cut along the words where they divide. Whole rows
+    come together in one piece; parts of a row would be put in order in a second copy.
+    """
+    return ("words", None) if rows % ways("words") == 0 else ("vocab", "embed")
 
 
 def whole(x_BLD: jax.Array) -> jax.Array:

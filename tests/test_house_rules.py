@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "adafactor": "",
     "optimizers": "errors config sharding adafactor",
     "train_step": "errors config sharding models objectives optimizers",
-    "ahead_of_time": "errors config sharding train_step",
+    "ahead_of_time": "errors config sharding data train_step",
     "progress": "",
     "data": "errors config config_check progress",
     "manifest": "errors",

@@ -15,6 +15,7 @@ from lm_jax.sharding import make_mesh, shard
 B, L, D, F, V = 8, 6, 16, 32, 64
 MESHES = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2},
           {"data": 1, "fsdp": 2, "tensor": 4}]  # fmt: skip
+WORDS = (V, V - 4)  # the second does not divide over tensor x fsdp
 
 
 def numbers(*shape, seed=0):
@@ -29,10 +30,13 @@ def branch(x_BLD, up_DF, gate_DF, down_FD):
 
 
 def on(mesh, function, *args):
-    """`function` of arrays with logical axes, jitted, with the gradients of all of them."""
+    """`function` of arrays with logical axes (sharding.table: by their rows), jitted, with the
+    gradients of all of them.
+    """
 
     def run(*arrays):
-        laid = [shard(x, *names) for x, (_, names) in zip(arrays, args, strict=True)]
+        axes = [names(len(x)) if callable(names) else names for x, names in args]
+        laid = [shard(x, *names) for x, names in zip(arrays, axes, strict=True)]
 
         def summed(*laid):
             y = function(*laid)
@@ -64,14 +68,16 @@ def test_a_branch_is_the_same_on_every_mesh(mesh, dim):
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_a_lookup_is_the_same_on_every_mesh(mesh):
+@pytest.mark.parametrize("V", WORDS, ids=["by words", "not divisible"])
+def test_a_lookup_is_the_same_on_every_mesh(mesh, V):
     ids = np.random.default_rng(1).integers(0, V, (B, L)).astype(np.int32)
     look = lambda table, ids: parallel.lookup(table, ids, jnp.float32)
-    same(look, (numbers(V, D), ("vocab", "embed")), (ids, ("batch", None)), mesh=mesh)
+    same(look, (numbers(V, D), sharding.table), (ids, ("batch", None)), mesh=mesh)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_the_loss_by_chunks_is_that_of_whole_logits_on_one_device(mesh):
+@pytest.mark.parametrize("V", WORDS, ids=["by words", "not divisible"])
+def test_the_loss_by_chunks_is_that_of_whole_logits_on_one_device(mesh, V):
     targets = np.random.default_rng(2).integers(0, V, (B, L)).astype(np.int32)
     rows = np.ones((B, L), np.int32)
 
@@ -82,7 +88,7 @@ def test_the_loss_by_chunks_is_that_of_whole_logits_on_one_device(mesh):
 
     args = [
         (numbers(B, L, D), ("batch", None, None)),
-        (numbers(V, D, seed=1), ("vocab", "embed")),
+        (numbers(V, D, seed=1), sharding.table),
         (numbers(V, seed=2), ("vocab",)),
         (targets, ("batch", None)),
         (rows, ("batch", None)),
@@ -95,7 +101,7 @@ def test_devices_that_share_the_heads_hold_a_part_of_each_state():
     with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=4))):
         assert sharding.stream(D) == ("batch", None, "stream")
         assert sharding.stream(6) == ("batch", None, None)
-        table = shard(jnp.zeros((V, D)), "vocab", "embed")
+        table = shard(jnp.zeros((V, D)), *sharding.table(V))
         x_BLD = parallel.lookup(
             table, shard(jnp.zeros((B, L), jnp.int32), "batch", None), "float32"
         )
@@ -106,7 +112,7 @@ def test_devices_that_share_the_heads_hold_a_part_of_each_state():
 
 def test_a_frequent_word_loses_no_gradient_to_bfloat16():
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        table, ids = shard(jnp.zeros((V, D)), "vocab", "embed"), jnp.zeros((1, 4096), jnp.int32)
+        table, ids = shard(jnp.zeros((V, D)), *sharding.table(V)), jnp.zeros((1, 4096), jnp.int32)
         ids = shard(ids, "batch", None)
 
         def total(table):

@@ -1,6 +1,9 @@
 """What does a model see under config.loss.objective? One view of a token store, or a mixture."""
 
+import dataclasses
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from lm_jax.data.layout import Batch
 from lm_jax.data.pairs import Prefix, Spans, Supervised
 from lm_jax.data.sentences import SentenceOrder, SentencePairs
 from lm_jax.data.store import TokenStore
+from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.writer import Writer
 
 # UL2's seven denoisers, equally likely (arXiv:2205.05131, table 1): mean span and rate.
 UL2 = (
@@ -57,9 +62,24 @@ def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Win
     return members[0] if len(members) == 1 else Mixture(members, weights, seed)
 
 
-def has_prefix(objective: str) -> bool:
-    """Whether the rows of a decoder begin with text that all of the row sees."""
-    return any(name in PAIRS for name, _ in mixture(objective))
+def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """{name: (shape, dtype)} of an example under config.loss.objective, whatever the text is."""
+    length = config.data.sequence_length
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, carry=False))
+    with tempfile.TemporaryDirectory() as folder:
+        with Writer(Path(folder) / "store", Tokenizer.byte_level()) as writer:
+            for text in ("a\t" + length * "b", "c\t" + 2 * length * "d"):
+                writer.add("train", writer.tokenizer.encode(text), len(text))
+            writer.finish({})
+        store = TokenStore.open(Path(folder) / "store")
+        batch = make(store, "train", config, 0).rows(np.zeros(1, np.int64))
+    return {name: (x.shape[1:], x.dtype) for name, x in batch.items() if name != "example"}
+
+
+def has_prefix(config: Config) -> bool:
+    """Whether rows begin with text that all of the row sees: pairs, of a decoder alone."""
+    pairs = any(name in PAIRS for name, _ in mixture(config.loss.objective))
+    return pairs and config.model.architecture == "decoder"
 
 
 class Mixture(Windows):

@@ -12,7 +12,7 @@ from lm_jax import parallel
 from lm_jax.config import ModelConfig, resolved
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
 from lm_jax.parallel import einsum
-from lm_jax.sharding import shard, ways
+from lm_jax.sharding import shard, table, ways
 
 WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one device
 
@@ -37,8 +37,8 @@ class Network(nnx.Module):
         """The weights of the head, where it has any of its own."""
         config = self.config
         if not config.tie_embeddings:
-            std = std_of(config, config.dim)
-            self.head = weight(rngs, (config.vocab_size, config.dim), ("vocab", "embed"), std)
+            V, D = config.vocab_size, config.dim
+            self.head = weight(rngs, (V, D), table(V), std_of(config, D))
         if config.head_transform:
             self.head_transform = HeadTransform(config, rngs=rngs)
         if config.head_bias:

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
 from lm_jax.parallel import contract, einsum, expand, lookup
-from lm_jax.sharding import as_in, gather, shard, stream
+from lm_jax.sharding import as_in, gather, shard, stream, table
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ class Embed(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         V, D, std = config.vocab_size, config.dim, config.init_std or 0.02
-        self.tokens = weight(rngs, (V, D), ("vocab", "embed"), std)
+        self.tokens = weight(rngs, (V, D), table(V), std)
         if config.positions == "learned":
             rows = config.max_length + config.position_offset
             self.positions = weight(rngs, (rows, D), (None, "embed"), std)

@@ -94,6 +94,27 @@ def test_shapes_and_types_are_those_of_the_contract(library, view, objective, ar
 
 
 @pytest.mark.parametrize(("objective", "architecture"), CASES)
+def test_the_shapes_of_an_example_are_known_without_a_store(
+    library, config_of, view, objective, architecture
+):
+    row = view(library, objective, 32, architecture).batch(0, 1)
+    real = {name: (value.shape[1:], value.dtype) for name, value in row.items()}
+    del real["example"]
+    assert views.shapes(config_of(objective, 32, architecture)) == real
+
+
+def test_pairs_of_the_text_itself_have_shapes_too(config_of):
+    assert views.shapes(config_of("seq2seq", 32, "encoder_decoder"))["inputs"][0] == (32,)
+    assert views.shapes(config_of("seq2seq", 32))["prefix"][0] == (32,)
+
+
+def test_only_a_decoder_alone_has_a_prefix(config_of):
+    assert views.has_prefix(config_of("causal:1,prefix_lm:1", 32))
+    assert not views.has_prefix(config_of("fim", 32))
+    assert not views.has_prefix(config_of("prefix_lm", 32, "encoder_decoder"))
+
+
+@pytest.mark.parametrize(("objective", "architecture"), CASES)
 def test_held_out_windows_are_always_the_same(library, view, objective, architecture):
     windows = view(library, objective, 16, architecture, seed=None, split="heldout")
     some = np.arange(4)
