@@ -164,7 +164,7 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
     loss, nll, x_grad, *grads = on_each_device(local, INPUTS, outputs, own=False)(
         x_BLD, low, targets_BL, weights_BL
     )
-    # Summed before the layers' gradients begin: what each device has of it is as large as the table.
+    # Summed before the layers' gradients begin: a device's own share is as large as the table.
     x_grad, grads = jax.lax.optimization_barrier((x_grad, grads))
     grads = {name: g.astype(readout[name].dtype) for name, g in zip(low, grads, strict=True)}
     return (loss, nll), (x_grad, grads)
