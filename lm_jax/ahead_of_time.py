@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm_jax import sharding
+from lm_jax import sharding, xla_options
 from lm_jax.config import Config, resolved
 from lm_jax.errors import MachineError, UserError
 from lm_jax.train_step import TrainState, init_state, make_train_step
@@ -23,7 +23,8 @@ ENVIRONMENT = {  # libtpu would look for a TPU, and let one process compile at a
 }
 IDS = ("tokens", "targets", "segment_ids", "positions")
 PAIRS = ("inputs", "input_segment_ids", "input_positions")  # what an encoder reads beside them
-# Fusing collectives into products doubles the time of compilation, and changes no size.
+# Beside those of a run (xla_options.py), and other than there: fusing collectives into products
+# doubles the time of compilation, and changes no size.
 OPTIONS = {"xla_tpu_enable_async_collective_fusion": "false"}
 
 
@@ -60,8 +61,9 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 def compile_step(
     config: Config, topology: str, slices: int = 1, options: dict[str, Any] | None = None
 ) -> Program:
-    """The train step of `config` on all devices of a slice; `options` of the compiler beside
-    OPTIONS. Raises UserError where the mesh or the batch does not fit the slice.
+    """The train step of `config` on all devices of a slice, with the compiler's options of a run
+    there, OPTIONS and `options`. Raises UserError where the mesh or the batch does not fit the
+    slice.
     """
     mesh = sharding.make_mesh(config.mesh, devices(topology, slices))
     sharding.check_batch(mesh, config.batch_size, config.microbatches)
@@ -70,7 +72,8 @@ def compile_step(
         state = jax.eval_shape(lambda: init_state(config))
         step = jax.jit(make_train_step(config), donate_argnums=0)
         lowered = step.trace(state, abstract_batch(config, mesh)).lower(lowering_platforms=("tpu",))
-        return Program(state, lowered.compile(compiler_options=OPTIONS | (options or {})))
+        options = xla_options.accepted(mesh) | OPTIONS | (options or {})
+        return Program(state, lowered.compile(compiler_options=options))
 
 
 def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
