@@ -17,6 +17,7 @@ from lm_jax import (
     config_check,
     counting,
     hosts,
+    out_of_memory,
     preflight,
     rundir,
     runtime,
@@ -65,7 +66,10 @@ def train(
         print(summary.text(asked, config, workdir, mesh, abstract, store), flush=True)
         if dry_run or store is None:
             return 0
-        with Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved:
+        with (
+            Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved,
+            out_of_memory.explained(config, mesh, workdir),
+        ):
             if saved.steps():  # of other data: refused before anything is written
                 rundir.check_data(saved.metadata(), store)
             hosts.first_does(lambda: rundir.create(workdir, asked), "folder")

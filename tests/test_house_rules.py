@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "train_step": "errors config sharding models objectives optimizers",
     "xla_options": "",
     "ahead_of_time": "errors config sharding train_step xla_options",
+    "out_of_memory": "errors config sharding models train_step ahead_of_time",
     "progress": "",
     "data": "errors config config_check progress",
     "manifest": "errors",
