@@ -39,8 +39,10 @@ TABLE: dict[str, Options] = {
         "xla_tpu_megacore_fusion_allow_ags": False,
         "xla_tpu_enable_ag_backward_pipelining": True,
     },
-    # MaxText (configs/tpu/v6e/llama2_7b_4096.sh). Not the three of openxla's docs/flags_guidance.md
-    # that gather the weights of a layer during the one before: they hold one layer more.
+    # MaxText (configs/tpu/v6e/llama2_7b_4096.sh); what kernels may take of the vector memory is not
+    # there for other arrays: up to its size, 128 MiB, more lies in HBM. Not the three of openxla's
+    # docs/flags_guidance.md that gather the weights of a layer during the one before: what they
+    # hold of a large model is not measured.
     "v6e": {"xla_tpu_scoped_vmem_limit_kib": 98304},
     # tpu-recipes (training/ironwood, Llama 3.1 70B) the first two, without its bf16 emission mode,
     # which may round differently; the others are BROKEN, and on by default here.
