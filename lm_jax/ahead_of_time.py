@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lm_jax import sharding
+from lm_jax import sharding, xla_options
 from lm_jax.config import Config, resolved
 from lm_jax.data import views
 from lm_jax.errors import MachineError, UserError
@@ -21,7 +21,8 @@ ENVIRONMENT = {  # libtpu would look for a TPU, and let one process compile at a
     "TPU_LOG_DIR": "disabled",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Fusing collectives into products doubles the time of compilation, and changes no size.
+# Beside those of a run (xla_options.py), and other than there: fusing collectives into products
+# doubles the time of compilation, and changes no size.
 OPTIONS = {"xla_tpu_enable_async_collective_fusion": "false"}
 
 
@@ -56,9 +57,8 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 
 
 def compile_step(config: Config, topology: str) -> Program:
-    """The train step of `config` on all devices of a slice.
-
-    Raises UserError where the mesh or the batch does not fit the slice.
+    """The train step of `config` on all devices of a slice, with the compiler's options of a run
+    there and OPTIONS. Raises UserError where the mesh or the batch does not fit the slice.
     """
     mesh = sharding.make_mesh(config.mesh, devices(topology))
     sharding.check_batch(mesh, config.batch_size, config.microbatches)
@@ -68,7 +68,8 @@ def compile_step(config: Config, topology: str) -> Program:
         state = jax.eval_shape(lambda: init_state(config))
         step = jax.jit(make_train_step(config), donate_argnums=0)
         lowered = step.trace(state, abstract_batch(config, mesh)).lower(lowering_platforms=("tpu",))
-        return Program(state, lowered.compile(compiler_options=OPTIONS))
+        options = xla_options.accepted(mesh) | OPTIONS
+        return Program(state, lowered.compile(compiler_options=options))
 
 
 def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -66,7 +66,8 @@ def machine_trouble(error: Exception) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full" if full else f"{error.strerror}"
         return f"{where}{what}; make room or name another folder (--debug shows where)."
-    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+    kernel = "memory space vmem" in text  # a kernel is too large for its chip: a bug of ours
+    if ("RESOURCE_EXHAUSTED" in text and not kernel) or isinstance(error, MemoryError):
         return ("out of memory; lower config.batch_size, or raise config.microbatches, or set "
                 f"config.model.remat=full. {text[:120]}")  # fmt: skip
     if "Unable to initialize backend" in text:

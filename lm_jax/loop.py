@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm_jax import config_check, counting, hosts, preflight, rundir, runtime, sharding, summary
+from lm_jax import (
+    config_check,
+    counting,
+    hosts,
+    out_of_memory,
+    preflight,
+    rundir,
+    runtime,
+    sharding,
+    summary,
+    xla_options,
+)
 from lm_jax.checkpoint import Checkpoints
 from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.data import views
@@ -55,7 +66,10 @@ def train(
         print(summary.text(asked, config, workdir, mesh, abstract, store), flush=True)
         if dry_run or store is None:
             return 0
-        with Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved:
+        with (
+            Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved,
+            out_of_memory.explained(config, mesh, workdir),
+        ):
             if saved.steps():  # of other data: refused before anything is written
                 rundir.check_data(saved.metadata(), store)
             hosts.first_does(lambda: rundir.create(workdir, asked), "folder")
@@ -82,7 +96,8 @@ class Run:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.store, self.saved, self.stopped = store, saved, False
         self.state, self.start = self.first_state(abstract)
-        self.step = jax.jit(make_train_step(config), donate_argnums=0)
+        options = xla_options.accepted(mesh)
+        self.step = jax.jit(make_train_step(config), donate_argnums=0, compiler_options=options)
         self.share = hosts.share(mesh)
         self.heldout = Heldout(config, store, mesh, self.share)
         bytes_per_token = store.num_bytes("train") / store.num_tokens("train")

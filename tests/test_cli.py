@@ -83,6 +83,7 @@ def test_each_kind_of_error_has_its_code():
         (PermissionError(errno.EACCES, "Permission denied", "/d/x"), "/d/x: Permission denied; "),
         (MemoryError(), "out of memory; lower config.batch_size"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory of 9 bytes"), "out of memory; lower "),
+        (RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem."), ""),
         (RuntimeError("Unable to initialize backend 'tpu': no (you may)"), "Unable to initialize "),
         (RuntimeError("anything else"), ""),
         (ValueError("a bug"), ""),

@@ -37,3 +37,29 @@ def test_a_run_that_ends_before_its_profile_is_full_leaves_the_trace(commands, t
     traces = list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1
     assert traces[0].stat().st_size > 0
+
+
+TOO_LARGE = """  # 64 TiB of logits
+    config.model.architecture, config.model.vocab_size, config.model.dim = "rnn", 2**24, 2
+    config.model.num_heads, config.batch_size = 1, 1024
+    config.model.max_length = config.data.sequence_length = config.loss.chunk_size = 1024
+    return config
+"""
+
+
+def test_a_run_that_needs_too_much_memory_ends_with_one_line_and_keeps_what_was_said(
+    commands, tmp_path
+):
+    (tmp_path / "c.py").write_text(CONFIG.replace("\n    return config\n", TOO_LARGE))
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 600)
+    code, _, err = commands(
+        "lm_jax.train", f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/run",
+        f"--config.data.input={tmp_path}/text.txt", "--nopreflight", **ONE,
+    )  # fmt: skip
+    assert code == 4, err
+    file = tmp_path / "run" / "out-of-memory-0.txt"
+    fields = "config.loss.chunk_size=0 (now 1024), or config.microbatches=2 (now 1)"
+    assert err.startswith("error: out of memory on cpu: no room for ")
+    assert err.endswith(f"logits, 64.00 TiB: set {fields}; all of it: {file}\n")
+    assert len(err.splitlines()) == 1
+    assert "RESOURCE_EXHAUSTED: Out of memory allocating" in file.read_text()
