@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "optimizers": "errors config sharding adafactor",
     "train_step": "errors config sharding models objectives optimizers",
     "ahead_of_time": "errors config sharding train_step",
+    "plan": "errors config config_check sharding models train_step ahead_of_time",
     "progress": "",
     "data": "errors config config_check progress",
     "manifest": "errors",
@@ -58,7 +59,8 @@ DRAWERS = {"utils", "util", "common", "base", "core", "helpers", "misc"}
 WITHOUT_JAX = ("errors", "versions", "config", "config_check", "config_values", "cli", "prepare",
                "report", "chart", "doctor", "metrics", "data", "data.sources", "data.clean",
                "data.tokenizer", "data.tokenizer_training", "data.hf_tokenizer", "data.store",
-               "data.writer", "data.examples", "data.views", "data.inspect")  # fmt: skip
+               "data.writer", "data.examples", "data.views", "data.inspect", "plan",
+               "plan.chips")  # fmt: skip
 
 
 def name_of(path):
