@@ -1,0 +1,134 @@
+"""What does the train step of a config hold, do and send on a topology? Counted from what the TPU
+compiler makes of it.
+"""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from lm_jax import ahead_of_time
+from lm_jax.config import Config
+from lm_jax.metrics import flops_per_token
+from lm_jax.plan import hlo, roofline
+from lm_jax.plan.chips import Topology
+from lm_jax.plan.collectives import Collective, bytes_by, collectives
+from lm_jax.plan.flops import Counter, Flops
+from lm_jax.plan.traffic import traffic
+from lm_jax.summary import bytes_per_device
+
+# Both say what is needed and what is there: "Used 20.25G of 15.75G hbm", and of one large buffer
+# "the total memory required for HLO temporaries (520.38G) exceeds available HBM (15.25G)".
+REFUSALS = (
+    re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"),
+    re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"),
+)
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    parameters: float
+    optimizer: float  # and the rest of the state
+    batch: float
+    temporaries: float  # activations, gradients, weights of other devices; as the compiler says
+    peak: float  # all of them together, and what is not donated; as the compiler says
+    limit: float  # what a program may use
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Of one device and one step, unless it says otherwise. What only the compiled program tells
+    is None where the compiler refused it.
+    """
+
+    memory: Memory
+    fits: bool
+    flops: Flops
+    all_flops: Flops  # of all devices, where nothing is done twice
+    traffic: float | None  # bytes from and to the memory
+    sent: dict[str, float] | None  # bytes to other devices, by axes of the mesh
+    sent_by_kind: dict[str, float] | None
+    times: roofline.Times | None
+    unknown: tuple[str, ...]  # what could not be counted
+    compile_seconds: float  # of the CPU, tracing included
+
+
+def measure(config: Config, topology: Topology) -> Measured:
+    """Traces, compiles and counts. Raises UserError where mesh or batch do not fit the topology,
+    MachineError without the compiler.
+    """
+    began = time.process_time()
+    devices = ahead_of_time.devices(topology.slice_name, topology.slices)
+    step = ahead_of_time.trace_step(config, devices)
+    share = 1 / config.mesh.expert  # of the rows that a device has, if the experts are asked alike
+    flops = Counter(per_device=True, ragged=share).closed(step.traced.jaxpr)
+    everything = Counter(ragged=share).closed(step.traced.jaxpr)
+    held = {part: sum(map(bytes_per_device, jax.tree.leaves(tree))) for part, tree in (
+        ("model", step.state.model), ("state", step.state), ("batch", step.batch))}  # fmt: skip
+    known = Memory(held["model"], held["state"] - held["model"], held["batch"], 0.0, 0.0,
+                   topology.chip.device_hbm)  # fmt: skip
+    uncounted = tuple(flops.uncounted)
+    try:
+        compiled = step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (needed := refused(str(error))):
+            raise
+        memory = dataclasses.replace(known, peak=needed, temporaries=needed - held["state"])
+        return Measured(memory, False, flops, everything, None, None, None, None, uncounted,
+                        time.process_time() - began)  # fmt: skip
+    took = time.process_time() - began
+    said = compiled.memory_analysis()
+    # temp_size_in_bytes counts places that are never used at the same time (it can be larger than
+    # the memory of a program that fits).
+    peak = said.peak_memory_in_bytes
+    beside = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    memory = dataclasses.replace(known, temporaries=peak - beside, peak=peak)
+    program = hlo.parse(compiled.as_text())
+    found = collectives(program, step.mesh.shape)
+    moved = traffic(program)
+    loops = tuple(f"the steps of the compiled loop {name}" for name in program.unknown)
+    times = roofline.times(topology, flops.matrix, moved, network(found, step.mesh, topology))
+    return Measured(memory, peak <= memory.limit, flops, everything, moved,
+                    bytes_by(found, lambda c: "+".join(c.axes)), bytes_by(found, lambda c: c.kind),
+                    times, uncounted + loops, took)  # fmt: skip
+
+
+def refused(error: str) -> float:
+    """Bytes that a program needs which the compiler refused for it; 0 of another error."""
+    for form in REFUSALS:
+        if found := form.search(error):
+            return float(found[1]) * UNITS[found[2]]
+    return 0.0
+
+
+def network(found: list[Collective], mesh: Any, topology: Topology) -> dict[str, float]:
+    """Seconds of collectives by network and axes: {"ici:fsdp": ..., "dcn:data": ...}, each group
+    taken for as fast as the first.
+    """
+    devices = mesh.devices.reshape(-1)
+    total: dict[str, float] = {}
+    for each in found:
+        if not each.axes:
+            continue
+        places = [place(devices[i], topology.chip.dims) for i in each.groups[0]]
+        near, far = roofline.seconds(topology, each.sent, places)
+        for name, seconds in (("ici", near), ("dcn", far)):
+            if seconds:
+                part = f"{name}:{'+'.join(each.axes)}"
+                total[part] = total.get(part, 0.0) + seconds
+    return total
+
+
+def place(device: Any, dims: int) -> tuple[int, ...]:
+    """(slice, dimensions of the torus..., device of the chip)."""
+    return getattr(device, "slice_index", 0), *device.coords[:dims], device.core_on_chip
+
+
+def model_flops(config: Config) -> float:
+    """FLOPs that the model needs for a step, nothing done twice (metrics.flops_per_token)."""
+    return flops_per_token(config.model, config.data.sequence_length) * config.tokens_per_step

@@ -1,0 +1,102 @@
+"""How is a plan read? A screen for people, one JSON object for programs."""
+
+import dataclasses
+from typing import Any
+
+from lm_jax.config import Config
+from lm_jax.metrics import human
+from lm_jax.plan.chips import Topology
+from lm_jax.plan.measure import Measured
+from lm_jax.plan.roofline import Forecast
+
+Forecasts = dict[str, Forecast]  # overlapped and serial
+
+
+def as_dict(config: Config, topology: Topology, found: Measured, runs: Forecasts) -> dict[str, Any]:
+    """For JSON."""
+    values = dataclasses.asdict(found)
+    values["times"] = found.times and {
+        "parts": found.times.parts, "bound": found.times.bound,
+        "overlapped": found.times.overlapped, "serial": found.times.serial,
+    }  # fmt: skip
+    return {
+        "config": config.name,
+        "topology": str(topology),
+        "devices": topology.devices,
+        "mesh": dataclasses.asdict(config.mesh),
+        "batch_size": config.batch_size,
+        "tokens_per_step": config.tokens_per_step,
+        "remat": config.model.remat,
+        **values,
+        "forecast": {name: dataclasses.asdict(run) for name, run in runs.items()},
+    }
+
+
+def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -> str:
+    """For people. Figures are the compiler's or are counted, but for the times, which are the
+    roofline's.
+    """
+    chip, memory = topology.chip, found.memory
+    mesh = " x ".join(f"{n} {s}" for n, s in dataclasses.asdict(config.mesh).items() if s > 1)
+    rows = [
+        ("run", f"{config.name}: {config.batch_size} x {config.data.sequence_length} = "
+                f"{human(config.tokens_per_step)} tokens a step, remat {config.model.remat}"),
+        ("topology", f"{topology}: {topology.chips} chips, {topology.devices} devices, "
+                     f"{topology.hosts} hosts; {human(chip.flops)}FLOP/s a chip"),
+        ("mesh", mesh or "one device"),
+        ("memory", verdict(found)),
+        ("", f"parameters {gb(memory.parameters)}, optimizer {gb(memory.optimizer)}, batch "
+             f"{gb(memory.batch)}, temporaries {gb(memory.temporaries)}"),
+        ("FLOPs", f"{found.all_flops.matrix:.3g} a step in matrix products, attention "
+                  f"{found.all_flops.attention / found.all_flops.matrix:.0%} of them; a device "
+                  f"{found.flops.matrix:.3g}, {again(found, topology)}"),
+    ]  # fmt: skip
+    if found.times is None or found.sent is None or found.traffic is None:
+        return table(rows + [("not counted", what) for what in found.unknown])
+    rows.append(("traffic", f"{gb(found.traffic)} between a device and its memory"))
+    parts = [f"{axes or 'other'} {gb(sent)}" for axes, sent in found.sent.items()]
+    kinds = [f"{kind} {gb(sent)}" for kind, sent in (found.sent_by_kind or {}).items()]
+    rows.append(("sent", f"a device: {', '.join(parts) or 'nothing'}"))
+    rows += [("", f"by kind: {', '.join(kinds)}")] if kinds else []
+    parts = [f"{part} {seconds:.3g} s" for part, seconds in found.times.parts.items()]
+    rows.append(("roofline", f"{', '.join(parts)}; bound by {found.times.bound}"))
+    rows += [(name, line(run)) for name, run in runs.items()]
+    return table(rows + [("not counted", what) for what in found.unknown])
+
+
+def verdict(found: Measured) -> str:
+    """Does it fit?"""
+    memory = found.memory
+    if found.times is None:
+        return (
+            f"DOES NOT FIT: the compiler needs {gb(memory.peak)} of the {gb(memory.limit)} of a "
+            "device; lower --batch, set --remat=full, raise config.microbatches, or give fsdp or "
+            "tensor more devices"
+        )
+    share = memory.peak / memory.limit
+    return f"fits: {gb(memory.peak)} at most, {share:.0%} of the {gb(memory.limit)} of a device"
+
+
+def again(found: Measured, topology: Topology) -> str:
+    """What all devices do more than has to be done once."""
+    more = found.flops.matrix * topology.devices / found.all_flops.matrix - 1
+    return "nothing on two" if more < 0.001 else f"{more:.1%} on more than one"
+
+
+def line(run: Forecast) -> str:
+    """One row of the forecast."""
+    days = f", {run.days:.3g} days" if run.days is not None else ""
+    cost = f", {run.cost:,.0f} USD" if run.cost is not None else ""
+    speed = f"{human(run.tokens_per_second)} tokens/s, MFU {run.mfu:.1%}"
+    return f"{run.seconds:.3g} s a step, {speed}{days}{cost}"
+
+
+def gb(size: float) -> str:
+    """10^9 bytes; of less than a hundredth, 10^6."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2g} MB"
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Names and values."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
