@@ -43,7 +43,7 @@ KINDS = {
 class Estimate:
     """One plan: a config with its mesh, on a topology. Of one device and one step."""
 
-    config: Config  # its model resolved
+    config: Config
     topology: Topology
     memory: Memory
     flops: float  # of the matrix unit
@@ -67,17 +67,17 @@ def estimate(config: Config, topology: Topology) -> Estimate:
             f"config.model.architecture={kind!r}: there is no estimate of it, but of decoder, "
             "encoder and encoder_decoder; name a --mesh, and it is compiled."
         )
-    config = dataclasses.replace(config, model=resolved(config.model, "tpu"))
+    asked, config = config, dataclasses.replace(config, model=resolved(config.model, "tpu"))
     part = Part(config, LANES if topology.chip.is_tpu else 1)
     matrix, moved = flops(config).matrix / topology.devices, traffic(part)
     sent = {axes: size for axes, size in sent_by(part).items() if size}
     wires = network(topology, tuple(part.sizes.items()))
-    seconds = {}
+    seconds: dict[str, float] = {}
     for axes, size in sent.items():
         for name, each in zip(("ici", "dcn"), wires[axes], strict=True):
             seconds |= {f"{name}:{axes}": size * each} if each else {}
     times = roofline.times(topology, matrix, moved, seconds)
-    return Estimate(config, topology, memory(part), matrix, moved, sent, times)
+    return Estimate(asked, topology, memory(part), matrix, moved, sent, times)
 
 
 def flops(config: Config) -> Flops:
@@ -223,7 +223,7 @@ def network(topology: Topology, mesh: tuple[tuple[str, int], ...]) -> dict[str, 
 
 def placed(topology: Topology, sizes: list[int]) -> np.ndarray:
     """Devices that are not here, laid out as sharding.make_mesh would."""
-    chip, here = topology.chip, []
+    chip, here = topology.chip, list[Any]()
     for each in range(topology.slices):
         for coords in itertools.product(*map(range, reversed(topology.shape))):
             at = (*reversed(coords), 0, 0)[:3]

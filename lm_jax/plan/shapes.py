@@ -116,9 +116,24 @@ def essence(config: Config) -> Config:
 
 def saved(config: Config) -> Saved:
     """By the model's remat policy; without the head and the loss."""
-    return traced_saved(
-        dataclasses.replace(essence(config), mesh=MeshConfig(1, tensor=config.mesh.tensor))
-    )
+    tensor = config.mesh.tensor
+    few = next((n for n in range(2, tensor + 1) if tensor % n == 0), 1)
+    found = traced_saved(dataclasses.replace(essence(config), mesh=MeshConfig(1, tensor=few)))
+    if few == tensor:
+        return found
+    return Saved(tuple(narrowed(x, tensor // few) for x in found.activations), found.weights)
+
+
+def narrowed(leaf: Leaf, times: int) -> Leaf:
+    """Of a device of so many times more that share the heads: of what they share, a part. Only its
+    size is asked for, so any dimension will do.
+    """
+    dims = [i for i, n in enumerate(leaf.shape) if i and n % times == 0]
+    if not dims or not any(leaf.cut):
+        return leaf
+    shape = list(leaf.shape)
+    shape[dims[0]] //= times
+    return leaf._replace(shape=tuple(shape))
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,8 +147,13 @@ def traced_saved(config: Config) -> Saved:
     for var in dict.fromkeys(v for v in jaxpr.outvars if not hasattr(v, "val")):
         found += [leaf((), var.aval)] if var not in given else []
     rows = [x for x in found if any(sharding.SHARED in axes for axes in x.cut)]
-    here = (Leaf((), x.own(sizes), x.dtype, ((),) * len(x.shape)) for x in rows)
-    return Saved(tuple(here), tuple(x for x in found if x not in rows))
+    return Saved(tuple(local(x, sizes) for x in rows), tuple(x for x in found if x not in rows))
+
+
+def local(leaf: Leaf, sizes: dict[str, int]) -> Leaf:
+    """A device's part of what is saved of the batch; its cuts are those between heads."""
+    heads = tuple(tuple(axis for axis in axes if sizes[axis] > 1) for axes in leaf.cut)
+    return leaf._replace(shape=leaf.own(sizes), cut=heads)
 
 
 def one_window(config: Config) -> tuple[Any, dict[str, Any]]:
