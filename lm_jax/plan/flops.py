@@ -26,8 +26,8 @@ ELEMENTWISE = {
 }  # fmt: skip
 # And of the operand.
 REDUCTIONS = {
-    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumlogsumexp", "cummax",
-    "argmax", "argmin",
+    "reduce", "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumlogsumexp",
+    "cummax", "argmax", "argmin",
 }  # fmt: skip
 Eqn = Any  # jax.extend.core.JaxprEqn, whose variables have no shapes for a type checker
 SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
@@ -97,12 +97,13 @@ class Counter:
         if name in REDUCTIONS or name.startswith("scatter"):
             return Flops(other=self.size(eqn.invars[-1 if name.startswith("scatter") else 0]))
         found = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]
-        if not found:
-            lists = (v if isinstance(v, (tuple, list)) else (v,) for v in params.values())
-            kinds = (core.Jaxpr, core.ClosedJaxpr)
-            runs_more = any(isinstance(each, kinds) for parts in lists for each in parts)
-            return unknown(name) if runs_more else Flops()
-        return self.inner(found[0], values)
+        inside = getattr(found[0], "jaxpr", found[0]) if found else None
+        if inside is not None and len(inside.invars) == len(values):  # a call of some kind
+            return self.inner(found[0], values)
+        lists = (v if isinstance(v, (tuple, list)) else (v,) for v in params.values())
+        kinds = (core.Jaxpr, core.ClosedJaxpr)
+        runs_more = any(isinstance(each, kinds) for parts in lists for each in parts)
+        return unknown(name) if runs_more else Flops()
 
     def inner(self, jaxpr: Any, values: Sequence[Any]) -> Flops:
         """Of a jaxpr in the parameters of an equation."""
