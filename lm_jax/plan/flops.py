@@ -26,8 +26,8 @@ ELEMENTWISE = {
 }  # fmt: skip
 # And of the operand.
 REDUCTIONS = {
-    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumlogsumexp", "cummax",
-    "argmax", "argmin",
+    "reduce", "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumlogsumexp",
+    "cummax", "argmax", "argmin",
 }  # fmt: skip
 Eqn = Any  # jax.extend.core.JaxprEqn, whose variables have no shapes for a type checker
 SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
@@ -97,9 +97,13 @@ class Counter:
         if name in REDUCTIONS or name.startswith("scatter"):
             return Flops(other=self.size(eqn.invars[-1 if name.startswith("scatter") else 0]))
         found = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]
-        if not found:
-            return Flops() if not list(core.jaxprs_in_params(params)) else unknown(name)
-        return self.inner(found[0], values)
+        inside = getattr(found[0], "jaxpr", found[0]) if found else None
+        if inside is not None and len(inside.invars) == len(values):  # a call of some kind
+            return self.inner(found[0], values)
+        lists = (v if isinstance(v, (tuple, list)) else (v,) for v in params.values())
+        kinds = (core.Jaxpr, core.ClosedJaxpr)
+        runs_more = any(isinstance(each, kinds) for parts in lists for each in parts)
+        return unknown(name) if runs_more else Flops()
 
     def inner(self, jaxpr: Any, values: Sequence[Any]) -> Flops:
         """Of a jaxpr in the parameters of an equation."""
@@ -253,8 +257,8 @@ def kernel(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
     products (scores, values), for the gradient of the queries three, of keys and values four, and
     five where one kernel makes all gradients.
     """
-    name = eqn.params["name"]
-    name = name if isinstance(name, str) else str(eqn.params.get("name_and_src_info", name))
+    p = eqn.params  # before jax 0.10 the name is in the debug info alone
+    name = p["name"] if "name" in p else p["jaxpr"].debug_info.func_src_info.split(" ")[0]
     if not (found := SPLASH.search(name)):
         return unknown(f"Pallas kernel {name}")
     grid = eqn.params["grid_mapping"]

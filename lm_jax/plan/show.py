@@ -42,7 +42,8 @@ def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -
         ("run", f"{config.name}: {config.batch_size} x {config.data.sequence_length} = "
                 f"{human(config.tokens_per_step)} tokens a step, remat {config.model.remat}"),
         ("topology", f"{topology}: {topology.chips} chips, {topology.devices} devices, "
-                     f"{topology.hosts} hosts; {human(chip.flops)}FLOP/s a chip"),
+                     f"{topology.hosts} hosts; {human(chip.flops)}FLOP/s a chip, "
+                     f"of which large products reach {chip.matmul:.0%}"),
         ("mesh", mesh or "one device"),
         ("memory", verdict(found)),
         ("", f"parameters {gb(memory.parameters)}, optimizer {gb(memory.optimizer)}, batch "
@@ -69,7 +70,7 @@ def verdict(found: Measured) -> str:
     memory = found.memory
     if found.times is None:
         return (
-            f"DOES NOT FIT: the compiler needs {gb(memory.peak)} of the {gb(memory.limit)} of a "
+            f"does not fit: the compiler needs {gb(memory.peak)} of the {gb(memory.limit)} of a "
             "device; lower --batch, set --remat=full, raise config.microbatches, or give fsdp or "
             "tensor more devices"
         )
@@ -80,7 +81,7 @@ def verdict(found: Measured) -> str:
 def again(found: Measured, topology: Topology) -> str:
     """What all devices do more than has to be done once."""
     more = found.flops.matrix * topology.devices / found.all_flops.matrix - 1
-    return "nothing on two" if more < 0.001 else f"{more:.1%} on more than one"
+    return "none of them twice" if more < 0.001 else f"{more:.1%} of them again on another"
 
 
 def line(run: Forecast) -> str:

@@ -9,7 +9,7 @@ from lm_jax.plan.hlo import Array, Computation, Instruction, Program
 
 # They move nothing, or what they move is counted where it starts.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
-        "partition-id", "replica-id", "optimization-barrier")  # fmt: skip
+        "partition-id", "replica-id", "optimization-barrier", "add-dependency")  # fmt: skip
 NOTHING = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 SLICES = ("dynamic-slice", "slice", "gather")
 

@@ -91,6 +91,10 @@ def test_one_device_does_its_part_of_a_product_and_all_of_what_is_not_cut():
         assert count(step, x, w, per_device=True).products == whole / 8
         alone = lambda x: jnp.einsum("bd,de->be", x, jnp.zeros((32, 8)))
         assert count(alone, x, per_device=True).products == 2 * 64 * 32 * 8 / 4
+        # Nobody has a part of the batch: the weights are collected, and each device does it all.
+        every = jax.device_put(jnp.zeros((64, 32)), P(None, None))
+        again = lambda x, w: jnp.einsum("bd,df->bf", x, w, out_sharding=P(None, "tensor"))
+        assert count(again, every, w, per_device=True).products == 2 * 64 * 32 * 16 / 2
 
 
 def test_a_shard_map_is_done_by_each_device():

@@ -104,7 +104,7 @@ def test_a_program_that_the_compiler_refuses_does_not_fit_and_says_by_how_much(r
     monkeypatch.setattr(ahead_of_time.Step, "compile", refuse)
     code, out = run()
     assert code == 1
-    assert "DOES NOT FIT: the compiler needs 21.74 GB of the 16.91 GB of a device; lower" in out
+    assert "does not fit: the compiler needs 21.74 GB of the 16.91 GB of a device; lower" in out
 
 
 def test_what_the_compiler_says_in_other_words_is_read_too():

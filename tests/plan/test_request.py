@@ -2,10 +2,11 @@
 
 import pytest
 
+from lm_jax import sharding
 from lm_jax.config import Config, MeshConfig
 from lm_jax.errors import UserError
 from lm_jax.plan.chips import parse
-from lm_jax.plan.request import asked, mesh_of
+from lm_jax.plan.request import SPLIT, asked, mesh_of
 
 LLAMA = {"batch_size": 128, "model": {"num_heads": 32, "num_kv_heads": 8, "dim": 4096}}
 
@@ -50,3 +51,7 @@ def test_what_cannot_work_is_refused_by_its_field(topology, flags, why):
 def test_a_model_that_is_counted_has_no_step_to_plan():
     with pytest.raises(UserError, match="'ngram': is not trained in steps"):
         asked(Config.parse({"model": {"architecture": "ngram"}}), parse("v5e:4x4"))
+
+
+def test_the_batch_is_shared_by_the_axes_that_share_it_in_training():
+    assert sharding.RULES["batch"] == SPLIT
