@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "optimizers": "errors config sharding adafactor",
     "train_step": "errors config sharding models objectives optimizers",
     "ahead_of_time": "errors config sharding train_step",
-    "plan": "errors config metrics summary sharding models objectives train_step ahead_of_time",
+    "plan": "errors config config_check metrics summary chart report_style sharding models "
+    "objectives train_step ahead_of_time",
     "progress": "",
     "data": "errors config config_check progress",
     "manifest": "errors",

@@ -57,18 +57,22 @@ class Estimate:
         return self.memory.total <= self.topology.chip.device_hbm
 
 
-def estimate(config: Config, topology: Topology) -> Estimate:
-    """Of `config`, whose mesh has no -1. Raises UserError for a model without blocks.
-
-    On a GPU, attention is taken to save and do what the kernel of a TPU does.
+def part_of(config: Config, topology: Topology) -> Part:
+    """A device's part of `config`, whose mesh has no -1. Raises UserError for a model without
+    blocks. On a GPU, attention is taken to save and do what the kernel of a TPU does.
     """
     if (kind := config.model.architecture) not in ("decoder", "encoder", "encoder_decoder"):
         raise UserError(
             f"config.model.architecture={kind!r}: there is no estimate of it, but of decoder, "
             "encoder and encoder_decoder; name a --mesh, and it is compiled."
         )
-    asked, config = config, dataclasses.replace(config, model=resolved(config.model, "tpu"))
-    part = Part(config, LANES if topology.chip.is_tpu else 1)
+    config = dataclasses.replace(config, model=resolved(config.model, "tpu"))
+    return Part(config, LANES if topology.chip.is_tpu else 1)
+
+
+def estimate(config: Config, topology: Topology) -> Estimate:
+    """Of `config`, whose mesh has no -1. Raises UserError for a model without blocks."""
+    part = part_of(config, topology)
     matrix, moved = flops(config).matrix / topology.devices, traffic(part)
     sent = {axes: size for axes, size in sent_by(part).items() if size}
     wires = network(topology, tuple(part.sizes.items()))
@@ -77,7 +81,7 @@ def estimate(config: Config, topology: Topology) -> Estimate:
         for name, each in zip(("ici", "dcn"), wires[axes], strict=True):
             seconds |= {f"{name}:{axes}": size * each} if each else {}
     times = roofline.times(topology, matrix, moved, seconds)
-    return Estimate(asked, topology, memory(part), matrix, moved, sent, times)
+    return Estimate(config, topology, memory(part), matrix, moved, sent, times)
 
 
 def flops(config: Config) -> Flops:
@@ -104,8 +108,8 @@ def sent_by(part: Part) -> dict[str, float]:
         for axes, size in of_weight(leaf, part):
             total[axes] = total.get(axes, 0.0) + config.microbatches * size
     if config.optimizer.shard_state:  # its updates come back in float32, once a step
-        whole = sum(leaf.bytes(sizes) for leaf in state.parameters)
-        total["data"] = total.get("data", 0.0) + others(sizes["data"]) * whole
+        whole = others(sizes["data"]) * state.bytes("parameters", sizes)
+        total["data"] = total.get("data", 0.0) + whole
     for axis, states in of_states(part):
         total[axis] += config.microbatches * others(sizes[axis]) * states
     return total
@@ -169,8 +173,7 @@ def traffic(part: Part) -> float:
     """
     config, sizes = part.config, part.sizes
     model, state = config.model, shapes.state(config)
-    blocks = [leaf for leaf in state.parameters if "blocks" in leaf.path]
-    weights = sum(leaf.bytes(sizes | {"fsdp": 1}, part.number) for leaf in blocks)
+    weights = state.bytes("blocks", sizes | {"fsdp": 1}, part.number)
     layers = sum(layer_traffic(part, *each) for each in stacks(model))
     passes = 3 + (model.remat != "none")
     logits = part.tokens * (model.vocab_size // sizes["tensor"]) * part.number
@@ -181,8 +184,8 @@ def traffic(part: Part) -> float:
     )
     moved = weights * (passes + 2 * (sizes["fsdp"] > 1)) + passes * layers + words
     # Adam reads and writes all that it has; gradients are written and read.
-    held = 2 * sum(leaf.bytes(sizes) for leaf in (*state.parameters, *state.optimizer))
-    return config.microbatches * moved + held + 2 * sum(x.bytes(sizes) for x in state.parameters)
+    parameters = state.bytes("parameters", sizes)
+    return config.microbatches * moved + 4 * parameters + 2 * state.bytes("optimizer", sizes)
 
 
 def layer_traffic(part: Part, branches: int, layers: int) -> int:

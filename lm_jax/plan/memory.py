@@ -9,6 +9,7 @@ assignments show it: the step is one of the phases below when it needs most.
 # Shapes: T tokens of a device in a microbatch, D model width, F feed-forward width, V vocabulary.
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -66,7 +67,7 @@ class Part:
     config: Config  # its model resolved, its mesh without -1
     lanes: int = LANES  # 1 on a GPU
 
-    @property
+    @functools.cached_property
     def sizes(self) -> dict[str, int]:
         """The mesh."""
         return shapes.sizes_of(self.config.mesh)
@@ -110,7 +111,7 @@ class Part:
         """Whether attention is splash, whose operands lie in rows of LANES."""
         return self.config.model.attention == "splash"
 
-    @property
+    @functools.cached_property
     def chunk(self) -> int:
         """Positions of each window whose logits exist at once."""
         config, length = self.config, self.config.data.sequence_length
@@ -128,27 +129,27 @@ def memory(part: Part) -> Memory:
     """Of the train step."""
     config, sizes = part.config, part.sizes
     state, saved = shapes.state(config), shapes.saved(config)
-    total = lambda leaves, size=0: sum(x.bytes(sizes, size, part.lanes) for x in leaves)
-    held = {"parameters": total(state.parameters), "optimizer state": total(state.optimizer)}
-    blocks = [leaf for leaf in state.parameters if "blocks" in leaf.path]
-    layer, table, logits = Layer(part, blocks), *loss(part, state.parameters)
+    total = lambda what, size=0: state.bytes(what, sizes, size, part.lanes)
+    held = {"parameters": total("parameters"), "optimizer state": total("optimizer")}
+    layer, words = Layer(part, state.blocks), Words(part, state.parameters)
     before = held["parameters"] // (sizes["data"] if config.optimizer.shard_state else 1)
     always = {"gradients of microbatches before": before} if config.microbatches > 1 else {}
     # XLA casts the weights of a loop once, before it.
-    low = total(blocks, part.number) if part.number < 4 else 0
+    low = total("blocks", part.number) if part.number < 4 else 0
     saves = always | {"saved activations": activations(part, saved.activations)}
-    copies = {"weights in low precision": max(total(saved.weights), low)}
-    gradients = {"gradients": total(blocks)}
+    weights = sum(leaf.bytes(sizes) for leaf in saved.weights)
+    copies = {"weights in low precision": max(weights, low)}
+    gradients = {"gradients": total("blocks"), "gradient of the words": words.gradient}
     return Memory(held, {
         "forward": saves | {
-            "weights in low precision": total(saved.weights) + low,
+            "weights in low precision": weights + low,
             "a layer's work": layer.forward(), "random bits": random_bits(part),
         },
-        "loss": saves | copies | table | logits,
-        "backward": saves | copies | table | gradients | {
+        "loss": saves | copies | words.loss(),
+        "backward": saves | copies | gradients | {
             "a layer's work": max(layer.feed_forward(), layer.attention()),
         },
-        "lookup": always | table | gradients | {
+        "lookup": always | gradients | {
             "gradient of the table looked up in": part.words(4) + part.words(part.number),
         },
         "update": always | {"gradients": held["parameters"]},
@@ -182,22 +183,46 @@ def activations(part: Part, saved: Sequence[Leaf]) -> int:
     return part.rows * most
 
 
-def loss(part: Part, parameters: Sequence[Leaf]) -> tuple[Kinds, Kinds]:
-    """(what stays until the gradient of the words is complete, what goes with the loss)."""
-    vocabulary = part.config.model.vocab_size // part.sizes["tensor"]
-    table = [leaf for leaf in parameters if leaf.path[-1] in TABLES][-1]
-    # Parts of words are put in order in a second copy, whole words come together in one.
-    copies = 2 if part.sizes["fsdp"] > 1 and table.cut[1] else 1
-    logits = part.rows * part.chunk * vocabulary
-    words = part.words(part.number)
-    gradient = {"gradient of the words": part.words(4)}
-    if part.chunk == part.config.data.sequence_length:  # kept in float32 for the backward pass
-        return gradient, {"words": copies * words, "logits": logits * (part.number + 2 * 4)}
-    # The first copy is gone when the first chunk comes.
-    return gradient, {
-        "words": words + max((copies - 1) * words, logits * part.number),
-        "states and their gradient": 3 * part.states,
-    }
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The head: logits, the table of words and its gradient."""
+
+    part: Part
+    parameters: Sequence[Leaf]
+
+    @property
+    def table(self) -> Leaf:
+        """The parameter."""
+        return [leaf for leaf in self.parameters if leaf.path[-1] in TABLES][-1]
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the logits exist in parts (objectives.chunked)."""
+        return self.part.chunk < self.part.config.data.sequence_length
+
+    @property
+    def gradient(self) -> int:
+        """What stays of it until the step ends. By chunks it is summed over devices before the
+        layers' gradients begin (the barrier in objectives.chunked_forward).
+        """
+        return self.table.bytes(self.part.sizes, 4) if self.chunked else self.part.words(4)
+
+    def loss(self) -> Kinds:
+        """What there is at a time beside what is saved."""
+        part = self.part
+        vocabulary = part.config.model.vocab_size // part.sizes["tensor"]
+        logits = part.rows * part.chunk * vocabulary
+        words = part.words(part.number)
+        # Parts of words are put in order in a second copy, whole words come together in one.
+        second = words if part.sizes["fsdp"] > 1 and self.table.cut[1] else 0
+        found = {"gradient of the words": part.words(4)}
+        if not self.chunked:  # kept in float32 for the backward pass
+            return found | {"words": words + second, "logits": logits * (part.number + 2 * 4)}
+        # The second copy is gone when the first chunk comes.
+        return found | {
+            "words": words + max(second, logits * part.number),
+            "states and their gradient": 3 * part.states,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,7 @@ from html import escape
 from typing import Any
 
 from lm_jax.chart import label
-from lm_jax.errors import UserError
 from lm_jax.metrics import flops_per_token
-from lm_jax.plan.chips import CHIPS
 from lm_jax.plan.roofline import Forecast, forecast
 from lm_jax.plan.search import Plan
 from lm_jax.report_style import STYLE
@@ -28,29 +26,20 @@ def run_of(plan: Plan, tokens: float, price: float) -> Forecast:
     return forecast(topology, serial, config.tokens_per_step, needed, tokens, price)
 
 
-def prices(text: str) -> dict[str, float]:
-    """'4.2' or 'v5p:4.2,v6e:2.7', USD for an hour of a chip, by chip; raises UserError."""
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.strip().rpartition(":")
-        try:
-            found |= dict.fromkeys((name,) if name else CHIPS, float(value))
-        except ValueError:
-            raise UserError(f"--price={text}: {value!r} is not a number of USD.") from None
-        if name and name not in CHIPS:
-            raise UserError(f"--price={text}: no chip {name!r}. Allowed: {', '.join(CHIPS)}.")
-    return found
-
-
-def days(text: str) -> float:
-    """'30d' or '12h' in days, 0 for ''; raises UserError."""
-    unit = {"d": 1.0, "h": 1 / 24}.get(text[-1:], 0.0)
-    try:
-        if not text or (unit and float(text[:-1]) > 0):
-            return float(text[:-1] or 0) * unit
-    except ValueError:
-        pass
-    raise UserError(f"--deadline={text}: write days or hours, e.g. 30d or 12h.")
+def affordable(
+    plans: Sequence[Plan], tokens: float, price: Mapping[str, float], deadline: float
+) -> list[Plan]:
+    """The plans whose run takes at most so many days (0: any), the cheapest first: in USD where a
+    price is said, then in hours of chips.
+    """
+    found = []
+    for plan in plans:
+        topology = plan.estimate.topology
+        run = run_of(plan, tokens, price.get(topology.chip.name, 0.0))
+        taken = run.days or 0.0
+        if not deadline or taken <= deadline:
+            found.append((run.cost is None, run.cost or taken * topology.chips, plan))
+    return [plan for *_, plan in sorted(found, key=lambda each: each[:2])]
 
 
 def as_dict(plan: Plan, tokens: float, price: float) -> dict[str, Any]:
@@ -149,9 +138,9 @@ def bars(rows: Bars, unit: str, level: float = 0.0) -> str:
     if level:
         x = NAME + level * scale
         found.append(f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
+    key = '<span class="key"><i style="background:{}"></i>{}</span>'
     keys = "".join(
-        f'<span class="key"><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(k)}</span>'
-        for i, k in enumerate(kinds)
+        key.format(COLOURS[i % len(COLOURS)], escape(kind)) for i, kind in enumerate(kinds)
     )
     return (
         f"<figure><figcaption><span>{escape(unit)}{f', line: {level:.4g}' * bool(level)}</span>"

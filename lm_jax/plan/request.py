@@ -60,6 +60,14 @@ def asked(
     return config
 
 
+def anywhere(config: Config, batch: int = 0, remat: str = "") -> Config:
+    """`config` with what the flags change, whatever the mesh is. Raises UserError."""
+    values = config.to_dict() | {"mesh": {}, "batch_size": batch or config.batch_size}
+    values["microbatches"] = 1
+    values["model"] = values["model"] | ({"remat": remat} if remat else {})
+    return Config.parse(values)
+
+
 def check_slices(config: Config, topology: Topology) -> None:
     """One axis alone crosses the network between slices, as in sharding.tpu_grid."""
     slices, mesh = topology.slices, config.mesh

@@ -13,11 +13,13 @@ from lm_jax.config_check import CHOICES, check_mesh
 from lm_jax.errors import UserError
 from lm_jax.plan import request
 from lm_jax.plan.chips import CHIPS, Topology
-from lm_jax.plan.estimate import Estimate, estimate
+from lm_jax.plan.estimate import Estimate, estimate, part_of
 from lm_jax.plan.measure import Measured, measure
+from lm_jax.plan.memory import memory
 from lm_jax.plan.roofline import Times
 
 REMAT = CHOICES["model.remat"]
+SOME = 12  # plans that do not fit, where none does
 MOST_CHIPS = 4096  # of a topology that is looked at where none is named
 
 
@@ -56,15 +58,15 @@ class Plan:
 
 
 def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
-    """All plans, the best first: those that fit, by their time with nothing overlapped. Of each
-    mesh and policy, the one with the fewest microbatches that fits; the mesh and microbatches of
-    `config` count for nothing. remat: this policy alone.
+    """All plans that fit, by their time with nothing overlapped; where none does, some, by their
+    memory. Of each mesh and policy, the one with the fewest microbatches; the mesh and microbatches
+    of `config` count for nothing. remat: this policy alone.
 
     Raises UserError when the batch divides over no mesh.
     """
     found = [
-        least(config, topology, sizes, policy)
-        for sizes in meshes(config, topology)
+        fewest(dataclasses.replace(with_remat(config, policy), mesh=mesh), topology)
+        for mesh in meshes(config, topology)
         for policy in ((remat,) if remat else REMAT)
     ]
     if not found:
@@ -73,8 +75,18 @@ def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
             f"{topology.devices} devices of {topology} that config.model can be cut over; "
             f"nearest: --batch={-(-config.batch_size // topology.devices) * topology.devices}."
         )
-    alike = {(plan.estimate.config.mesh, plan.times.serial, plan.peak): plan for plan in found}
+    limit = topology.chip.device_hbm
+    near = [tried for need, tried in found if need <= limit]
+    if not near:
+        near = [tried for _, tried in sorted(found, key=lambda each: each[0])[:SOME]]
+    plans = [Plan(estimate(tried, topology)) for tried in near]
+    alike = {(plan.config.mesh, plan.times.serial, plan.peak): plan for plan in plans}
     return sorted(alike.values(), key=order)
+
+
+def with_remat(config: Config, policy: str) -> Config:
+    """The config with this policy."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
 
 
 def order(plan: Plan) -> tuple:
@@ -108,17 +120,25 @@ def factors(count: int, parts: int) -> Iterator[tuple[int, ...]]:
             yield from ((first, *rest) for rest in factors(count // first, parts - 1))
 
 
-def least(config: Config, topology: Topology, mesh: MeshConfig, remat: str) -> Plan:
-    """The plan with the fewest microbatches that fits, or with the most."""
-    model = dataclasses.replace(config.model, remat=remat)
-    ways = math.prod(getattr(mesh, axis) for axis in request.SPLIT)
-    rows = config.batch_size // ways
-    for count in (n for n in range(1, rows + 1) if rows % n == 0):
-        tried = dataclasses.replace(config, model=model, mesh=mesh, microbatches=count)
-        plan = Plan(estimate(tried, topology))
-        if plan.fits:
-            break
-    return plan
+def fewest(config: Config, topology: Topology) -> tuple[int, Config]:
+    """(bytes of a device, the config with the fewest microbatches that fits, or with the most)."""
+    rows = config.batch_size // math.prod(getattr(config.mesh, axis) for axis in request.SPLIT)
+    counts = [count for count in range(1, rows + 1) if rows % count == 0]
+
+    def need(count: int) -> int:
+        tried = dataclasses.replace(config, microbatches=count)
+        return memory(part_of(tried, topology)).total
+
+    if need(1) <= topology.chip.device_hbm:
+        return need(1), dataclasses.replace(config, microbatches=1)
+    low, high = 0, len(counts) - 1  # from two on, more microbatches never take more
+    while low < high:
+        middle = (low + high) // 2
+        if need(counts[middle]) <= topology.chip.device_hbm:
+            high = middle
+        else:
+            low = middle + 1
+    return need(counts[low]), dataclasses.replace(config, microbatches=counts[low])
 
 
 def compiled(plans: Sequence[Plan], count: int) -> list[Plan]:

@@ -42,11 +42,27 @@ class Leaf(NamedTuple):
         return tuple(-(-n // p) for n, p in zip(self.shape, parts, strict=True))
 
 
-class State(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
     """What a device holds from step to step."""
 
     parameters: tuple[Leaf, ...]
     optimizer: tuple[Leaf, ...]
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Leaf, ...]:
+        """The parameters of the layers, which are stacked."""
+        return tuple(leaf for leaf in self.parameters if "blocks" in leaf.path)
+
+    def bytes(self, what: str, sizes: dict[str, int], size: int = 0, lanes: int = 1) -> int:
+        """Of all `what` (parameters, optimizer, blocks), as Leaf.bytes."""
+        return summed(self, what, tuple(sizes.items()), size, lanes)
+
+
+@functools.lru_cache(maxsize=2**16)
+def summed(state: State, what: str, sizes: tuple, size: int, lanes: int) -> int:
+    """`State.bytes`, which a search asks for many plans with the same mesh."""
+    return sum(leaf.bytes(dict(sizes), size, lanes) for leaf in getattr(state, what))
 
 
 class Saved(NamedTuple):
@@ -92,9 +108,9 @@ def state(config: Config) -> State:
     cuts. Elsewhere a mesh of ones says it for all.
     """
     mesh = config.mesh
-    alike = not config.optimizer.shard_state or mesh.data == 1
-    if alike and config.model.vocab_size % (mesh.fsdp * mesh.tensor) == 0:
-        mesh = MeshConfig(1)
+    if not config.optimizer.shard_state or mesh.data == 1:
+        words = config.model.vocab_size % (mesh.fsdp * mesh.tensor) == 0
+        mesh = MeshConfig(1) if words else MeshConfig(1, fsdp=mesh.fsdp, tensor=mesh.tensor)
     return traced_state(dataclasses.replace(essence(config), optimizer=config.optimizer, mesh=mesh))
 
 

@@ -50,7 +50,8 @@ def run(monkeypatch, capsys):
     pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")
     monkeypatch.setattr(ahead_of_time.Step, "compile", lambda self: Compiled())
     defaults = {"config": SMALL, "topology": "v5e:2x2", "mesh": "fsdp:4", "batch": 0, "remat": "",
-                "tokens": 0.0, "price": 0.0, "json": False}  # fmt: skip
+                "tokens": 0.0, "price": "", "deadline": "", "compile": 1, "plot": "",
+                "json": False}  # fmt: skip
 
     def call(**given):
         monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**{**defaults, **given}))
@@ -60,7 +61,7 @@ def run(monkeypatch, capsys):
 
 
 def test_a_plan_for_programs_is_one_json_object(run):
-    code, out = run(json=True, tokens=1e9, price=1.0)
+    code, out = run(json=True, tokens=1e9, price="1.0")
     found = json.loads(out)
     assert code == 0
     assert (found["topology"], found["devices"], found["mesh"]["fsdp"]) == ("v5e:2x2", 4, 4)
