@@ -119,7 +119,6 @@ def test_what_the_compiler_says_in_other_words_is_read_too():
     [
         ({"topology": ""}, "--topology: missing"),
         ({"config": None}, "--config: missing"),
-        ({"topology": "h100:8*2", "mesh": "fsdp:16", "batch": 16}, "no compiler for GPUs"),
         ({"mesh": "fsdp:3"}, "does not make the 4 devices of v5e:2x2"),
     ],
 )
