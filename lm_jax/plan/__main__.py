@@ -53,13 +53,12 @@ def main(argv: Sequence[str]) -> int:
     from lm_jax.plan import measure, roofline, show
 
     found = measure.measure(config, topology)
-    runs = {}
-    for name in ("overlapped", "serial") if found.times else ():
-        runs[name] = roofline.forecast(
-            topology, getattr(found.times, name), config.tokens_per_step,
-            measure.model_flops(config), asked.tokens or config.steps * config.tokens_per_step,
-            asked.price,
-        )  # fmt: skip
+    tokens = asked.tokens or config.steps * config.tokens_per_step
+    needed = measure.model_flops(config)
+    runs = {
+        name: roofline.forecast(topology, step, config.tokens_per_step, needed, tokens, asked.price)
+        for name, step in (found.moved.times.ends if found.moved else {}).items()
+    }
     if asked.json:
         print(json.dumps(show.as_dict(config, topology, found, runs)))
     else:
