@@ -61,7 +61,7 @@ WITHOUT_JAX = ("errors", "versions", "config", "config_check", "config_values", 
                "report", "chart", "doctor", "metrics", "data", "data.sources", "data.clean",
                "data.tokenizer", "data.tokenizer_training", "data.hf_tokenizer", "data.store",
                "data.writer", "data.examples", "data.views", "data.inspect", "plan",
-               "plan.chips")  # fmt: skip
+               "plan.chips", "plan.terms")  # fmt: skip
 
 
 def name_of(path):

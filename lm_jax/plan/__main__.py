@@ -109,12 +109,11 @@ def measured(config: Config, topology: Any, tokens: float, price: float, asked: 
     from lm_jax.plan import measure, roofline, show
 
     found = measure.measure(config, topology)
-    runs = {}
-    for name in ("overlapped", "serial") if found.times else ():
-        runs[name] = roofline.forecast(
-            topology, getattr(found.times, name), config.tokens_per_step,
-            measure.model_flops(config), tokens, price,
-        )  # fmt: skip
+    needed = measure.model_flops(config)
+    runs = {
+        name: roofline.forecast(topology, step, config.tokens_per_step, needed, tokens, price)
+        for name, step in (found.moved.times.ends if found.moved else {}).items()
+    }
     if asked.plot:
         from lm_jax.plan import estimate, ranking, search
 

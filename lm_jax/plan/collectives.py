@@ -24,6 +24,8 @@ IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
 MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}")
 ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+# Between slices the TPU compiler sends to the runtime of their hosts; devices are those of a slice.
+FAR = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}.*_xla_megascale_transfer_type="(\w+)"')
 PAIRS = re.compile(r"source_target_pairs=\{([\d,{} ]*)\}")
 
 
@@ -69,6 +71,10 @@ def inside(program: Program, where: Computation, instruction: Instruction, times
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
         yield one(where, instruction, "reduce-scatter" if scatter else kind, times, mesh)
+    elif kind == "send" and (found := FAR.search(instruction.text)):
+        kind = found[2].lower().replace("_", "-")
+        groups = between_slices(found[1], math.prod(mesh.values()))
+        yield one(where, instruction, kind, times, mesh, groups)
     elif kind in ("fusion", "async"):
         for name in instruction.calls:
             called = program.computations[name]
@@ -78,10 +84,10 @@ def inside(program: Program, where: Computation, instruction: Instruction, times
 
 
 def one(where: Computation, instruction: Instruction, kind: str, times: float,
-        mesh: Mapping[str, int]) -> Collective:  # fmt: skip
-    """The collective that an instruction is."""
-    count = math.prod(mesh.values())
-    groups = group_array(instruction.text, count)
+        mesh: Mapping[str, int], groups: np.ndarray | None = None) -> Collective:  # fmt: skip
+    """The collective that an instruction is, between `groups` if not those of its attributes."""
+    if groups is None:
+        groups = group_array(instruction.text, math.prod(mesh.values()))
     held = sum(a.bytes for name in instruction.operands for a in where[name].arrays)
     whole = held * groups.shape[1] if kind == "all-gather" else held
     name = re.search(r'op_name="([^"]*)"', instruction.text)
@@ -105,6 +111,15 @@ def group_array(text: str, count: int) -> np.ndarray:
             return np.arange(count).reshape(1, count)
         return np.array([integers(part) for part in re.findall(r"\{([^{}]*)\}", found[1])])
     raise MachineError(f"the compiler's program has groups of devices that are new: {text[:160]}")
+
+
+def between_slices(slices: str, count: int) -> np.ndarray:
+    """[devices of a slice, slices] of `count` devices in slices of these numbers, "1,2" or "1:4":
+    each with those that have its place in the others.
+    """
+    parts = [integers(part) for part in slices.split(",")]
+    number = sum(part[-1] - part[0] + 1 for part in parts)
+    return np.arange(count).reshape(number, -1).T
 
 
 def integers(text: str) -> list[int]:

@@ -41,26 +41,35 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
+class Moved:
+    """Bytes that one device moves in a step, and what that and its operations take."""
+
+    traffic: float  # from and to its memory
+    sent: dict[str, float]  # to other devices, by axes of the mesh
+    sent_by_kind: dict[str, float]
+    times: roofline.Times
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
-    """Of one device and one step, unless it says otherwise. What only the compiled program tells
-    is None where the compiler refused it.
-    """
+    """What a step needs."""
 
     memory: Memory
-    fits: bool
-    flops: Flops
+    flops: Flops  # of one device
     all_flops: Flops  # of all devices, where nothing is done twice
-    traffic: float | None  # bytes from and to the memory
-    sent: dict[str, float] | None  # bytes to other devices, by axes of the mesh
-    sent_by_kind: dict[str, float] | None
-    times: roofline.Times | None
+    moved: Moved | None  # None where the compiler refused the program: it does not fit
     unknown: tuple[str, ...]  # what could not be counted
     compile_seconds: float  # of the CPU, tracing included
 
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler found room for it."""
+        return self.moved is not None
+
 
 def measure(config: Config, topology: Topology) -> Measured:
-    """Traces, compiles and counts. Raises UserError where mesh or batch do not fit the topology,
-    MachineError without the compiler.
+    """Traces, compiles and counts; the mesh of `config` has no -1. Raises UserError where mesh or
+    batch do not fit the topology, MachineError without the compiler.
     """
     began = time.process_time()
     devices = ahead_of_time.devices(topology.slice_name, topology.slices)
@@ -68,34 +77,37 @@ def measure(config: Config, topology: Topology) -> Measured:
     share = 1 / config.mesh.expert  # of the rows that a device has, if the experts are asked alike
     flops = Counter(per_device=True, ragged=share).closed(step.traced.jaxpr)
     everything = Counter(ragged=share).closed(step.traced.jaxpr)
-    held = {part: sum(map(bytes_per_device, jax.tree.leaves(tree))) for part, tree in (
-        ("model", step.state.model), ("state", step.state), ("batch", step.batch))}  # fmt: skip
-    known = Memory(held["model"], held["state"] - held["model"], held["batch"], 0.0, 0.0,
-                   topology.chip.device_hbm)  # fmt: skip
-    uncounted = tuple(flops.uncounted)
+    unknown = tuple(flops.uncounted)
+    held = lambda tree: sum(map(bytes_per_device, jax.tree.leaves(tree)))
+    model, state, batch = map(held, (step.state.model, step.state, step.batch))
+    memory = Memory(model, state - model, batch, 0.0, 0.0, topology.chip.device_hbm)
     try:
         compiled = step.compile()
     except jax.errors.JaxRuntimeError as error:
         if not (needed := refused(str(error))):
             raise
-        memory = dataclasses.replace(known, peak=needed, temporaries=needed - held["state"])
-        return Measured(memory, False, flops, everything, None, None, None, None, uncounted,
-                        time.process_time() - began)  # fmt: skip
+        memory = dataclasses.replace(memory, peak=needed, temporaries=needed - state - batch)
+        took = time.process_time() - began
+        return Measured(memory, flops, everything, None, unknown, took)
     took = time.process_time() - began
     said = compiled.memory_analysis()
     # temp_size_in_bytes counts places that are never used at the same time (it can be larger than
     # the memory of a program that fits).
     peak = said.peak_memory_in_bytes
     beside = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
-    memory = dataclasses.replace(known, temporaries=peak - beside, peak=peak)
+    memory = dataclasses.replace(memory, peak=peak, temporaries=peak - beside)
     program = hlo.parse(compiled.as_text())
-    found = collectives(program, step.mesh.shape)
-    moved = traffic(program)
-    loops = tuple(f"the steps of the compiled loop {name}" for name in program.unknown)
-    times = roofline.times(topology, flops.matrix, moved, network(found, step.mesh, topology))
-    return Measured(memory, peak <= memory.limit, flops, everything, moved,
-                    bytes_by(found, lambda c: "+".join(c.axes)), bytes_by(found, lambda c: c.kind),
-                    times, uncounted + loops, took)  # fmt: skip
+    moved = count(program, step.mesh, topology, flops.matrix)
+    unknown += tuple(f"the steps of the compiled loop {name}" for name in program.unknown)
+    return Measured(memory, flops, everything, moved, unknown, took)
+
+
+def count(program: hlo.Program, mesh: Any, topology: Topology, matrix: float) -> Moved:
+    """Of a program for a mesh on this topology, with `matrix` FLOPs of products a device."""
+    found, own = collectives(program, mesh.shape), traffic(program)
+    times = roofline.times(topology, matrix, own, network(found, mesh, topology))
+    by_axes = bytes_by(found, lambda each: "+".join(each.axes))
+    return Moved(own, by_axes, bytes_by(found, lambda each: each.kind), times)
 
 
 def refused(error: str) -> float:

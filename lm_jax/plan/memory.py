@@ -220,7 +220,7 @@ class Words:
             return found | {"words": words + second, "logits": logits * (part.number + 2 * 4)}
         # The second copy is gone when the first chunk comes.
         return found | {
-            "words": words + max(second, logits * part.number),
+            "words": words + max(second, logits * (part.number + 4)),
             "states and their gradient": 3 * part.states,
         }
 

@@ -31,6 +31,11 @@ class Times:
         return math.fsum(self.parts.values())
 
     @property
+    def ends(self) -> dict[str, float]:
+        """Both, by name."""
+        return {"overlapped": self.overlapped, "serial": self.serial}
+
+    @property
     def bound(self) -> str:
         """The part that takes longest."""
         return max(self.parts, key=lambda name: self.parts[name])

@@ -44,7 +44,8 @@ class Plan:
     @property
     def times(self) -> Times:
         """Of a step."""
-        return (self.measured and self.measured.times) or self.estimate.times
+        moved = self.measured and self.measured.moved
+        return moved.times if moved else self.estimate.times
 
     @property
     def fits(self) -> bool:

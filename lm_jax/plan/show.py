@@ -15,10 +15,9 @@ Forecasts = dict[str, Forecast]  # overlapped and serial
 def as_dict(config: Config, topology: Topology, found: Measured, runs: Forecasts) -> dict[str, Any]:
     """For JSON."""
     values = dataclasses.asdict(found)
-    values["times"] = found.times and {
-        "parts": found.times.parts, "bound": found.times.bound,
-        "overlapped": found.times.overlapped, "serial": found.times.serial,
-    }  # fmt: skip
+    if found.moved:
+        times = found.moved.times
+        values["moved"]["times"] |= {**times.ends, "bound": times.bound}
     return {
         "config": config.name,
         "topology": str(topology),
@@ -27,6 +26,7 @@ def as_dict(config: Config, topology: Topology, found: Measured, runs: Forecasts
         "batch_size": config.batch_size,
         "tokens_per_step": config.tokens_per_step,
         "remat": config.model.remat,
+        "fits": found.fits,
         **values,
         "forecast": {name: dataclasses.asdict(run) for name, run in runs.items()},
     }
@@ -52,23 +52,24 @@ def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -
                   f"{found.all_flops.attention / found.all_flops.matrix:.0%} of them; a device "
                   f"{found.flops.matrix:.3g}, {again(found, topology)}"),
     ]  # fmt: skip
-    if found.times is None or found.sent is None or found.traffic is None:
-        return table(rows + [("not counted", what) for what in found.unknown])
-    rows.append(("traffic", f"{gb(found.traffic)} between a device and its memory"))
-    parts = [f"{axes or 'other'} {gb(sent)}" for axes, sent in found.sent.items()]
-    kinds = [f"{kind} {gb(sent)}" for kind, sent in (found.sent_by_kind or {}).items()]
-    rows.append(("sent", f"a device: {', '.join(parts) or 'nothing'}"))
-    rows += [("", f"by kind: {', '.join(kinds)}")] if kinds else []
-    parts = [f"{part} {seconds:.3g} s" for part, seconds in found.times.parts.items()]
-    rows.append(("roofline", f"{', '.join(parts)}; bound by {found.times.bound}"))
+    if moved := found.moved:
+        rows.append(("traffic", f"{gb(moved.traffic)} between a device and its memory"))
+        sent = [f"{axes or 'other'} {gb(size)}" for axes, size in moved.sent.items()]
+        kinds = [f"{kind} {gb(size)}" for kind, size in moved.sent_by_kind.items()]
+        rows.append(("sent", f"a device: {', '.join(sent) or 'nothing'}"))
+        rows += [("", f"by kind: {', '.join(kinds)}")] if kinds else []
+        parts = [f"{part} {seconds:.3g} s" for part, seconds in moved.times.parts.items()]
+        rows.append(("roofline", f"{', '.join(parts)}; bound by {moved.times.bound}"))
     rows += [(name, line(run)) for name, run in runs.items()]
-    return table(rows + [("not counted", what) for what in found.unknown])
+    rows += [("not counted", what) for what in found.unknown]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def verdict(found: Measured) -> str:
     """Does it fit?"""
     memory = found.memory
-    if found.times is None:
+    if not found.fits:
         return (
             f"does not fit: the compiler needs {gb(memory.peak)} of the {gb(memory.limit)} of a "
             "device; lower --batch, set --remat=full, raise config.microbatches, or give fsdp or "
@@ -95,9 +96,3 @@ def line(run: Forecast) -> str:
 def gb(size: float) -> str:
     """10^9 bytes; of less than a hundredth, 10^6."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2g} MB"
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """Names and values."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

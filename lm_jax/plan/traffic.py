@@ -24,6 +24,8 @@ def moved(program: Program, where: Computation, instruction: Instruction) -> flo
     opcode, arrays = instruction.opcode, instruction.arrays
     if opcode in FREE or opcode.endswith("-done") or any(n in instruction.text for n in NOTHING):
         return 0.0
+    if opcode == "send":  # (what goes, a number, a token)
+        return outside(arrays[0])
     if opcode == "copy-start":  # (there, here, a flag)
         return outside(arrays[0]) + outside(arrays[1])
     operands = [where[name] for name in instruction.operands]

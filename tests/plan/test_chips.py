@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm_jax import metrics
+from lm_jax import ahead_of_time, metrics
 from lm_jax.errors import UserError
 from lm_jax.plan.chips import CHIPS, GiB, parse
 
@@ -33,6 +33,15 @@ def test_a_topology_counts_its_chips_devices_and_hosts():
     assert (seven.chips, seven.devices, str(two)) == (64, 128, "v6e:16x16*2")
     assert (cluster.chips, cluster.hosts, cluster.chip.is_tpu) == (32, 4, False)
     assert seven.chip.device_hbm == 94.75 * GiB
+
+
+@pytest.mark.parametrize("text", ["v4:2x2x2", "v5e:4x4", "v5p:4x4x4", "v6e:4x8*2", "tpu7x:2x2x2"])
+def test_the_compiler_has_as_many_devices_and_hosts(text):
+    pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")
+    topology = parse(text)
+    devices = ahead_of_time.devices(topology.slice_name, topology.slices)
+    assert len(devices) == topology.devices
+    assert len({device.process_index for device in devices}) == topology.hosts
 
 
 @pytest.mark.parametrize(

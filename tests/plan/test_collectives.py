@@ -111,3 +111,22 @@ def test_a_loop_whose_steps_nobody_knows_is_run_once_and_said():
     noted = TPU.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
     found = collectives(hlo.parse(noted), {"fsdp": 2, "tensor": 4})
     assert {c.times for c in found} == {3}
+
+
+SEND = """
+ENTRY %main (x: bf16[32,8,128]) -> bf16[32,8,128] {
+  %x = bf16[32,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %after-all = token[] after-all()
+  %send = (bf16[32,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %after-all), channel_id=6, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %y = bf16[32,8,128]{2,1,0:T(8,128)(2,1)} copy(%x)
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axis"), [({"data": 2, "fsdp": 16}, "data"), ({"data": 1, "fsdp": 32}, "fsdp")]
+)
+def test_what_goes_between_slices_is_sent_to_their_hosts(mesh, axis):
+    (found,) = collectives(hlo.parse(SEND), mesh)
+    assert (found.kind, found.axes, found.sent) == ("all-reduce", (axis,), 32 * 8 * 128 * 2)
+    assert found.groups.tolist() == [[i, 16 + i] for i in range(16)]

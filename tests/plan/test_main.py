@@ -67,14 +67,14 @@ def test_a_plan_for_programs_is_one_json_object(run):
     assert (found["topology"], found["devices"], found["mesh"]["fsdp"]) == ("v5e:2x2", 4, 4)
     assert found["memory"]["peak"] == 5e9
     assert found["memory"]["temporaries"] == 4e9
-    assert found["sent"] == {"fsdp": 2 * 2**22 * 3 / 4}
-    assert found["traffic"] == 2 * 2**22
+    assert found["moved"]["sent"] == {"fsdp": 2 * 2**22 * 3 / 4}
+    assert found["moved"]["traffic"] == 2 * 2**22
     config = asked(Config.parse(SMALL), parse("v5e:2x2"), "fsdp:4")
     assert found["memory"]["parameters"] == pytest.approx(parameters(config) / 4, rel=0.01)
     assert found["memory"]["optimizer"] == pytest.approx(2 * found["memory"]["parameters"], rel=0.1)
     assert found["all_flops"]["products"] == 4 * found["flops"]["products"]
     slow, fast = found["forecast"]["serial"], found["forecast"]["overlapped"]
-    assert slow["seconds"] == pytest.approx(found["times"]["serial"])
+    assert slow["seconds"] == pytest.approx(found["moved"]["times"]["serial"])
     assert slow["days"] > fast["days"] > 0
     assert fast["cost"] == pytest.approx(fast["days"] * 24 * 4)
 
@@ -150,6 +150,6 @@ def test_a_real_step_is_compiled_and_measured():
     assert found.flops.matrix * 4 == pytest.approx(found.all_flops.matrix, rel=0.01)
     # Three layers' weights, gathered for the loss and twice for the layers, and scattered.
     matrices = 3 * (4 * 256**2 + 3 * 256 * 512) / 2  # of a device's part of tensor
-    assert found.sent["fsdp"] > (2 + 1) * 2 * matrices / 2
-    assert {"matrix", "memory", "ici:fsdp", "ici:tensor"} <= found.times.parts.keys()
+    assert found.moved.sent["fsdp"] > (2 + 1) * 2 * matrices / 2
+    assert {"matrix", "memory", "ici:fsdp", "ici:tensor"} <= found.moved.times.parts.keys()
     assert 0 < found.memory.temporaries < found.memory.peak < found.memory.limit

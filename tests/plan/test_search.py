@@ -99,7 +99,8 @@ def measured(peak, serial):
     """What stands for the compiler's figures."""
     times = types.SimpleNamespace(parts={"matrix": serial}, serial=serial, overlapped=serial,
                                   bound="matrix")  # fmt: skip
-    return types.SimpleNamespace(memory=types.SimpleNamespace(peak=peak), fits=True, times=times)
+    moved = types.SimpleNamespace(times=times)
+    return types.SimpleNamespace(memory=types.SimpleNamespace(peak=peak), fits=True, moved=moved)
 
 
 def test_the_best_are_compiled_and_the_compilers_figures_rank_them(monkeypatch, plans):
