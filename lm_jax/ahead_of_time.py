@@ -33,6 +33,22 @@ class Program(NamedTuple):
     compiled: Any
 
 
+class Step(NamedTuple):
+    """A traced train step, and what it takes: abstract arrays with their shardings."""
+
+    mesh: Any
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    traced: Any  # jax.stages.Traced: its jaxpr, and from it the program
+
+    def compile(self) -> Any:
+        """The program for TPU, with the compiler's options of a run there and OPTIONS."""
+        options = xla_options.accepted(self.mesh) | OPTIONS
+        with jax.set_mesh(self.mesh):
+            lowered = self.traced.lower(lowering_platforms=("tpu",))
+            return lowered.compile(compiler_options=options)
+
+
 def devices(topology: str, slices: int = 1) -> list[Any]:
     """The devices of a TPU slice, or of several alike, by generation and shape: v5e:4x4, v5p:2x2x2.
 
@@ -46,7 +62,9 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    more = {"num_slices": slices} if slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if topology.startswith("v4:"):
+        more["chip_config_name"] = "megacore"  # both cores of a chip are one device, as on a TPU VM
     try:
         return topologies.get_topology_desc(topology, "tpu", **more).devices
     except Exception as error:
@@ -57,19 +75,25 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 
 
 def compile_step(config: Config, topology: str) -> Program:
-    """The train step of `config` on all devices of a slice, with the compiler's options of a run
-    there and OPTIONS. Raises UserError where the mesh or the batch does not fit the slice.
+    """The train step of `config` on all devices of a slice. Raises UserError where the mesh or the
+    batch does not fit the slice.
     """
-    mesh = sharding.make_mesh(config.mesh, devices(topology))
+    step = trace_step(config, devices(topology))
+    return Program(step.state, step.compile())
+
+
+def trace_step(config: Config, devices: list[Any]) -> Step:
+    """The train step of `config` on these devices, not compiled yet. Raises UserError where the
+    mesh or the batch does not fit them.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(mesh, config.batch_size, config.microbatches)
     model = resolved(config.model, "tpu", views.has_prefix(config))
     config = dataclasses.replace(config, model=model)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: init_state(config))
+        state, batch = jax.eval_shape(lambda: init_state(config)), abstract_batch(config, mesh)
         step = jax.jit(make_train_step(config), donate_argnums=0)
-        lowered = step.trace(state, abstract_batch(config, mesh)).lower(lowering_platforms=("tpu",))
-        options = xla_options.accepted(mesh) | OPTIONS
-        return Program(state, lowered.compile(compiler_options=options))
+        return Step(mesh, state, batch, step.trace(state, batch))
 
 
 def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:

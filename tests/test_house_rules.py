@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "xla_options": "",
     "ahead_of_time": "errors config sharding data train_step xla_options",
     "out_of_memory": "errors config sharding models train_step ahead_of_time",
+    "plan": "errors config config_check metrics summary chart report_style sharding models "
+    "objectives train_step ahead_of_time out_of_memory",
     "progress": "",
     "data": "errors config config_check progress",
     "manifest": "errors",
@@ -60,7 +62,8 @@ DRAWERS = {"utils", "util", "common", "base", "core", "helpers", "misc"}
 WITHOUT_JAX = ("errors", "versions", "config", "config_check", "config_values", "cli", "prepare",
                "report", "chart", "doctor", "metrics", "data", "data.sources", "data.clean",
                "data.tokenizer", "data.tokenizer_training", "data.hf_tokenizer", "data.store",
-               "data.writer", "data.examples", "data.views", "data.inspect")  # fmt: skip
+               "data.writer", "data.examples", "data.views", "data.inspect", "plan",
+               "plan.chips", "plan.terms")  # fmt: skip
 
 
 def name_of(path):

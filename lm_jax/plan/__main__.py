@@ -1,0 +1,131 @@
+"""python -m lm_jax.plan --config=configs/llama3_8b.py --topology=v5p:4x4x4: will it fit, how fast
+will it be, on which mesh, what will it cost?
+
+Meshes, remat policies and microbatches are estimated and ranked, and the best few compiled by the
+real TPU compiler, which needs no TPU (pip install libtpu); what a program holds, does and sends is
+counted in it, and the time is that of the roofline: at least the slowest part, at most all parts
+one after the other. --mesh=fsdp:16,tensor:4 is compiled alone, and --mesh=config, that of the
+config. Any field is overridden by --config.FIELD=VALUE, as in training. A topology of several
+slices is written v6e:16x16*2, of four hosts of GPUs h100:8*4, which are estimated only;
+--topology=auto ranks chips and slice sizes, by hours of chips or by --price.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from lm_jax import cli
+from lm_jax.config import Config
+from lm_jax.errors import UserError
+
+
+def define_flags() -> None:
+    """The command line; not at import, since other commands have some of the names."""
+    config_flags.DEFINE_config_file(
+        "config", None, "File with get_config(), e.g. configs/llama3_8b.py."
+    )
+    text, number = flags.DEFINE_string, flags.DEFINE_float
+    text("topology", "", "Chip and shape, e.g. v5p:4x4x4, v5e:16x16, v6e:16x16*2; auto.")
+    text("mesh", "", "Sizes by axis, e.g. fsdp:16,tensor:4; config: its own; searched if empty.")
+    flags.DEFINE_integer("batch", 0, "Sequences a step; the config's if 0.", lower_bound=0)
+    text("remat", "", "none, names, dots or full; the config's, or searched, if empty.")
+    number("tokens", 0.0, "Of the whole run; the config's if 0.", lower_bound=0)
+    text("price", "", "USD for an hour of a chip: 4.2, or by chip: v5p:4.2,v6e:2.7.")
+    text("deadline", "", "What a run may take, for --topology=auto: 30d, 12h.")
+    flags.DEFINE_integer("compile", 3, "How many plans of a search to compile.", lower_bound=0)
+    text("plot", "", "File for an HTML page of the parts of a step, and memory.")
+    flags.DEFINE_bool("json", False, "Print one JSON object.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, or 1 where nothing fits; raises UserError."""
+    del argv
+    asked = flags.FLAGS
+    if asked.config is None:
+        raise UserError("--config: missing. Name a file, e.g. --config=configs/llama3_8b.py.")
+    if not asked.topology:
+        raise UserError("--topology: missing. Name chip and shape, e.g. --topology=v5p:4x4x4.")
+    from lm_jax.plan import chips, request, terms
+
+    price, deadline = terms.prices(asked.price), terms.days(asked.deadline)
+    config = Config.parse(asked.config)
+    tokens = asked.tokens or config.steps * (asked.batch or config.batch_size) * (
+        config.data.sequence_length
+    )
+    if asked.topology == "auto":
+        return ranked(everywhere(config, asked, tokens, price, deadline), tokens, price, asked)
+    topology = chips.parse(asked.topology)
+    if not asked.mesh:
+        return ranked(searched(config, asked, topology), tokens, price, asked)
+    own = "" if asked.mesh == "config" else asked.mesh
+    config = request.asked(config, topology, own, asked.batch, asked.remat)
+    if not topology.chip.is_tpu:
+        from lm_jax.plan import estimate, search
+
+        return ranked([search.Plan(estimate.estimate(config, topology))], tokens, price, asked)
+    return measured(config, topology, tokens, price.get(topology.chip.name, 0.0), asked)
+
+
+def searched(config: Config, asked: Any, topology: Any) -> list[Any]:
+    """All plans for a topology, the best of them compiled where there is a compiler for it."""
+    from lm_jax.plan import request, search
+
+    plans = search.search(request.anywhere(config, asked.batch, asked.remat), topology, asked.remat)
+    return search.compiled(plans, asked.compile) if topology.chip.is_tpu else plans
+
+
+def everywhere(config: Config, asked: Any, tokens: float, price: dict[str, float],
+               deadline: float) -> list[Any]:  # fmt: skip
+    """The best plan of each chip and slice size that is fast enough, the cheapest first."""
+    from lm_jax.plan import ranking, request, search
+
+    plans = search.everywhere(request.anywhere(config, asked.batch, asked.remat), asked.remat)
+    return ranking.affordable(plans, tokens, price, deadline)
+
+
+def ranked(plans: list[Any], tokens: float, price: dict[str, float], asked: Any) -> int:
+    """Prints plans; 0 where the first one fits."""
+    from lm_jax.plan import ranking
+
+    auto = asked.topology == "auto"
+    if not plans:
+        raise UserError(f"--deadline={asked.deadline}: no slice that there is is fast enough.")
+    if asked.plot:
+        Path(asked.plot).write_text(ranking.page(plans, f"{plans[0].config.name}: plans"), "utf-8")
+    if asked.json:
+        of = lambda plan: price.get(plan.estimate.topology.chip.name, 0.0)
+        print(json.dumps({"plans": [ranking.as_dict(p, tokens, of(p)) for p in plans]}))
+    else:
+        print(ranking.text(plans, tokens, price, auto))
+    return 0 if plans[0].fits else 1
+
+
+def measured(config: Config, topology: Any, tokens: float, price: float, asked: Any) -> int:
+    """Compiles one plan and prints what it is; 0 where it fits."""
+    from lm_jax.plan import measure, roofline, show
+
+    found = measure.measure(config, topology)
+    needed = measure.model_flops(config)
+    runs = {
+        name: roofline.forecast(topology, step, config.tokens_per_step, needed, tokens, price)
+        for name, step in (found.moved.times.ends if found.moved else {}).items()
+    }
+    if asked.plot:
+        from lm_jax.plan import estimate, ranking, search
+
+        plan = search.Plan(estimate.estimate(config, topology), found)
+        Path(asked.plot).write_text(ranking.page([plan], f"{config.name}: a plan"), "utf-8")
+    if asked.json:
+        print(json.dumps(show.as_dict(config, topology, found, runs)))
+    else:
+        print(show.text(config, topology, found, runs))
+    return 0 if found.fits else 1
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,215 @@
+"""What does a compiled program run, and how often? Its text, as instructions with the number of
+times that the loops around them run.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}  # others have bits in the name
+ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
+LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)", re.DOTALL)
+HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+CALLS = re.compile(r"(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+class Array(NamedTuple):
+    """A part of what an instruction makes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    on_chip: bool  # in the chip's own memory (a layout with S(1)), not in that beside it
+
+    @property
+    def bytes(self) -> float:
+        """Without padding."""
+        bits = re.search(r"\d+", self.dtype)
+        each = BYTES[self.dtype] if self.dtype in BYTES else int(bits[0]) / 8 if bits else 0
+        return math.prod(self.shape) * each
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]  # that it makes, those of a tuple one after the other
+    operands: tuple[str, ...]
+    text: str  # behind the operands: attributes
+    literal: str  # between the brackets: the value of a constant, the number of a parameter
+
+    @property
+    def calls(self) -> list[str]:
+        """Names of the computations that it runs."""
+        found = CALLS.findall(self.text)
+        for group in BRANCHES.findall(self.text):
+            found += [name.strip().lstrip("%") for name in group.split(",")]
+        return found
+
+    def called(self, role: str) -> str:
+        """The computation in this role: body, condition, calls."""
+        found = re.search(rf"\b{role}=%?([\w.\-]+)", self.text)
+        return found[1] if found else ""
+
+
+class Computation(dict[str, Instruction]):
+    """Instructions by name; `root` is what it returns."""
+
+    root: Instruction
+
+    def parameter(self, number: int) -> Instruction:
+        """The operand of this number, of what calls it."""
+        return next(
+            i for i in self.values() if i.opcode == "parameter" and i.literal == str(number)
+        )
+
+    def users(self, name: str) -> list[Instruction]:
+        """Instructions that read the result of `name`."""
+        return [i for i in self.values() if name in i.operands]
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled program, as one device runs it."""
+
+    computations: dict[str, Computation]
+    entry: str
+    unknown: list[str] = dataclasses.field(default_factory=list)  # loops whose steps nobody knows
+
+    def run(self) -> Iterator[tuple[Computation, Instruction, float]]:
+        """(where it is, instruction, how often it runs) of all that run one after the other: of
+        loops, calls and branches (each of them, as if it ran), not of the insides of fusions.
+        """
+        self.unknown = []
+        yield from self.of(self.entry, 1.0)
+
+    def of(self, name: str, times: float) -> Iterator[tuple[Computation, Instruction, float]]:
+        """The same of one computation."""
+        computation = self.computations[name]
+        for instruction in computation.values():
+            if instruction.opcode == "while":
+                steps = self.steps(computation, instruction)
+                yield from self.of(instruction.called("body"), times * steps)
+            elif instruction.opcode in ("call", "conditional"):
+                for inner in instruction.calls or [instruction.called("to_apply")]:
+                    yield from self.of(inner, times)
+            else:
+                yield computation, instruction, times
+
+    def steps(self, where: Computation, loop: Instruction) -> float:
+        """How often the body of a loop runs, 1 where that is not to be seen (see `unknown`): as
+        the compiler has noted it, or of a counter that goes from one constant to another.
+        """
+        if known := re.search(r'known_trip_count[\\":{ ]+n[\\": ]+(\d+)', loop.text):
+            return int(known[1])
+        condition = self.computations[loop.called("condition")]
+        compare = follow(condition, condition.root)
+        numbers = [follow(condition, condition[name]) for name in compare.operands]
+        way = re.search(r"direction=(LT|LE)", compare.text)
+        index = re.search(r"index=(\d+)", numbers[0].text) if numbers else None
+        if not way or not index or numbers[1].opcode != "constant":
+            self.unknown.append(loop.name)
+            return 1
+        place, stop = int(index[1]), int(numbers[1].literal) + (way[1] == "LE")
+        begin, step = self.begin(where, loop, place), self.step(loop, place)
+        return max(0, math.ceil((stop - begin) / step))
+
+    def begin(self, where: Computation, loop: Instruction, place: int) -> int:
+        """The first value of the counter of a loop, 0 where it is not a constant."""
+        carried = follow(where, where[loop.operands[0]])
+        if carried.opcode != "tuple":
+            return 0
+        first = follow(where, where[carried.operands[place]])
+        return int(first.literal) if first.opcode == "constant" else 0
+
+    def step(self, loop: Instruction, place: int) -> int:
+        """What a step adds to the counter of a loop, 1 where it is not a constant."""
+        body = self.computations[loop.called("body")]
+        last = body[body.root.operands[place]] if body.root.opcode == "tuple" else body.root
+        if last.opcode == "fusion":
+            body = self.computations[last.called("calls")]
+            last = body.root
+        terms = [follow(body, body[name]) for name in last.operands] if last.opcode == "add" else []
+        by = [int(term.literal) for term in terms if term.opcode == "constant"]
+        return by[0] if len(by) == 1 and by[0] > 0 else 1
+
+
+def follow(computation: Computation, instruction: Instruction) -> Instruction:
+    """What an instruction stands for, behind copies."""
+    while instruction.opcode in (
+        "copy",
+        "bitcast",
+        "copy-done",
+        "copy-start",
+        "optimization-barrier",
+    ):
+        instruction = computation[instruction.operands[0]]
+    return instruction
+
+
+def parse(text: str) -> Program:
+    """The text of a compiled module (compiled.as_text()) -> Program."""
+    computations: dict[str, Computation] = {}
+    current: Computation | None = None
+    entry = waiting = ""
+    for line in text.splitlines():
+        if header := HEADER.match(line):
+            current = Computation()
+            computations[header[2]] = current
+            entry = header[2] if header[1] else entry
+        elif current is None:
+            continue
+        elif line.rstrip() == "}":
+            add(current, waiting)
+            current, waiting = None, ""
+        elif LINE.match(line):
+            add(current, waiting)
+            waiting = line
+        else:  # attributes that go on over lines
+            waiting += line
+    return Program(computations, entry)
+
+
+def add(computation: Computation, text: str) -> None:
+    """Reads one instruction, `%name = type opcode(operands), attributes`."""
+    found = LINE.match(text)
+    if not found:
+        return
+    rest = found[3]
+    type_end = closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    start = rest.index("(", type_end)
+    end = closing(rest, start)
+    inside = rest[start + 1 : end]
+    opcode = rest[type_end:start].strip()
+    instruction = Instruction(
+        found[2],
+        opcode,
+        tuple(arrays(rest[:type_end])),
+        tuple(re.findall(r"%([\w.\-]+)", inside)),
+        rest[end + 1 :],
+        inside if opcode in ("constant", "parameter") else "",
+    )
+    computation[instruction.name] = instruction
+    if found[1]:
+        computation.root = instruction
+
+
+def arrays(text: str) -> Iterator[Array]:
+    """Of the text of a type."""
+    for dtype, shape, layout in ARRAY.findall(text):
+        sizes = tuple(int(size.lstrip("<=")) for size in shape.split(",") if size)
+        yield Array(dtype, sizes, "S(" in layout)
+
+
+def closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place
+    return len(text)

@@ -1,0 +1,146 @@
+"""What does the train step of a config hold, do and send on a topology? Counted from what the TPU
+compiler makes of it.
+"""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from lm_jax import ahead_of_time
+from lm_jax.config import Config
+from lm_jax.metrics import flops_per_token
+from lm_jax.plan import hlo, roofline
+from lm_jax.plan.chips import Topology
+from lm_jax.plan.collectives import Collective, bytes_by, collectives
+from lm_jax.plan.flops import Counter, Flops
+from lm_jax.plan.traffic import traffic
+from lm_jax.summary import bytes_per_device
+
+# Both say what is needed and what is there: "Used 20.25G of 15.75G hbm", and of one large buffer
+# "the total memory required for HLO temporaries (520.38G) exceeds available HBM (15.25G)".
+REFUSALS = (
+    re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"),
+    re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"),
+)
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    parameters: float
+    optimizer: float  # and the rest of the state
+    batch: float
+    temporaries: float  # activations, gradients, weights of other devices; as the compiler says
+    peak: float  # all of them together, and what is not donated; as the compiler says
+    limit: float  # what a program may use
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """Bytes that one device moves in a step, and what that and its operations take."""
+
+    traffic: float  # from and to its memory
+    sent: dict[str, float]  # to other devices, by axes of the mesh
+    sent_by_kind: dict[str, float]
+    times: roofline.Times
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a step needs."""
+
+    memory: Memory
+    flops: Flops  # of one device
+    all_flops: Flops  # of all devices, where nothing is done twice
+    moved: Moved | None  # None where the compiler refused the program: it does not fit
+    unknown: tuple[str, ...]  # what could not be counted
+    compile_seconds: float  # of the CPU, tracing included
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler found room for it."""
+        return self.moved is not None
+
+
+def measure(config: Config, topology: Topology) -> Measured:
+    """Traces, compiles and counts; the mesh of `config` has no -1. Raises UserError where mesh or
+    batch do not fit the topology, MachineError without the compiler.
+    """
+    began = time.process_time()
+    devices = ahead_of_time.devices(topology.slice_name, topology.slices)
+    step = ahead_of_time.trace_step(config, devices)
+    share = 1 / config.mesh.expert  # of the rows that a device has, if the experts are asked alike
+    flops = Counter(per_device=True, ragged=share).closed(step.traced.jaxpr)
+    everything = Counter(ragged=share).closed(step.traced.jaxpr)
+    unknown = tuple(flops.uncounted)
+    held = lambda tree: sum(map(bytes_per_device, jax.tree.leaves(tree)))
+    model, state, batch = map(held, (step.state.model, step.state, step.batch))
+    memory = Memory(model, state - model, batch, 0.0, 0.0, topology.chip.device_hbm)
+    try:
+        compiled = step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (needed := refused(str(error))):
+            raise
+        memory = dataclasses.replace(memory, peak=needed, temporaries=needed - state - batch)
+        took = time.process_time() - began
+        return Measured(memory, flops, everything, None, unknown, took)
+    took = time.process_time() - began
+    said = compiled.memory_analysis()
+    # temp_size_in_bytes counts places that are never used at the same time (it can be larger than
+    # the memory of a program that fits).
+    peak = said.peak_memory_in_bytes
+    beside = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    memory = dataclasses.replace(memory, peak=peak, temporaries=peak - beside)
+    program = hlo.parse(compiled.as_text())
+    moved = count(program, step.mesh, topology, flops.matrix)
+    unknown += tuple(f"the steps of the compiled loop {name}" for name in program.unknown)
+    return Measured(memory, flops, everything, moved, unknown, took)
+
+
+def count(program: hlo.Program, mesh: Any, topology: Topology, matrix: float) -> Moved:
+    """Of a program for a mesh on this topology, with `matrix` FLOPs of products a device."""
+    found, own = collectives(program, mesh.shape), traffic(program)
+    times = roofline.times(topology, matrix, own, network(found, mesh, topology))
+    by_axes = bytes_by(found, lambda each: "+".join(each.axes))
+    return Moved(own, by_axes, bytes_by(found, lambda each: each.kind), times)
+
+
+def refused(error: str) -> float:
+    """Bytes that a program needs which the compiler refused for it; 0 of another error."""
+    for form in REFUSALS:
+        if found := form.search(error):
+            return float(found[1]) * UNITS[found[2]]
+    return 0.0
+
+
+def network(found: list[Collective], mesh: Any, topology: Topology) -> dict[str, float]:
+    """Seconds of collectives by network and axes: {"ici:fsdp": ..., "dcn:data": ...}, each group
+    taken for as fast as the first.
+    """
+    devices = mesh.devices.reshape(-1)
+    total: dict[str, float] = {}
+    for each in found:
+        if not each.axes:
+            continue
+        places = [place(devices[i], topology.chip.dims) for i in each.groups[0]]
+        near, far = roofline.seconds(topology, each.sent, places)
+        for name, seconds in (("ici", near), ("dcn", far)):
+            if seconds:
+                part = f"{name}:{'+'.join(each.axes)}"
+                total[part] = total.get(part, 0.0) + seconds
+    return total
+
+
+def place(device: Any, dims: int) -> tuple[int, ...]:
+    """(slice, dimensions of the torus..., device of the chip)."""
+    return getattr(device, "slice_index", 0), *device.coords[:dims], device.core_on_chip
+
+
+def model_flops(config: Config) -> float:
+    """FLOPs that the model needs for a step, nothing done twice (metrics.flops_per_token)."""
+    return flops_per_token(config.model, config.data.sequence_length) * config.tokens_per_step

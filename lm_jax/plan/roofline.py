@@ -1,0 +1,111 @@
+"""How long does a step take, at least and at most, and what does a run cost?
+
+Each part of a chip needs a time of its own for its share of a step (Williams et al. 2009,
+doi:10.1145/1498765.1498785). Where all of them work at once the step takes as long as the slowest,
+its bound; where none do, as long as all together. What is measured lies between.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from lm_jax.plan.chips import Topology
+
+DIE_TO_DIE = 6  # links, in bandwidth, between the two devices of a tpu7x [cloud: tpu7x]
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of a step by parts: matrix, memory, ici:AXES and dcn:AXES of the mesh."""
+
+    parts: dict[str, float]
+
+    @property
+    def overlapped(self) -> float:
+        """All parts at once."""
+        return max(self.parts.values())
+
+    @property
+    def serial(self) -> float:
+        """One part after the other."""
+        return math.fsum(self.parts.values())
+
+    @property
+    def ends(self) -> dict[str, float]:
+        """Both, by name."""
+        return {"overlapped": self.overlapped, "serial": self.serial}
+
+    @property
+    def bound(self) -> str:
+        """The part that takes longest."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+
+def times(topology: Topology, matrix: float, memory: float, network: Mapping[str, float]) -> Times:
+    """Of what one device does in a step: FLOPs of its matrix unit, bytes from and to its memory,
+    and seconds of the network (see `seconds`).
+    """
+    chip = topology.chip
+    own = {"matrix": matrix / (chip.device_flops * chip.matmul),
+           "memory": memory / chip.device_hbm_rate}  # fmt: skip
+    return Times(own | dict(network))
+
+
+def seconds(
+    topology: Topology, sent: float, places: Sequence[tuple[int, ...]]
+) -> tuple[float, float]:
+    """(inside of slices, between them) of a collective in which each device of a group sends `sent`
+    bytes. places: of its devices, (slice, dimensions of the torus..., device of the chip).
+
+    A group in several slices works in two stages: first inside of each, and then between them each
+    device with its own part.
+    """
+    slices = len({place[0] for place in places})
+    inner = [place[1:] for place in places if place[0] == places[0][0]]
+    near = len(inner)
+    far = (1 - 1 / slices) / near / (1 - 1 / (near * slices)) if slices > 1 else 0.0
+    here = sent * (1 - 1 / near) / (1 - 1 / (near * slices)) if near > 1 else 0.0
+    return (here / rate(topology, inner) if here else 0.0), sent * far / topology.chip.device_dcn
+
+
+def rate(topology: Topology, places: Sequence[tuple[int, ...]]) -> float:
+    """Bytes a second that a device can send to the others of a group inside of a slice: both ways
+    of a ring, one of a line, of all dimensions in which the group extends, if the collective uses
+    them at once. The devices of a chip share its links; where both are in the group, they also
+    share what arrives.
+    """
+    chip = topology.chip
+    *extents, devices = (len(set(column)) for column in zip(*places, strict=True))
+    if not chip.is_tpu:
+        return chip.link
+    links = sum(
+        2 if ring and extent == size else 1
+        for extent, size, ring in zip(extents, topology.shape, topology.wrapped, strict=True)
+        if extent > 1
+    )
+    return chip.link * (links * devices / chip.devices if links else DIE_TO_DIE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a run comes to, where a step takes `seconds`."""
+
+    seconds: float
+    tokens_per_second: float
+    mfu: float  # of the FLOPs that the model needs, not of those that are done again
+    days: float | None  # of the whole run; None where its tokens are not said
+    cost: float | None  # USD; None where the price is not said
+
+
+def forecast(
+    topology: Topology, step: float, tokens_per_step: int, model_flops: float,
+    tokens: float = 0.0, price: float = 0.0,
+) -> Forecast:  # fmt: skip
+    """Of a run of `tokens` in all at `price` for an hour of a chip, where a step takes `step`
+    seconds and the model needs `model_flops` for it (6 times parameters times tokens, and
+    attention: metrics.flops_per_token).
+    """
+    days = tokens / tokens_per_step * step / 86_400 if tokens else None
+    cost = days * 24 * topology.chips * price if days and price else None
+    mfu = model_flops / (step * topology.chip.flops * topology.chips)
+    return Forecast(step, tokens_per_step / step, mfu, days, cost)

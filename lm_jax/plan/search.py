@@ -1,0 +1,183 @@
+"""Which mesh, what to compute again, how many microbatches, which chips? Every plan that the checks
+let through is estimated, and the best few are compiled.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from lm_jax.config import Config, MeshConfig
+from lm_jax.config_check import CHOICES, check_mesh
+from lm_jax.errors import UserError
+from lm_jax.plan import request
+from lm_jax.plan.chips import CHIPS, Topology
+from lm_jax.plan.estimate import Estimate, estimate, part_of
+from lm_jax.plan.measure import Measured, measure
+from lm_jax.plan.memory import memory
+from lm_jax.plan.roofline import Times
+
+REMAT = CHOICES["model.remat"]
+SOME = 12  # plans that do not fit, where none does
+MOST_CHIPS = 4096  # of a topology that is looked at where none is named
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An estimate, and what the compiler says of it where it was asked."""
+
+    estimate: Estimate
+    measured: Measured | None = None
+    failed: str = ""  # what the compiler said if it broke
+
+    @property
+    def config(self) -> Config:
+        """What is planned."""
+        return self.estimate.config
+
+    @property
+    def peak(self) -> float:
+        """Bytes of a device, all that it holds at once."""
+        return self.measured.memory.peak if self.measured else self.estimate.memory.total
+
+    @property
+    def times(self) -> Times:
+        """Of a step."""
+        moved = self.measured and self.measured.moved
+        return moved.times if moved else self.estimate.times
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has that much memory."""
+        return not self.failed and (self.measured or self.estimate).fits
+
+    @property
+    def source(self) -> str:
+        """Where the figures come from."""
+        return "failed" if self.failed else "compiled" if self.measured else "estimated"
+
+
+def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
+    """All plans that fit, by their time with nothing overlapped; where none does, some, by their
+    memory. Of each mesh and policy, the one with the fewest microbatches; the mesh and microbatches
+    of `config` count for nothing. remat: this policy alone.
+
+    Raises UserError when the batch divides over no mesh.
+    """
+    found = [
+        fewest(dataclasses.replace(with_remat(config, policy), mesh=mesh), topology)
+        for mesh in meshes(config, topology)
+        for policy in ((remat,) if remat else REMAT)
+    ]
+    if not found:
+        raise UserError(
+            f"config.batch_size={config.batch_size}: divides over no mesh of the "
+            f"{topology.devices} devices of {topology} that config.model can be cut over; "
+            f"nearest: --batch={-(-config.batch_size // topology.devices) * topology.devices}."
+        )
+    limit = topology.chip.device_hbm
+    near = [tried for need, tried in found if need <= limit]
+    if not near:
+        near = [tried for _, tried in sorted(found, key=lambda each: each[0])[:SOME]]
+    plans = [Plan(estimate(tried, topology)) for tried in near]
+    alike = {(plan.config.mesh, plan.times.serial, plan.peak): plan for plan in plans}
+    return sorted(alike.values(), key=order)
+
+
+def with_remat(config: Config, policy: str) -> Config:
+    """The config with this policy."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
+
+
+def order(plan: Plan) -> tuple:
+    """What ranks plans."""
+    return not plan.fits, not plan.measured, plan.times.serial, plan.peak
+
+
+def meshes(config: Config, topology: Topology) -> Iterator[MeshConfig]:
+    """Those over all devices that the checks let through."""
+    for sizes in factors(topology.devices, len(request.AXES)):
+        mesh = MeshConfig(**dict(zip(request.AXES, sizes, strict=True)))
+        if mesh.expert > 1 and not config.model.num_experts:
+            continue  # the same as so many more of data
+        tried = dataclasses.replace(config, mesh=mesh, microbatches=1)
+        try:
+            check_mesh(tried)
+            request.check_slices(tried, topology)
+            request.check_batch(tried)
+        except UserError:
+            continue
+        yield mesh
+
+
+def factors(count: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write `count` as a product of so many numbers."""
+    if parts == 1:
+        yield (count,)
+        return
+    for first in range(1, count + 1):
+        if count % first == 0:
+            yield from ((first, *rest) for rest in factors(count // first, parts - 1))
+
+
+def fewest(config: Config, topology: Topology) -> tuple[int, Config]:
+    """(bytes of a device, the config with the fewest microbatches that fits, or with the most)."""
+    rows = config.batch_size // math.prod(getattr(config.mesh, axis) for axis in request.SPLIT)
+    counts = [count for count in range(1, rows + 1) if rows % count == 0]
+
+    def need(count: int) -> int:
+        tried = dataclasses.replace(config, microbatches=count)
+        return memory(part_of(tried, topology)).total
+
+    if need(1) <= topology.chip.device_hbm:
+        return need(1), dataclasses.replace(config, microbatches=1)
+    low, high = 0, len(counts) - 1  # from two on, more microbatches never take more
+    while low < high:
+        middle = (low + high) // 2
+        if need(counts[middle]) <= topology.chip.device_hbm:
+            high = middle
+        else:
+            low = middle + 1
+    return need(counts[low]), dataclasses.replace(config, microbatches=counts[low])
+
+
+def compiled(plans: Sequence[Plan], count: int) -> list[Plan]:
+    """The plans with the first `count` of them compiled, the best first.
+
+    Raises MachineError without the compiler.
+    """
+    return sorted([with_compiler(plan) for plan in plans[:count]], key=order) + list(plans[count:])
+
+
+def with_compiler(plan: Plan) -> Plan:
+    """The plan and what the compiler says of it."""
+    try:
+        return Plan(plan.estimate, measure(plan.config, plan.estimate.topology))
+    except jax.errors.JaxRuntimeError as error:
+        return Plan(plan.estimate, failed=" ".join(str(error).split())[:120])
+
+
+def topologies() -> Iterator[Topology]:
+    """Slices of every TPU from one host on, doubled; hosts of GPUs, doubled."""
+    for chip in CHIPS.values():
+        shape = [1] * (chip.dims - 2) + [2, 2] if chip.is_tpu else [chip.host]
+        hosts = 1
+        while math.prod(shape) <= chip.most and math.prod(shape) * hosts <= MOST_CHIPS:
+            yield Topology(chip, tuple(shape), hosts)
+            if chip.is_tpu:
+                shape = sorted([shape[0] * 2, *shape[1:]])
+            else:
+                hosts *= 2
+
+
+def everywhere(config: Config, remat: str = "") -> list[Plan]:
+    """The best plan that fits of each topology, in the order of `topologies`."""
+    found = []
+    for topology in topologies():
+        try:
+            best = search(config, topology, remat)[0]
+        except UserError:  # too many devices for this batch
+            continue
+        found += [best] if best.fits else []
+    return found

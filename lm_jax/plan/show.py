@@ -1,0 +1,98 @@
+"""How is a plan read? A screen for people, one JSON object for programs."""
+
+import dataclasses
+from typing import Any
+
+from lm_jax.config import Config
+from lm_jax.metrics import human
+from lm_jax.plan.chips import Topology
+from lm_jax.plan.measure import Measured
+from lm_jax.plan.roofline import Forecast
+
+Forecasts = dict[str, Forecast]  # overlapped and serial
+
+
+def as_dict(config: Config, topology: Topology, found: Measured, runs: Forecasts) -> dict[str, Any]:
+    """For JSON."""
+    values = dataclasses.asdict(found)
+    if found.moved:
+        times = found.moved.times
+        values["moved"]["times"] |= {**times.ends, "bound": times.bound}
+    return {
+        "config": config.name,
+        "topology": str(topology),
+        "devices": topology.devices,
+        "mesh": dataclasses.asdict(config.mesh),
+        "batch_size": config.batch_size,
+        "tokens_per_step": config.tokens_per_step,
+        "remat": config.model.remat,
+        "fits": found.fits,
+        **values,
+        "forecast": {name: dataclasses.asdict(run) for name, run in runs.items()},
+    }
+
+
+def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -> str:
+    """For people. Figures are the compiler's or are counted, but for the times, which are the
+    roofline's.
+    """
+    chip, memory = topology.chip, found.memory
+    mesh = " x ".join(f"{n} {s}" for n, s in dataclasses.asdict(config.mesh).items() if s > 1)
+    rows = [
+        ("run", f"{config.name}: {config.batch_size} x {config.data.sequence_length} = "
+                f"{human(config.tokens_per_step)} tokens a step, remat {config.model.remat}"),
+        ("topology", f"{topology}: {topology.chips} chips, {topology.devices} devices, "
+                     f"{topology.hosts} hosts; {human(chip.flops)}FLOP/s a chip, "
+                     f"of which large products reach {chip.matmul:.0%}"),
+        ("mesh", mesh or "one device"),
+        ("memory", verdict(found)),
+        ("", f"parameters {gb(memory.parameters)}, optimizer {gb(memory.optimizer)}, batch "
+             f"{gb(memory.batch)}, temporaries {gb(memory.temporaries)}"),
+        ("FLOPs", f"{found.all_flops.matrix:.3g} a step in matrix products, attention "
+                  f"{found.all_flops.attention / found.all_flops.matrix:.0%} of them; a device "
+                  f"{found.flops.matrix:.3g}, {again(found, topology)}"),
+    ]  # fmt: skip
+    if moved := found.moved:
+        rows.append(("traffic", f"{gb(moved.traffic)} between a device and its memory"))
+        sent = [f"{axes or 'other'} {gb(size)}" for axes, size in moved.sent.items()]
+        kinds = [f"{kind} {gb(size)}" for kind, size in moved.sent_by_kind.items()]
+        rows.append(("sent", f"a device: {', '.join(sent) or 'nothing'}"))
+        rows += [("", f"by kind: {', '.join(kinds)}")] if kinds else []
+        parts = [f"{part} {seconds:.3g} s" for part, seconds in moved.times.parts.items()]
+        rows.append(("roofline", f"{', '.join(parts)}; bound by {moved.times.bound}"))
+    rows += [(name, line(run)) for name, run in runs.items()]
+    rows += [("not counted", what) for what in found.unknown]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def verdict(found: Measured) -> str:
+    """Does it fit?"""
+    memory = found.memory
+    if not found.fits:
+        return (
+            f"does not fit: the compiler needs {gb(memory.peak)} of the {gb(memory.limit)} of a "
+            "device; lower --batch, set --remat=full, raise config.microbatches, or give fsdp or "
+            "tensor more devices"
+        )
+    share = memory.peak / memory.limit
+    return f"fits: {gb(memory.peak)} at most, {share:.0%} of the {gb(memory.limit)} of a device"
+
+
+def again(found: Measured, topology: Topology) -> str:
+    """What all devices do more than has to be done once."""
+    more = found.flops.matrix * topology.devices / found.all_flops.matrix - 1
+    return "none of them twice" if more < 0.001 else f"{more:.1%} of them again on another"
+
+
+def line(run: Forecast) -> str:
+    """One row of the forecast."""
+    days = f", {run.days:.3g} days" if run.days is not None else ""
+    cost = f", {run.cost:,.0f} USD" if run.cost is not None else ""
+    speed = f"{human(run.tokens_per_second)} tokens/s, MFU {run.mfu:.1%}"
+    return f"{run.seconds:.3g} s a step, {speed}{days}{cost}"
+
+
+def gb(size: float) -> str:
+    """10^9 bytes; of less than a hundredth, 10^6."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2g} MB"

@@ -1,0 +1,155 @@
+"""The command: refuses in a blink, compiles for real, and says what it found."""
+
+import json
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+from absl import flags
+
+from lm_jax import ahead_of_time
+from lm_jax.config import Config
+from lm_jax.errors import UserError
+from lm_jax.plan import __main__ as command
+from lm_jax.plan import measure
+from lm_jax.plan.chips import parse
+from lm_jax.plan.request import asked
+
+SMALL = {
+    "batch_size": 8, "steps": 1000, "data": {"sequence_length": 256}, "model": {
+        "dim": 256, "num_layers": 2, "num_heads": 2, "vocab_size": 512, "attention": "xla",
+        "mlp_dim": 512}}  # fmt: skip
+TEXT = """
+ENTRY %main (x: f32[1024,1024]) -> f32[1024,1024] {
+  %x = f32[1024,1024]{1,0} parameter(0)
+  ROOT %sum = f32[1024,1024]{1,0} all-reduce(%x), replica_groups=[1,4]<=[4], to_apply=%add
+}
+"""
+
+
+class Compiled:
+    """Stands for a program that the compiler needs minutes for: one sum over four devices."""
+
+    def memory_analysis(self):
+        """5 GB at most, 1 GB of it the state, which is donated."""
+        return types.SimpleNamespace(
+            argument_size_in_bytes=10**9, output_size_in_bytes=10**9, alias_size_in_bytes=10**9,
+            temp_size_in_bytes=9 * 10**9, peak_memory_in_bytes=5 * 10**9,
+        )  # fmt: skip
+
+    def as_text(self):
+        """The program."""
+        return TEXT
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """(exit code, what is printed) of the command with these flags."""
+    pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")
+    monkeypatch.setattr(ahead_of_time.Step, "compile", lambda self: Compiled())
+    defaults = {"config": SMALL, "topology": "v5e:2x2", "mesh": "fsdp:4", "batch": 0, "remat": "",
+                "tokens": 0.0, "price": "", "deadline": "", "compile": 1, "plot": "",
+                "json": False}  # fmt: skip
+
+    def call(**given):
+        monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**{**defaults, **given}))
+        return command.main([]), capsys.readouterr().out
+
+    return call
+
+
+def test_a_plan_for_programs_is_one_json_object(run):
+    code, out = run(json=True, tokens=1e9, price="1.0")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["topology"], found["devices"], found["mesh"]["fsdp"]) == ("v5e:2x2", 4, 4)
+    assert found["memory"]["peak"] == 5e9
+    assert found["memory"]["temporaries"] == 4e9
+    assert found["moved"]["sent"] == {"fsdp": 2 * 2**22 * 3 / 4}
+    assert found["moved"]["traffic"] == 2 * 2**22
+    config = asked(Config.parse(SMALL), parse("v5e:2x2"), "fsdp:4")
+    assert found["memory"]["parameters"] == pytest.approx(parameters(config) / 4, rel=0.01)
+    assert found["memory"]["optimizer"] == pytest.approx(2 * found["memory"]["parameters"], rel=0.1)
+    assert found["all_flops"]["products"] == 4 * found["flops"]["products"]
+    slow, fast = found["forecast"]["serial"], found["forecast"]["overlapped"]
+    assert slow["seconds"] == pytest.approx(found["moved"]["times"]["serial"])
+    assert slow["days"] > fast["days"] > 0
+    assert fast["cost"] == pytest.approx(fast["days"] * 24 * 4)
+
+
+def parameters(config):
+    """Bytes in float32."""
+    model = config.model
+    layer = 4 * model.dim**2 + 3 * model.dim * model.mlp_size
+    return 4 * (model.num_layers * layer + model.vocab_size * model.dim)
+
+
+def test_a_plan_for_people_says_whether_it_fits_and_what_bounds_it(run):
+    code, out = run()
+    rows = dict(line.split(None, 1) for line in out.splitlines() if not line.startswith(" "))
+    assert code == 0
+    assert rows["memory"] == "fits: 5.00 GB at most, 30% of the 16.91 GB of a device"
+    assert rows["sent"] == "a device: fsdp 6.3 MB"
+    assert "bound by" in rows["roofline"]
+    assert rows["serial"].endswith("days")
+
+
+def test_a_program_that_the_compiler_refuses_does_not_fit_and_says_by_how_much(run, monkeypatch):
+    def refuse(self):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.25G of 15.75G hbm."
+        )
+
+    monkeypatch.setattr(ahead_of_time.Step, "compile", refuse)
+    code, out = run()
+    assert code == 1
+    assert "does not fit: the compiler needs 21.74 GB of the 16.91 GB of a device; lower" in out
+
+
+def test_what_the_compiler_says_in_other_words_is_read_too():
+    line = "the total memory required for HLO temporaries (520.38G) exceeds available HBM (15.25G)."
+    assert measure.refused(line) == 520.38 * 2**30
+    assert measure.refused("INTERNAL: something else") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"topology": ""}, "--topology: missing"),
+        ({"config": None}, "--config: missing"),
+        ({"mesh": "fsdp:3"}, "does not make the 4 devices of v5e:2x2"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(run, given, why):
+    with pytest.raises(UserError, match=why):
+        run(**given)
+
+
+def test_a_field_that_cannot_work_is_refused_before_jax_is_there():
+    code = (
+        "import sys; from lm_jax.plan import chips, request; from lm_jax.config import Config\n"
+        "try: request.asked(Config(), chips.parse('v5e:4x4'), 'fsdp:16', 100)\n"
+        "except Exception as error: print(error, {'jax', 'numpy'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert out.strip().endswith("nearest: --batch=96 or 112. set()")
+
+
+@pytest.mark.slow
+def test_a_real_step_is_compiled_and_measured():
+    pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")
+    model = {**SMALL["model"], "attention": "auto", "remat": "full", "num_layers": 3}
+    topology = parse("v5p:2x2x1")
+    config = asked(Config.parse({**SMALL, "model": model}), topology, "fsdp:2,tensor:2")
+    found = measure.measure(config, topology)
+    assert found.fits
+    assert not found.unknown
+    assert found.flops.attention > 0
+    assert found.flops.matrix * 4 == pytest.approx(found.all_flops.matrix, rel=0.01)
+    # Three layers' weights, gathered for the loss and twice for the layers, and scattered.
+    matrices = 3 * (4 * 256**2 + 3 * 256 * 512) / 2  # of a device's part of tensor
+    assert found.moved.sent["fsdp"] > (2 + 1) * 2 * matrices / 2
+    assert {"matrix", "memory", "ici:fsdp", "ici:tensor"} <= found.moved.times.parts.keys()
+    assert 0 < found.memory.temporaries < found.memory.peak < found.memory.limit
