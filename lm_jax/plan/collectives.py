@@ -75,8 +75,8 @@ def inside(program: Program, where: Computation, instruction: Instruction, times
         kind = found[2].lower().replace("_", "-")
         groups = between_slices(found[1], math.prod(mesh.values()))
         yield one(where, instruction, kind, times, mesh, groups)
-    elif kind in ("fusion", "async"):
-        for name in instruction.calls:
+    elif kind in ("fusion", "async", "call"):  # a call-start: on another core of the chip
+        for name in instruction.calls or [instruction.called("to_apply")]:
             called = program.computations[name]
             for inner in called.values():
                 more = scatter or name.startswith(SCATTER)

@@ -12,6 +12,7 @@ BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}  # others hav
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)", re.DOTALL)
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+END = re.compile(r"\}(, execution_thread=\S+)?\s*$")
 CALLS = re.compile(r"(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -163,7 +164,7 @@ def parse(text: str) -> Program:
             entry = header[2] if header[1] else entry
         elif current is None:
             continue
-        elif line.rstrip() == "}":
+        elif END.match(line):
             add(current, waiting)
             current, waiting = None, ""
         elif LINE.match(line):

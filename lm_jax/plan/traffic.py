@@ -61,8 +61,8 @@ def read(program: Program, body: Computation, source: Instruction) -> float:
     whole, total = source.arrays[0].bytes, 0.0
     for user in body.users(source.name):
         first = user.operands[0] == source.name
-        if user.opcode == "bitcast":
-            total += read(program, body, user)
+        if user.opcode == "bitcast" or "output_to_operand_aliasing" in user.text:
+            total += read(program, body, user)  # the same bytes, by another name
         elif user.opcode in SLICES and first:
             total += user.arrays[0].bytes
         elif user.opcode == "fusion":

@@ -130,3 +130,24 @@ def test_what_goes_between_slices_is_sent_to_their_hosts(mesh, axis):
     (found,) = collectives(hlo.parse(SEND), mesh)
     assert (found.kind, found.axes, found.sent) == ("all-reduce", (axis,), 32 * 8 * 128 * 2)
     assert found.groups.tolist() == [[i, 16 + i] for i in range(16)]
+
+
+OFFLOADED = """
+%called (x.1: f32[1024], t.1: token[]) -> f32[1024] {
+  %t.1 = token[] parameter(1)
+  %x.1 = f32[1024]{0} parameter(0)
+  ROOT %sum = f32[1024]{0} all-reduce(%x.1), replica_groups={{0,1},{2,3}}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0} parameter(0)
+  %t = token[] after-all()
+  %go = ((f32[1024]{0}, token[]), f32[1024]{0}) call-start(%x, %t), to_apply=%called
+  ROOT %y = f32[1024]{0} call-done(%go)
+}
+"""
+
+
+def test_what_another_core_of_the_chip_sends_is_found_once():
+    (found,) = collectives(hlo.parse(OFFLOADED), {"fsdp": 2, "tensor": 2})
+    assert (found.kind, found.axes, found.sent) == ("all-reduce", ("tensor",), 4096)

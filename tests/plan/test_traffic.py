@@ -29,11 +29,17 @@ def test_a_loop_over_parts_of_an_array_moves_all_of_it_and_not_as_often_as_there
 
 FUSION = """HloModule m
 
+%view (v.0: f32[8,1024]) -> f32[8,1024] {
+  %v.0 = f32[8,1024]{1,0} parameter(0)
+  ROOT %v.1 = f32[8,1024]{1,0} copy(%v.0)
+}
+
 %slice (p.0: f32[8,1024], p.1: s32[]) -> f32[1024] {
   %p.0 = f32[8,1024]{1,0} parameter(0)
   %p.1 = s32[] parameter(1)
   %c.0 = s32[] constant(0)
-  %row = f32[1,1024]{1,0} dynamic-slice(%p.0, %p.1, %c.0), dynamic_slice_sizes={1,1024}
+  %same = f32[8,1024]{1,0} fusion(%p.0), output_to_operand_aliasing={{}: (0, {})}, calls=%view
+  %row = f32[1,1024]{1,0} dynamic-slice(%same, %p.1, %c.0), dynamic_slice_sizes={1,1024}
   ROOT %flat = f32[1024]{0} bitcast(%row)
 }
 
