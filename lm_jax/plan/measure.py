@@ -3,13 +3,12 @@ compiler makes of it.
 """
 
 import dataclasses
-import re
 import time
 from typing import Any
 
 import jax
 
-from lm_jax import ahead_of_time
+from lm_jax import ahead_of_time, out_of_memory
 from lm_jax.config import Config
 from lm_jax.metrics import flops_per_token
 from lm_jax.plan import hlo, roofline
@@ -18,14 +17,6 @@ from lm_jax.plan.collectives import Collective, bytes_by, collectives
 from lm_jax.plan.flops import Counter, Flops
 from lm_jax.plan.traffic import traffic
 from lm_jax.summary import bytes_per_device
-
-# Both say what is needed and what is there: "Used 20.25G of 15.75G hbm", and of one large buffer
-# "the total memory required for HLO temporaries (520.38G) exceeds available HBM (15.25G)".
-REFUSALS = (
-    re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"),
-    re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"),
-)
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +51,9 @@ class Measured:
     moved: Moved | None  # None where the compiler refused the program: it does not fit
     unknown: tuple[str, ...]  # what could not be counted
     compile_seconds: float  # of the CPU, tracing included
+    advice: tuple[
+        str, ...
+    ] = ()  # where it does not fit: what is largest, and what makes it smaller
 
     @property
     def fits(self) -> bool:
@@ -84,11 +78,13 @@ def measure(config: Config, topology: Topology) -> Measured:
     try:
         compiled = step.compile()
     except jax.errors.JaxRuntimeError as error:
-        if not (needed := refused(str(error))):
+        advice = out_of_memory.advice(str(error), config, out_of_memory.held(config, step.mesh))
+        if not advice:
             raise
+        needed, _ = out_of_memory.amounts(str(error)) or (0, 0)
         memory = dataclasses.replace(memory, peak=needed, temporaries=needed - state - batch)
         took = time.process_time() - began
-        return Measured(memory, flops, everything, None, unknown, took)
+        return Measured(memory, flops, everything, None, unknown, took, tuple(advice))
     took = time.process_time() - began
     said = compiled.memory_analysis()
     # temp_size_in_bytes counts places that are never used at the same time (it can be larger than
@@ -108,14 +104,6 @@ def count(program: hlo.Program, mesh: Any, topology: Topology, matrix: float) ->
     times = roofline.times(topology, matrix, own, network(found, mesh, topology))
     by_axes = bytes_by(found, lambda each: "+".join(each.axes))
     return Moved(own, by_axes, bytes_by(found, lambda each: each.kind), times)
-
-
-def refused(error: str) -> float:
-    """Bytes that a program needs which the compiler refused for it; 0 of another error."""
-    for form in REFUSALS:
-        if found := form.search(error):
-            return float(found[1]) * UNITS[found[2]]
-    return 0.0
 
 
 def network(found: list[Collective], mesh: Any, topology: Topology) -> dict[str, float]:

@@ -70,11 +70,7 @@ def verdict(found: Measured) -> str:
     """Does it fit?"""
     memory = found.memory
     if not found.fits:
-        return (
-            f"does not fit: the compiler needs {gb(memory.peak)} of the {gb(memory.limit)} of a "
-            "device; lower --batch, set --remat=full, raise config.microbatches, or give fsdp or "
-            "tensor more devices"
-        )
+        return f"does not fit a device's {gb(memory.limit)}: {'; '.join(found.advice[:3])}"
     share = memory.peak / memory.limit
     return f"fits: {gb(memory.peak)} at most, {share:.0%} of the {gb(memory.limit)} of a device"
 
