@@ -91,7 +91,9 @@ def accumulate(sums, model, batch, key, layout):
         return grad(model, *first)
 
     def body(total, part):
-        return jax.tree.map(jnp.add, total, grad(model, *part)), None
+        # Summed over devices here: where the TPU compiler moves these sums behind the loop, it ends
+        # in an error of its own (libtpu 0.0.42.1).
+        return jax.tree.map(jnp.add, total, jax.lax.optimization_barrier(grad(model, *part))), None
 
     scalars = jax.eval_shape(sums, model, *first)
     zeros = (

@@ -80,6 +80,16 @@ def test_train_step_compiles_for_tpu_with_splash_attention(name, topology):
         assert held < 1.01 * whole / len(compiled.input_shardings[0][1]["tokens"].device_set)
 
 
+def test_microbatches_compile_where_weights_are_spread():
+    small = {"num_layers": 2, "dim": 128, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64,
+             "mlp_dim": 128, "vocab_size": 512, "max_length": 128, "attention": "xla"}  # fmt: skip
+    changes = {f"model__{name}": value for name, value in small.items()}
+    config = load("llama3_8b", batch_size=8, microbatches=2, data__sequence_length=128, **changes)
+    assert config.mesh.fsdp == -1
+    _, compiled = compile_step(config, "v5e:2x2")
+    assert "while" in compiled.as_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert:base", "gemma2:2b"])
 def test_encoders_and_local_layers_with_capped_scores_have_splash_too(name):
