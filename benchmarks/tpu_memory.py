@@ -5,7 +5,7 @@
 The train step of configs/llama3_8b.py at 8,192 tokens of context, compiled by libtpu: float32
 weights and Adam, bfloat16 computation, full rematerialization, scanned layers. MaxText's figures
 are of its own ahead-of-time compile (train_compile) of Llama-3.1-8B with the same slice, mesh and
-tokens a step, taken once and written down here. Bytes a device as memory_analysis() says them
+tokens a step, as they were given to us. Bytes a device as memory_analysis() says them
 (temporaries include what is donated), and the CPU seconds from tracing to the program.
 """
 
