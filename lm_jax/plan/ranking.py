@@ -12,8 +12,9 @@ from lm_jax.plan.search import Plan
 from lm_jax.report_style import STYLE
 
 SHOWN = 12  # plans in a table
-COLOURS = ("#2a6fd6", "#d9622b", "#3c9a5f", "#8a5fc7", "#c2a12c", "#4fb3bf", "#b8577e", "#8794a3")
-WIDTH, BAR, NAME = 940, 26, 300  # pixels of a chart, a row of it, the names of its rows
+COLOURS = ("#2a6fd6", "#d9622b", "#3c9a5f", "#8a5fc7", "#c2a12c", "#4fb3bf", "#b8577e", "#8794a3",
+           "#6b4a2f", "#1f3a5f", "#9bc53d", "#e08fb0")  # fmt: skip
+WIDTH, BAR, NAME = 960, 26, 320  # pixels of a chart, a row of it, the names of its rows
 Bars = Sequence[tuple[str, Mapping[str, float]]]
 
 
@@ -119,7 +120,7 @@ def bars(rows: Bars, unit: str, level: float = 0.0) -> str:
     """Rows of stacked bars as SVG, with what they are made of below; `level`: a line to compare
     with.
     """
-    most = max([level, *(sum(parts.values()) for _, parts in rows)]) * 1.08
+    most = max([level, *(sum(parts.values()) for _, parts in rows)]) * 1.14
     scale = (WIDTH - NAME) / most
     kinds = list(dict.fromkeys(kind for _, parts in rows for kind in parts))
     found = []
