@@ -187,12 +187,17 @@ look() {  # sets doing: what the workers say they do, each once; missing: when o
     doing=$(sed -n 's/^lm_jax [^ ]* //p' "$temp"/*.said | sort -u | tr '\n' ' ')
 }
 follow() {  # shows the log of the first worker from where it was, until the training there or the connection ends
-    local line
+    local line='' part code
     rm -f "$temp/cut"
-    while IFS= read -r line; do
+    while true; do
+        # A signal that comes just before a read is seen after it; hence its time limit.
+        code=0
+        IFS= read -r -t "$poll" part || code=$?
+        line+=$part
+        if [ "$code" -gt 128 ]; then continue; elif [ "$code" != 0 ]; then break; fi
         say "$line"
-        shown=$((shown + 1))
-    done < <(cloud "${log[@]}" "--command=$worker log $((shown + 1)) $shown_for" 2>"$temp/cloud" || : >"$temp/cut")
+        line='' shown=$((shown + 1))
+    done < <(cloud "${log[@]}" "--command=$worker log $((shown + 1)) $shown_for" 2>"$temp/cut" || : >"$temp/cut")
 }
 launch() {  # code, environment and training on all workers
     local step code
