@@ -79,6 +79,8 @@ class ModelConfig:
     zero_init: bool = False  # what ends a residual branch starts at 0: a block starts as nothing
     attention: str = "auto"  # splash on TPU, cudnn on GPU, xla elsewhere and where it must be
     dtype: str = "auto"  # of the computation: bfloat16, on CPU float32; parameters are float32
+    # What is computed again for the way back: none; dots: all but products with weights and what
+    # attention says; names: also products, but those of queries, keys and values; full: all.
     remat: str = "none"
     scan_unroll: int = 1  # layers a scan step; num_layers: no loop at all
 

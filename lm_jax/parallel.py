@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lm_jax import sharding
@@ -68,9 +69,11 @@ def expand(x_BLD: jax.Array, *products: tuple) -> list[jax.Array]:
     them, and so is their gradient.
     """
     equations, ws, names = zip(*products, strict=True)
-    if not sharding.is_cut(x_BLD, 2):
-        return [einsum(e, x_BLD, w, *n) for e, w, n in zip(equations, ws, names, strict=True)]
-    return expanded(equations, names, x_BLD, ws)
+    if sharding.is_cut(x_BLD, 2):
+        found = expanded(equations, names, x_BLD, ws)
+    else:
+        found = [einsum(e, x_BLD, w, *n) for e, w, n in zip(equations, ws, names, strict=True)]
+    return [checkpoint_name(y, "product") for y in found]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -116,8 +119,10 @@ def contract(equation: str, h: jax.Array, w: jax.Array, *names: str | None) -> j
     """
     axes = sharding.stream(w.shape[-1])
     if axes[2] is None:
-        return einsum(equation, h, w, *axes)
-    return contracted(equation, names, h, w)
+        y = einsum(equation, h, w, *axes)
+    else:
+        y = contracted(equation, names, h, w)
+    return checkpoint_name(y, "product")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -131,7 +131,7 @@ class Experts(nnx.Module):
         choice_R, row_TK, sizes_E = ragged.plan(ids, E)
         x_RD = ragged.dispatch(x.reshape(-1, D), choice_R, row_TK)
         h = ragged.grouped(x_RD, kernels["up"].reshape(E, D, C * F).astype(dtype), sizes_E)
-        h_RCF = h.reshape(-1, C, F)
+        h_RCF = checkpoint_name(h, "product").reshape(-1, C, F)
         if self.config.bias:
             mine_RE = ids.reshape(-1)[choice_R][:, None] == jnp.arange(E)[None]
             bias_ECF = kernels["up_bias"].astype(dtype)
@@ -139,6 +139,7 @@ class Experts(nnx.Module):
         h_RF = ACTIVATIONS[self.config.activation](h_RCF[:, 0])
         h_RF = checkpoint_name(h_RF * h_RCF[:, 1] if self.config.gated else h_RF, "mlp")
         y_RD = ragged.grouped(h_RF, kernels["down"].astype(dtype), sizes_E)
+        y_RD = checkpoint_name(y_RD, "product")
         y_TD = ragged.combine(y_RD, weights.reshape(-1, K), choice_R, row_TK)
         y_TD = parallel.summed(y_TD, "mlp").reshape(x.shape)
         return parallel.summed_part(y_TD, "experts")

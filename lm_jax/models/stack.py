@@ -17,9 +17,9 @@ from lm_jax.models.layers import MLP, Norm, dropout
 from lm_jax.models.moe import Experts
 from lm_jax.models.positions import RelativeBias, Rotation, alibi
 
-POLICIES = {
+POLICIES = {  # what is kept of a layer; "mlp" is what its last product reads
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product", "context"),
     "names": jax.checkpoint_policies.save_only_these_names("qkv", "context", "mlp"),
 }
 

@@ -88,13 +88,13 @@ def test_more_fsdp_never_holds_more():
 
 
 def test_a_policy_that_saves_more_takes_more_and_computes_less():
-    of = {policy: small({"fsdp": 8}, remat=policy) for policy in ("full", "names", "none")}
+    of = {policy: small({"fsdp": 8}, remat=policy) for policy in ("full", "names", "dots", "none")}
     saved = [memory.memory(memory.Part(c)).phases["backward"]["saved activations"]
              for c in of.values()]  # fmt: skip
-    assert saved == sorted(saved)
-    assert saved[0] < saved[1]
+    assert saved == sorted(set(saved))
     matrix = [estimate.flops(config).matrix for config in of.values()]
-    assert matrix == sorted(matrix, reverse=True)
+    full, names, dots, none = matrix
+    assert full > names > dots == none  # whose way back is longer by norms and activations alone
     assert matrix[0] > 1.2 * matrix[-1]
 
 
