@@ -16,7 +16,7 @@ import os
 import runpy
 import time
 
-from lm_jax.ahead_of_time import compile_step
+from lm_jax.ahead_of_time import devices, trace_step
 from lm_jax.config import Config, MeshConfig
 
 CONFIG = os.path.join(os.path.dirname(__file__), os.pardir, "configs", "llama3_8b.py")
@@ -46,7 +46,7 @@ def main():
             model=dataclasses.replace(config.model, num_layers=a.layers),
         )
         began = time.process_time()
-        memory = compile_step(config, topology).compiled.memory_analysis()
+        memory = trace_step(config, devices(topology)).compile().memory_analysis()
         seconds = time.process_time() - began
         held, temp = memory.argument_size_in_bytes / 1e9, memory.temp_size_in_bytes / 1e9
         print(f"{topology:10} {fsdp:4} {tensor:6} {batch * 8192:9,} {held:5.3f} ({arguments:5.3f}) "

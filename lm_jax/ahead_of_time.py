@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from lm_jax import sharding, xla_options
-from lm_jax.config import Config, resolved
+from lm_jax.config import Config, MeshConfig, resolved
+from lm_jax.config_check import check_batch
 from lm_jax.data import views
 from lm_jax.errors import MachineError, UserError
 from lm_jax.train_step import TrainState, init_state, make_train_step
@@ -26,16 +27,10 @@ ENVIRONMENT = {  # libtpu would look for a TPU, and let one process compile at a
 OPTIONS = {"xla_tpu_enable_async_collective_fusion": "false"}
 
 
-class Program(NamedTuple):
-    """A compiled train step and the abstract state that it takes, with its shardings."""
-
-    state: TrainState
-    compiled: Any
-
-
 class Step(NamedTuple):
     """A traced train step, and what it takes: abstract arrays with their shardings."""
 
+    config: Config  # resolved for the devices, and with the sizes of the mesh
     mesh: Any
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -74,26 +69,23 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
         ) from None
 
 
-def compile_step(config: Config, topology: str) -> Program:
-    """The train step of `config` on all devices of a slice. Raises UserError where the mesh or the
-    batch does not fit the slice.
-    """
-    step = trace_step(config, devices(topology))
-    return Program(step.state, step.compile())
-
-
 def trace_step(config: Config, devices: list[Any]) -> Step:
-    """The train step of `config` on these devices, not compiled yet. Raises UserError where the
-    mesh or the batch does not fit them.
+    """The train step of `config` on these devices of a TPU. Raises UserError where the mesh or the
+    batch does not fit them.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(mesh, config.batch_size, config.microbatches)
+    check_batch(config.batch_size, config.microbatches, mesh.shape)
     model = resolved(config.model, "tpu", views.has_prefix(config))
-    config = dataclasses.replace(config, model=model)
+    return trace(dataclasses.replace(config, model=model), mesh)
+
+
+def trace(config: Config, mesh: Any) -> Step:
+    """The train step of a config that is resolved, on a mesh. Takes seconds; compiles nothing."""
+    config = dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))
     with jax.set_mesh(mesh):
         state, batch = jax.eval_shape(lambda: init_state(config)), abstract_batch(config, mesh)
         step = jax.jit(make_train_step(config), donate_argnums=0)
-        return Step(mesh, state, batch, step.trace(state, batch))
+        return Step(config, mesh, state, batch, step.trace(state, batch))
 
 
 def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,8 @@
 """Can these values work at all? The checks of a config that need no machine."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -53,6 +55,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
              "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
+BATCH_AXES = ("data", "fsdp", "expert")  # of the mesh: their devices share the batch
 SHARES = ("loss.fim_rate", "loss.spm_rate")
 RECURRENT = ("rnn", "lstm", "gru")
 
@@ -229,6 +232,37 @@ def check_mesh(config: Any) -> None:
     need_it(
         model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
     )
+
+
+def fill_mesh(mesh: Any, devices: int, of: str = "") -> Any:
+    """`mesh` (a MeshConfig) over so many devices: its -1 filled in. Raises UserError when the sizes
+    do not multiply to them; of: whose devices these are.
+    """
+    sizes = dataclasses.asdict(mesh)
+    left = max(1, devices // math.prod(size for size in sizes.values() if size > 0))
+    filled = {axis: left if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(filled.values()) != devices:
+        asked = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UserError(
+            f"config.mesh: {asked} does not make {devices} devices{of}; "
+            f"set one axis to -1, or sizes whose product is {devices}."
+        )
+    return dataclasses.replace(mesh, **filled)
+
+
+def check_batch(batch_size: int, microbatches: int, mesh: Mapping[str, int]) -> None:
+    """Does a microbatch divide over the devices that share it? Raises UserError with the nearest
+    sizes that do; mesh: sizes by axis.
+    """
+    ways = math.prod(mesh[axis] for axis in BATCH_AXES)
+    step = ways * microbatches
+    if batch_size % step:
+        down, up = batch_size // step * step, -(-batch_size // step) * step
+        near = f"{down} or {up}" if down else f"{up}"
+        raise UserError(
+            f"config.batch_size={batch_size}: must be divisible by {ways} devices (mesh "
+            f"{' x '.join(BATCH_AXES)}) x {microbatches} microbatches; nearest: {near}."
+        )
 
 
 def value_of(config: Any, field: str) -> Any:

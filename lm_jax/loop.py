@@ -53,7 +53,7 @@ def train(
     counts = asked.model.architecture == "ngram"
     devices = counting.host(devices) if counts else devices
     mesh = sharding.make_mesh(asked.mesh, devices)
-    sharding.check_batch(mesh, asked.batch_size, asked.microbatches)
+    config_check.check_batch(asked.batch_size, asked.microbatches, mesh.shape)
     # Once more, now that what a -1 stands for is known.
     config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
     model = resolved(asked.model, devices[0].platform, views.has_prefix(asked))

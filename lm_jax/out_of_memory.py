@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 
 from lm_jax import sharding
-from lm_jax.ahead_of_time import abstract_batch
+from lm_jax.ahead_of_time import Step, trace
 from lm_jax.config import Config, MeshConfig
 from lm_jax.errors import MachineError
 from lm_jax.models.head import WHOLE
-from lm_jax.train_step import init_state, make_train_step
 
 # What is needed, and what there is: the TPU compiler at its end, twice at its start, the TPU
 # runtime, and those of GPU and CPU.
@@ -205,16 +204,12 @@ def ways(config: Config) -> int:
     return math.prod(getattr(config.mesh, axis) for axis in sharding.RULES["batch"])
 
 
-def held(config: Config, mesh: Any) -> list[Array]:
-    """What a device holds for a step, as it is traced: the state, gradients, what the layers save
-    for the way back, and of each other kind the largest array. At most this: the compiler may do
-    with less. Takes seconds; compiles nothing.
+def held(step: Step) -> list[Array]:
+    """What a device holds for a step: the state, gradients, what the layers save for the way back,
+    and of each other kind the largest array. At most this: the compiler may do with less.
     """
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: init_state(config))
-        traced = jax.jit(make_train_step(config)).trace(state, abstract_batch(config, mesh))
     own = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(step.state):
         name = f"state{jax.tree_util.keystr(path)}"
         own.append(array_of(leaf, name)._replace(whole=leaf.shape))
     known = shapes(own)
@@ -222,8 +217,8 @@ def held(config: Config, mesh: Any) -> list[Array]:
         array._replace(name="gradient") for array in own if array.name.startswith("state.model")
     ]
     largest: dict[str, Array] = {}
-    for array in arrays_in(traced.jaxpr.jaxpr):
-        name = kind(array, config, known)
+    for array in arrays_in(step.traced.jaxpr.jaxpr):
+        name = kind(array, step.config, known)
         if name == "saved" and array.name.endswith(":scan") and "transpose" not in array.name:
             own.append(array)
         elif name not in ("saved", "weights"):
@@ -263,13 +258,13 @@ def explained(config: Config, mesh: Any, workdir: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text, arrays = str(error), []
+        text, arrays = str(error), list[Array]()
         if amounts(text) is None:
             raise
-        config = dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))
         with contextlib.suppress(Exception):  # nothing that goes wrong here may hide the error
-            arrays = held(config, mesh)
-        lines = advice(text, config, arrays)
+            arrays = held(trace(config, mesh))
+        filled = dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))
+        lines = advice(text, filled, arrays)
         file = Path(workdir) / f"out-of-memory-{jax.process_index()}.txt"
         file.write_text("\n".join([*lines, "", text, ""]), "utf-8")
         said = "; ".join(lines[:4])

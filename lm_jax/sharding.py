@@ -15,11 +15,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.config import MeshConfig
+from lm_jax.config_check import BATCH_AXES, fill_mesh
 from lm_jax.errors import UserError
 
 AXES = ("data", "fsdp", "expert", "tensor")
 RULES: dict[str, str | tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "expert"),
+    "batch": BATCH_AXES,
     "embed": "fsdp",
     "experts": "expert",
     "heads": "tensor",
@@ -36,16 +37,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     to them.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [getattr(config, axis) for axis in AXES]
-    known = math.prod(size for size in sizes if size > 0)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, len(devices) // known)
-    if math.prod(sizes) != len(devices):
-        asked = " x ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
-        raise UserError(
-            f"config.mesh: {asked} does not make {len(devices)} devices; "
-            f"set one axis to -1, or sizes whose product is {len(devices)}."
-        )
+    filled = fill_mesh(config, len(devices))
+    sizes = [getattr(filled, axis) for axis in AXES]
     tpu = devices[0].platform == "tpu" and len(devices) > 1
     grid = tpu_grid(sizes, devices) if tpu else np.array(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
@@ -71,19 +64,6 @@ def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
         f"config.mesh: {slices} TPU slices; data or fsdp must be a multiple of {slices}, "
         f"e.g. config.mesh.data={slices}."
     )
-
-
-def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
-    """Raises UserError when a microbatch does not divide over the devices that share the batch."""
-    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    if batch_size % (ways * microbatches):
-        step = ways * microbatches
-        down, up = batch_size // step * step, -(-batch_size // step) * step
-        near = f"{down} or {up}" if down else f"{up}"
-        raise UserError(
-            f"config.batch_size={batch_size}: must be divisible by {ways} devices "
-            f"(mesh data x fsdp x expert) x {microbatches} microbatches; nearest: {near}."
-        )
 
 
 def no_mesh() -> Any:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "config_values": "errors",
     "config": "errors config_check config_values",
     "cli": "errors config runtime",
-    "sharding": "errors config",
+    "sharding": "errors config config_check",
     "parallel": "sharding",
     "models": "errors config sharding parallel",
     "objectives": "errors config sharding parallel models",
@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "optimizers": "errors config sharding adafactor",
     "train_step": "errors config sharding models objectives optimizers",
     "xla_options": "",
-    "ahead_of_time": "errors config sharding data train_step xla_options",
+    "ahead_of_time": "errors config config_check sharding data train_step xla_options",
     "out_of_memory": "errors config sharding models train_step ahead_of_time",
     "plan": "errors config config_check metrics summary chart report_style sharding models "
     "objectives train_step ahead_of_time out_of_memory",

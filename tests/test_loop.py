@@ -25,13 +25,16 @@ def commands(tmp_path_factory):
         yield run
 
 
+def train(commands, folder, config, *more):
+    """Of a config on a text, in a folder."""
+    (folder / "c.py").write_text(config)
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 600)
+    files = f"--config={folder}/c.py", f"--config.data.input={folder}/text.txt"
+    return commands("lm_jax.train", *files, f"--workdir={folder}/run", *more, **ONE)
+
+
 def test_a_run_that_ends_before_its_profile_is_full_leaves_the_trace(commands, tmp_path):
-    (tmp_path / "c.py").write_text(CONFIG)
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
-    code, out, err = commands(
-        "lm_jax.train", f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/run",
-        f"--config.data.input={tmp_path}/text.txt", "--profile", **ONE,
-    )  # fmt: skip
+    code, out, err = train(commands, tmp_path, CONFIG, "--profile")
     assert code == 0, err
     assert f"profile: {tmp_path}/run/profile" in out
     traces = list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
@@ -50,12 +53,8 @@ TOO_LARGE = """  # 64 TiB of logits
 def test_a_run_that_needs_too_much_memory_ends_with_one_line_and_keeps_what_was_said(
     commands, tmp_path
 ):
-    (tmp_path / "c.py").write_text(CONFIG.replace("\n    return config\n", TOO_LARGE))
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 600)
-    code, _, err = commands(
-        "lm_jax.train", f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/run",
-        f"--config.data.input={tmp_path}/text.txt", "--nopreflight", **ONE,
-    )  # fmt: skip
+    config = CONFIG.replace("\n    return config\n", TOO_LARGE)
+    code, _, err = train(commands, tmp_path, config, "--nopreflight")
     assert code == 4, err
     file = tmp_path / "run" / "out-of-memory-0.txt"
     fields = "config.loss.chunk_size=0 (now 1024), or config.microbatches=2 (now 1)"

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from lm_jax import ahead_of_time, out_of_memory, sharding
-from lm_jax.ahead_of_time import compile_step
+from lm_jax.ahead_of_time import trace
 from lm_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, resolved
 from lm_jax.config_check import value_of
 from lm_jax.out_of_memory import WORDS, Array, advice, amounts, held, in_text, remedies
@@ -153,7 +153,7 @@ def test_the_arrays_that_a_step_holds_are_told_apart_and_have_the_sizes_of_one_d
         LARGE, batch_size=16, loss=LossConfig(chunk_size=256), data=DataConfig(sequence_length=256)
     )
     config, mesh = filled(config, data=2, fsdp=2, tensor=2)
-    found = held(config, mesh)
+    found = held(trace(config, mesh))
     known = out_of_memory.shapes([x for x in found if x.name.startswith("state")])
     kinds = {name: [] for name in WORDS}
     for array in found:
@@ -177,7 +177,7 @@ def test_what_is_advised_makes_what_it_is_said_of_smaller():
 
     def sizes(config):
         config, mesh = filled(config, **dataclasses.asdict(config.mesh))
-        lines = advice(EARLY, config, held(config, mesh))[1:]
+        lines = advice(EARLY, config, held(trace(config, mesh)))[1:]
         pairs = (re.match(r"(.*), ([\d.]+) (GiB|MiB): ", line).groups() for line in lines)
         return lines, {what: float(n) * (1024 if unit == "GiB" else 1) for what, n, unit in pairs}
 
@@ -199,12 +199,10 @@ def test_a_device_is_named_with_what_it_tells_of_its_memory():
 
 def test_the_compiler_of_a_tpu_says_early_what_is_too_large_and_its_words_are_translated():
     pytest.importorskip("libtpu")
+    step = ahead_of_time.trace_step(LARGE, ahead_of_time.devices("v5e:4x4"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as error:
-        compile_step(LARGE, "v5e:4x4")
-    mesh = sharding.make_mesh(LARGE.mesh, ahead_of_time.devices("v5e:4x4"))
-    model = resolved(LARGE.model, "tpu")
-    config = dataclasses.replace(LARGE, model=model, mesh=MeshConfig(**mesh.shape))
-    lines = advice(str(error.value), config, held(config, mesh))
+        step.compile()
+    lines = advice(str(error.value), step.config, held(step))
     assert re.fullmatch(r"2\d\.\d\d GiB are needed, 15\.\d\d GiB are there", lines[0])
     what, fields = lines[1].split(" GiB: set ")
     assert re.fullmatch(r"saved activations of 2 layers, 1\d\.\d\d", what)

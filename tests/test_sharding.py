@@ -8,8 +8,9 @@ from jax.sharding import PartitionSpec
 
 from lm_jax import sharding
 from lm_jax.config import MeshConfig
+from lm_jax.config_check import check_batch
 from lm_jax.errors import UserError
-from lm_jax.sharding import as_in, check_batch, make_mesh, shard, spec, spread
+from lm_jax.sharding import as_in, make_mesh, shard, spec, spread
 
 
 @pytest.mark.parametrize(
@@ -49,10 +50,10 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
 ):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     if nearest is None:
-        check_batch(mesh, batch_size, microbatches)
+        check_batch(batch_size, microbatches, mesh.shape)
         return
     with pytest.raises(UserError, match=f"config.batch_size={batch_size}: must be .*{nearest}"):
-        check_batch(mesh, batch_size, microbatches)
+        check_batch(batch_size, microbatches, mesh.shape)
 
 
 def test_two_logical_axes_on_one_mesh_axis_are_refused():

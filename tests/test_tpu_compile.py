@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from lm_jax import ahead_of_time, hosts, sharding
-from lm_jax.ahead_of_time import compile_step
 from lm_jax.config import Config, MeshConfig
 from lm_jax.errors import UserError
 
@@ -42,6 +41,11 @@ def bytes_per_device(x) -> int:
     return math.prod(shape) * x.dtype.itemsize
 
 
+def traced(config, topology):
+    """Its train step."""
+    return ahead_of_time.trace_step(config, ahead_of_time.devices(topology))
+
+
 @pytest.mark.parametrize(
     "sizes", [{}, {"data": 1, "fsdp": -1}, {"data": 2, "fsdp": -1}, {"tensor": 4}], ids=str
 )
@@ -69,7 +73,8 @@ def test_every_host_of_a_slice_has_rows_of_its_own(monkeypatch, topology, slices
 @pytest.mark.parametrize("name", ["gpt2_124m", "llama3_8b"])
 def test_train_step_compiles_for_tpu_with_splash_attention(name, topology):
     changes = {"model__num_layers": 2, "batch_size": 16} if name == "llama3_8b" else {}
-    state, compiled = compile_step(load(name, **changes), topology)
+    step = traced(load(name, **changes), topology)
+    state, compiled = step.state, step.compile()
     memory = compiled.memory_analysis()
     assert "splash" in compiled.as_text()
     held = sum(bytes_per_device(x) for x in jax.tree.leaves(state))
@@ -86,7 +91,7 @@ def test_microbatches_compile_where_weights_are_spread():
     changes = {f"model__{name}": value for name, value in small.items()}
     config = load("llama3_8b", batch_size=8, microbatches=2, data__sequence_length=128, **changes)
     assert config.mesh.fsdp == -1
-    _, compiled = compile_step(config, "v5e:2x2")
+    compiled = traced(config, "v5e:2x2").compile()
     assert "while" in compiled.as_text()
 
 
@@ -96,7 +101,7 @@ def test_encoders_and_local_layers_with_capped_scores_have_splash_too(name):
     small = {"model__num_layers": 2, "model__vocab_size": 2048, "batch_size": 16,
              "data__vocab_size": 512, "data__sequence_length": 512}  # fmt: skip
     changes = {"model__window": 128} if name == "gemma2:2b" else {}
-    _, compiled = compile_step(load(name, **small, **changes), "v5e:4x4")
+    compiled = traced(load(name, **small, **changes), "v5e:4x4").compile()
     assert "splash" in compiled.as_text()
 
 
@@ -104,7 +109,7 @@ def test_encoders_and_local_layers_with_capped_scores_have_splash_too(name):
 def test_devices_that_share_the_heads_scatter_what_they_sum_and_never_the_whole_of_it():
     changes = {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 4}
     config = load("llama3_8b", model__num_layers=2, batch_size=2, **changes)
-    _, compiled = compile_step(config, "v5p:2x2x2")
+    compiled = traced(config, "v5p:2x2x2").compile()
     # One that the compiler has fused with the slice after it is a reduce-scatter.
     parts = re.split(r"\n(?=%|ENTRY)", compiled.as_text())
     rest = "\n".join(part for part in parts if not part.startswith("%all-reduce-scatter"))

@@ -106,5 +106,6 @@ def test_the_step_of_a_run_is_compiled_with_them(refused, tmp_path):
 
 def test_a_step_that_is_compiled_ahead_of_time_has_those_of_a_run(refused):
     pytest.importorskip("libtpu")
+    step = ahead_of_time.trace_step(Config(batch_size=4), ahead_of_time.devices("v5e:2x2"))
     with refused:
-        ahead_of_time.compile_step(Config(batch_size=4), "v5e:2x2")
+        step.compile()

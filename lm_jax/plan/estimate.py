@@ -219,7 +219,7 @@ def network(topology: Topology, mesh: tuple[tuple[str, int], ...]) -> dict[str, 
     for number in range(1, len(large) + 1):
         for axes in itertools.combinations(large, number):
             at = tuple(slice(None) if name in axes else 0 for name in names)
-            places = [place(device, topology) for device in grid[at].reshape(-1)]
+            places = [roofline.place(device, topology) for device in grid[at].reshape(-1)]
             found["+".join(axes)] = roofline.seconds(topology, 1.0, places)
     return found
 
@@ -236,8 +236,3 @@ def placed(topology: Topology, sizes: list[int]) -> np.ndarray:
                 for core in range(chip.devices)
             ]  # fmt: skip
     return sharding.tpu_grid(sizes, here) if chip.is_tpu else np.array(here).reshape(sizes)
-
-
-def place(device: Any, topology: Topology) -> tuple[int, ...]:
-    """(slice, dimensions of the torus..., device of the chip)."""
-    return device.slice_index, *device.coords[: len(topology.shape)], device.core_on_chip

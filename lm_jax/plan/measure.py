@@ -51,9 +51,8 @@ class Measured:
     moved: Moved | None  # None where the compiler refused the program: it does not fit
     unknown: tuple[str, ...]  # what could not be counted
     compile_seconds: float  # of the CPU, tracing included
-    advice: tuple[
-        str, ...
-    ] = ()  # where it does not fit: what is largest, and what makes it smaller
+    # Where it does not fit: what is largest, and what makes it smaller.
+    advice: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -78,7 +77,7 @@ def measure(config: Config, topology: Topology) -> Measured:
     try:
         compiled = step.compile()
     except jax.errors.JaxRuntimeError as error:
-        advice = out_of_memory.advice(str(error), config, out_of_memory.held(config, step.mesh))
+        advice = out_of_memory.advice(str(error), step.config, out_of_memory.held(step))
         if not advice:
             raise
         needed, _ = out_of_memory.amounts(str(error)) or (0, 0)
@@ -115,18 +114,13 @@ def network(found: list[Collective], mesh: Any, topology: Topology) -> dict[str,
     for each in found:
         if not each.axes:
             continue
-        places = [place(devices[i], topology.chip.dims) for i in each.groups[0]]
+        places = [roofline.place(devices[i], topology) for i in each.groups[0]]
         near, far = roofline.seconds(topology, each.sent, places)
         for name, seconds in (("ici", near), ("dcn", far)):
             if seconds:
                 part = f"{name}:{'+'.join(each.axes)}"
                 total[part] = total.get(part, 0.0) + seconds
     return total
-
-
-def place(device: Any, dims: int) -> tuple[int, ...]:
-    """(slice, dimensions of the torus..., device of the chip)."""
-    return getattr(device, "slice_index", 0), *device.coords[:dims], device.core_on_chip
 
 
 def model_flops(config: Config) -> float:

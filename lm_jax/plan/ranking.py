@@ -9,6 +9,7 @@ from lm_jax.chart import label
 from lm_jax.metrics import flops_per_token
 from lm_jax.plan.roofline import Forecast, forecast
 from lm_jax.plan.search import Plan
+from lm_jax.plan.show import gb
 from lm_jax.report_style import STYLE
 
 SHOWN = 12  # plans in a table
@@ -57,7 +58,7 @@ def as_dict(plan: Plan, tokens: float, price: float) -> dict[str, Any]:
         "peak": plan.peak,
         "limit": found.topology.chip.device_hbm,
         "times": {"parts": plan.times.parts, "bound": plan.times.bound,
-                  "overlapped": plan.times.overlapped, "serial": plan.times.serial},
+                  **plan.times.ends},
         "estimated": {"peak": found.memory.total, "memory": found.memory.kinds,
                       "phase": found.memory.phase, "flops": found.flops,
                       "traffic": found.traffic, "sent": found.sent,
@@ -79,7 +80,7 @@ def text(plans: Sequence[Plan], tokens: float, price: Mapping[str, float], where
         rows.append([
             *([str(topology)] if where else []), mesh(plan), plan.config.model.remat,
             str(plan.config.microbatches),
-            f"{plan.peak / 1e9:.2f} GB {plan.peak / limit:4.0%}" + " TOO MUCH" * (not plan.fits),
+            f"{gb(plan.peak)} {plan.peak / limit:4.0%}" + " TOO MUCH" * (not plan.fits),
             f"{plan.times.overlapped:.3g} to {plan.times.serial:.3g} s", plan.times.bound,
             f"{run.mfu:.1%}", f"{run.days or 0:.3g}", *([cost] if price else []),
             plan.source + (f": {plan.failed}" if plan.failed else ""),

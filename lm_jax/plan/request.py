@@ -1,14 +1,13 @@
 """What is asked for, and can it work at all? Before any compiler is started, and without jax."""
 
 import dataclasses
-import math
 
 from lm_jax.config import Config, MeshConfig
+from lm_jax.config_check import check_batch, check_mesh, fill_mesh
 from lm_jax.errors import UserError, nearest
 from lm_jax.plan.chips import Topology
 
 AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
-SPLIT = ("data", "fsdp", "expert")  # they share the batch: sharding.RULES["batch"]
 
 
 def mesh_of(text: str) -> MeshConfig:
@@ -39,53 +38,36 @@ def asked(
             f"config.model.architecture={config.model.architecture!r}: is not trained in steps; "
             "plan is for networks."
         )
-    sizes = dataclasses.asdict(mesh_of(mesh) if mesh else config.mesh)
-    known = math.prod(size for size in sizes.values() if size > 0)
-    filled = [axis for axis, size in sizes.items() if size == -1]
-    if len(filled) == 1:
-        sizes[filled[0]] = max(1, topology.devices // known)
-    shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    if len(filled) <= 1 and math.prod(sizes.values()) != topology.devices:
-        each = f" ({topology.chip.devices} a chip)" if topology.chip.devices > 1 else ""
-        where = f"--mesh={mesh}" if mesh else "config.mesh"
-        raise UserError(
-            f"{where}: {shown} does not make the {topology.devices} devices{each} of {topology}; "
-            f"set one axis to -1, or sizes whose product is {topology.devices}."
-        )
-    values = config.to_dict() | {"mesh": sizes, "batch_size": batch or config.batch_size}
-    values["model"] = values["model"] | ({"remat": remat} if remat else {})
-    config = Config.parse(values)
-    check_slices(config, topology)
-    check_batch(config)
+    config = with_flags(config, mesh_of(mesh) if mesh else config.mesh, batch, remat)
+    each = f" ({topology.chip.devices} a chip)" if topology.chip.devices > 1 else ""
+    filled = fill_mesh(config.mesh, topology.devices, f"{each} of {topology}")
+    config = dataclasses.replace(config, mesh=filled)
+    check_on(config, topology)
     return config
 
 
 def anywhere(config: Config, batch: int = 0, remat: str = "") -> Config:
     """`config` with what the flags change, whatever the mesh is. Raises UserError."""
-    values = config.to_dict() | {"mesh": {}, "batch_size": batch or config.batch_size}
-    values["microbatches"] = 1
-    values["model"] = values["model"] | ({"remat": remat} if remat else {})
+    return with_flags(dataclasses.replace(config, microbatches=1), MeshConfig(), batch, remat)
+
+
+def with_flags(config: Config, mesh: MeshConfig, batch: int, remat: str) -> Config:
+    """`config` with this mesh and, where they are said, these; checked."""
+    values = config.to_dict() | {"mesh": dataclasses.asdict(mesh)}
+    values |= {"batch_size": batch} if batch else {}
+    values["model"] |= {"remat": remat} if remat else {}
     return Config.parse(values)
 
 
-def check_slices(config: Config, topology: Topology) -> None:
-    """One axis alone crosses the network between slices, as in sharding.tpu_grid."""
+def check_on(config: Config, topology: Topology) -> None:
+    """Do model and batch divide over the mesh of `config`, and that over the slices? One axis alone
+    crosses the network between them, as in sharding.tpu_grid.
+    """
+    check_mesh(config)
     slices, mesh = topology.slices, config.mesh
     if mesh.data % slices and mesh.fsdp % slices:
         raise UserError(
             f"config.mesh: data {mesh.data}, fsdp {mesh.fsdp}: one of them must be a multiple of "
             f"the {slices} slices of {topology}; e.g. --mesh=data:{slices},fsdp:-1."
         )
-
-
-def check_batch(config: Config) -> None:
-    """The same as sharding.check_batch, before there is a mesh."""
-    ways = math.prod(getattr(config.mesh, axis) for axis in SPLIT)
-    step = ways * config.microbatches
-    if config.batch_size % step:
-        down, up = config.batch_size // step * step, -(-config.batch_size // step) * step
-        near = f"{down} or {up}" if down else f"{up}"
-        raise UserError(
-            f"config.batch_size={config.batch_size}: must be divisible by {ways} devices (mesh "
-            f"{' x '.join(SPLIT)}) x {config.microbatches} microbatches; nearest: --batch={near}."
-        )
+    check_batch(config.batch_size, config.microbatches, dataclasses.asdict(mesh))

@@ -8,6 +8,7 @@ its bound; where none do, as long as all together. What is measured lies between
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lm_jax.plan.chips import Topology
 
@@ -55,7 +56,7 @@ def seconds(
     topology: Topology, sent: float, places: Sequence[tuple[int, ...]]
 ) -> tuple[float, float]:
     """(inside of slices, between them) of a collective in which each device of a group sends `sent`
-    bytes. places: of its devices, (slice, dimensions of the torus..., device of the chip).
+    bytes. places: the `place` of each of its devices.
 
     A group in several slices works in two stages: first inside of each, and then between them each
     device with its own part.
@@ -66,6 +67,12 @@ def seconds(
     far = (1 - 1 / slices) / near / (1 - 1 / (near * slices)) if slices > 1 else 0.0
     here = sent * (1 - 1 / near) / (1 - 1 / (near * slices)) if near > 1 else 0.0
     return (here / rate(topology, inner) if here else 0.0), sent * far / topology.chip.device_dcn
+
+
+def place(device: Any, topology: Topology) -> tuple[int, ...]:
+    """(slice, dimensions of the torus..., device of the chip): where a device of jax is."""
+    coords = device.coords[: len(topology.shape)]
+    return getattr(device, "slice_index", 0), *coords, device.core_on_chip
 
 
 def rate(topology: Topology, places: Sequence[tuple[int, ...]]) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from lm_jax.config import Config, MeshConfig
-from lm_jax.config_check import CHOICES, check_mesh
+from lm_jax.config_check import BATCH_AXES, CHOICES
 from lm_jax.errors import UserError
 from lm_jax.plan import request
 from lm_jax.plan.chips import CHIPS, Topology
@@ -74,7 +74,7 @@ def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
         raise UserError(
             f"config.batch_size={config.batch_size}: divides over no mesh of the "
             f"{topology.devices} devices of {topology} that config.model can be cut over; "
-            f"nearest: --batch={-(-config.batch_size // topology.devices) * topology.devices}."
+            f"nearest: {-(-config.batch_size // topology.devices) * topology.devices}."
         )
     limit = topology.chip.device_hbm
     near = [tried for need, tried in found if need <= limit]
@@ -103,9 +103,7 @@ def meshes(config: Config, topology: Topology) -> Iterator[MeshConfig]:
             continue  # the same as so many more of data
         tried = dataclasses.replace(config, mesh=mesh, microbatches=1)
         try:
-            check_mesh(tried)
-            request.check_slices(tried, topology)
-            request.check_batch(tried)
+            request.check_on(tried, topology)
         except UserError:
             continue
         yield mesh
@@ -123,7 +121,7 @@ def factors(count: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 def fewest(config: Config, topology: Topology) -> tuple[int, Config]:
     """(bytes of a device, the config with the fewest microbatches that fits, or with the most)."""
-    rows = config.batch_size // math.prod(getattr(config.mesh, axis) for axis in request.SPLIT)
+    rows = config.batch_size // math.prod(getattr(config.mesh, axis) for axis in BATCH_AXES)
     counts = [count for count in range(1, rows + 1) if rows % count == 0]
 
     def need(count: int) -> int:

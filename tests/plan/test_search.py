@@ -4,16 +4,15 @@ import dataclasses
 import json
 import math
 import types
+from functools import partial
 
 import jax
 import pytest
-from absl import flags
 from test_estimate import SMALL
 
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config_check import check
 from lm_jax.errors import UserError
-from lm_jax.plan import __main__ as command
 from lm_jax.plan import ranking, request, search, terms
 from lm_jax.plan.chips import parse
 
@@ -45,8 +44,7 @@ def test_no_mesh_is_offered_that_the_checks_refuse(values, topology):
     for mesh in found:
         tried = dataclasses.replace(config, mesh=mesh)
         check(tried)
-        request.check_batch(tried)
-        request.check_slices(tried, topology)
+        request.check_on(tried, topology)
         assert math.prod(dataclasses.asdict(mesh).values()) == topology.devices
 
 
@@ -57,7 +55,7 @@ def test_every_mesh_that_the_checks_let_through_is_offered():
 
 
 def test_a_batch_that_divides_over_no_mesh_is_refused_with_one_that_does():
-    with pytest.raises(UserError, match=r"batch_size=3: divides over no mesh .* --batch=16\."):
+    with pytest.raises(UserError, match=r"batch_size=3: divides over no mesh .* nearest: 16\."):
         search.search(config_of(batch_size=3), parse("v5e:4x4"))
 
 
@@ -155,17 +153,9 @@ def test_prices_and_deadlines_are_read_or_refused():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """(exit code, what is printed) of the command with these flags."""
-    defaults = {"config": SMALL, "topology": "v5e:2x2", "mesh": "", "batch": 0, "remat": "full",
-                "tokens": 0.0, "price": "", "deadline": "", "compile": 0, "plot": "",
-                "json": False}  # fmt: skip
-
-    def call(**given):
-        monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**{**defaults, **given}))
-        return command.main([]), capsys.readouterr().out
-
-    return call
+def run(call):
+    """The command, of all meshes."""
+    return partial(call, config=SMALL, topology="v5e:2x2", remat="full")
 
 
 def test_without_a_mesh_the_command_ranks_plans_for_people_and_programs(run):
