@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
 from lm_jax.parallel import contract, einsum, expand, lookup
-from lm_jax.sharding import as_in, gather, shard, stream, table
+from lm_jax.sharding import gather, place, shard, stream, table
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -212,5 +212,6 @@ def dropout(x_BLD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout (Srivastava et al. 2014); does nothing without a key."""
     if key is None or rate == 0.0:
         return x_BLD
-    keep = jax.random.bernoulli(key, 1 - rate, x_BLD.shape)
-    return jnp.where(as_in(keep, x_BLD), x_BLD / (1 - rate), 0)
+    # Each device draws for what it has, and gets what it would have got alone.
+    keep = jax.random.uniform(key, x_BLD.shape, out_sharding=place(x_BLD)) < 1 - rate
+    return jnp.where(keep, x_BLD / (1 - rate), 0)
