@@ -1,42 +1,24 @@
 """How large and how fast is a step, without a compiler? An analytic model of the train step, in
 milliseconds a plan; the compiled program has the last word.
 
-What each device sends is the least that the layout of the code needs (lm_jax/parallel.py,
-models/*.py); the compiler may send more. What goes through its memory is what each product reads
-and writes. FLOPs are counted from the jaxpr of the real loss.
+FLOPs are counted from the jaxpr of the real loss. What goes through the memory of a device is what
+each product reads and writes.
 """
-
-# Shapes: T tokens of a device in a microbatch, D model width, V vocabulary.
 
 import dataclasses
 import functools
-import itertools
-import math
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import jax
-import numpy as np
 
-from lm_jax import sharding
-from lm_jax.config import Config, ModelConfig, resolved
+from lm_jax.config import Config, resolved
 from lm_jax.errors import UserError
 from lm_jax.objectives import loss
 from lm_jax.plan import roofline, shapes
 from lm_jax.plan.chips import Topology
 from lm_jax.plan.flops import Flops, count
-from lm_jax.plan.memory import LANES, TABLES, Memory, Part, memory
-from lm_jax.plan.shapes import Leaf
-from lm_jax.sharding import RULES
-
-KINDS = {
-    "v4": "TPU v4",
-    "v5e": "TPU v5 lite",
-    "v5p": "TPU v5p",
-    "v6e": "TPU v6 lite",
-    "tpu7x": "TPU7x",
-}  # what JAX calls a device; its mesh_utils lay out some in their own way
+from lm_jax.plan.memory import LANES, Memory, Part, memory
+from lm_jax.plan.overlap import Layered, Phases, layered
+from lm_jax.plan.sent import network, sent_by, stacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +32,7 @@ class Estimate:
     traffic: float  # bytes from and to the memory
     sent: dict[str, float]  # bytes to other devices, by axes of the mesh
     times: roofline.Times
+    layered: Layered
 
     @property
     def fits(self) -> bool:
@@ -81,7 +64,8 @@ def estimate(config: Config, topology: Topology) -> Estimate:
         for name, each in zip(("ici", "dcn"), wires[axes], strict=True):
             seconds |= {f"{name}:{axes}": size * each} if each else {}
     times = roofline.times(topology, matrix, moved, seconds)
-    return Estimate(config, topology, memory(part), matrix, moved, sent, times)
+    by_layers = layered(part, topology, phases(part, topology))
+    return Estimate(config, topology, memory(part), matrix, moved, sent, times, by_layers)
 
 
 def flops(config: Config) -> Flops:
@@ -97,95 +81,62 @@ def flops_of(config: Config) -> Flops:
         return count(jax.value_and_grad(part), *shapes.one_window(config))
 
 
-# ---- What is moved. ----------------------------------------------------------------------------
+def phases(part: Part, topology: Topology) -> Phases:
+    """What a device does by itself in a microbatch, and once a step."""
+    config, chip = part.config, topology.chip
+    model = config.model
+    once = dataclasses.replace(config, model=dataclasses.replace(model, remat="none"))
+    # A product costs as much for the gradient of each of what it multiplies as forward.
+    logits = 6.0 * model.dim * model.vocab_size * config.tokens_per_step
+    first = (flops(once).matrix - logits) / 3
+    ways = topology.devices * config.microbatches * chip.device_flops * chip.matmul
+    matrix = [work / ways for work in (first, flops(config).matrix - logits - first, logits)]
+    passes = passes_of(part)
+    layers = layers_traffic(part) / passes
+    moved = [layers, (passes - 1) * layers, words_traffic(part)]
+    forward, backward, words = (
+        max(work, size / chip.device_hbm_rate) for work, size in zip(matrix, moved, strict=True)
+    )
+    return Phases(forward, backward, words, optimizer_traffic(part) / chip.device_hbm_rate)
 
 
-def sent_by(part: Part) -> dict[str, float]:
-    """Bytes that a device sends in a step, by mesh axes ("fsdp", "data+expert")."""
-    config, sizes = part.config, part.sizes
-    state, total = shapes.state(config), dict.fromkeys(("fsdp", "expert", "tensor"), 0.0)
-    for leaf in state.parameters:
-        for axes, size in of_weight(leaf, part):
-            total[axes] = total.get(axes, 0.0) + config.microbatches * size
-    if config.optimizer.shard_state:  # its updates come back in float32, once a step
-        whole = others(sizes["data"]) * state.bytes("parameters", sizes)
-        total["data"] = total.get("data", 0.0) + whole
-    for axis, states in of_states(part):
-        total[axis] += config.microbatches * others(sizes[axis]) * states
-    return total
-
-
-def others(n: int) -> float:
-    """The share of a whole that a device does not have itself, or has for others."""
-    return (n - 1) / n
-
-
-def of_weight(leaf: Leaf, part: Part) -> Iterator[tuple[str, float]]:
-    """(axes, bytes) of a microbatch: where it is cut over the batch's axes, it is collected forward
-    and backward, and its gradient scattered; over the other axes of the batch that is summed.
-    """
-    sizes, number = part.sizes, part.number
-    cut = {axis for axes in leaf.cut for axis in axes}
-    uses = 1
-    if leaf.path[-1] in TABLES:
-        uses = 1 + tied(part.config.model) if leaf.path[-1] == "tokens" else 1
-    if "fsdp" in cut:
-        times = 3 if "blocks" in leaf.path else 2  # a table is collected for its only product
-        yield "fsdp", uses * times * others(sizes["fsdp"]) * leaf.bytes(sizes | {"fsdp": 1}, number)
-    shared = [axis for axis in RULES["batch"] if axis not in cut and sizes[axis] > 1]
-    if shared:
-        ways = math.prod(sizes[axis] for axis in shared)
-        scattered = part.config.optimizer.shard_state and shared == ["data"]
-        size = leaf.bytes(sizes, number)
-        yield "+".join(shared), uses * (1 if scattered else 2) * others(ways) * size
-
-
-def tied(model: ModelConfig) -> int:
-    """How often the table of words is used beside the first lookup."""
-    return model.tie_embeddings + (model.architecture == "encoder_decoder")
-
-
-def of_states(part: Part) -> Iterator[tuple[str, int]]:
-    """(axis, bytes that its devices have together) of a microbatch, which move there."""
-    model, states = part.config.model, part.states
-    again = model.remat != "none"
-    for branches, layers in stacks(model):
-        # A branch collects states and scatters its sum; backward it collects states and their
-        # gradient, and scatters one. What is computed again needs all sums but the last.
-        yield "tensor", layers * states * (5 * branches + again * (branches - 1))
-        if model.num_experts:
-            whole = states * part.sizes["expert"]
-            yield "expert", layers * whole * (4 + again)
-            yield "tensor", layers * whole * 4  # sums of all that share the experts, not scattered
-    yield "tensor", 4 * states
-
-
-def stacks(model: ModelConfig) -> list[tuple[int, int]]:
-    """(branches of a block, blocks) of each."""
-    both = model.architecture == "encoder_decoder"
-    first = [(2, model.encoder_layers or model.num_layers)] if both else []
-    return [*first, (2 + both, model.num_layers)]
+def passes_of(part: Part) -> int:
+    """Through the layers: forward, perhaps again, and twice for the gradients."""
+    return 3 + (part.config.model.remat != "none")
 
 
 def traffic(part: Part) -> float:
     """Bytes that a device reads from its memory and writes to it in a step: what each product
-    reads and writes, forward, perhaps again, and twice for the gradients.
+    reads and writes, in all passes.
     """
+    each = layers_traffic(part) + words_traffic(part)
+    return part.config.microbatches * each + optimizer_traffic(part)
+
+
+def optimizer_traffic(part: Part) -> float:
+    """Of a step. Adam reads and writes all that it has; gradients are written and read."""
+    state, sizes = shapes.state(part.config), part.sizes
+    return 4 * state.bytes("parameters", sizes) + 2 * state.bytes("optimizer", sizes)
+
+
+def layers_traffic(part: Part) -> float:
+    """Of the layers and a microbatch."""
+    sizes, passes = part.sizes, passes_of(part)
+    weights = shapes.state(part.config).bytes("blocks", sizes | {"fsdp": 1}, part.number)
+    layers = sum(layer_traffic(part, *each) for each in stacks(part.config.model))
+    return weights * (passes + 2 * (sizes["fsdp"] > 1)) + passes * layers
+
+
+def words_traffic(part: Part) -> float:
+    """Of the loss of a microbatch."""
     config, sizes = part.config, part.sizes
-    model, state = config.model, shapes.state(config)
-    weights = state.bytes("blocks", sizes | {"fsdp": 1}, part.number)
-    layers = sum(layer_traffic(part, *each) for each in stacks(model))
-    passes = 3 + (model.remat != "none")
+    model = config.model
     logits = part.tokens * (model.vocab_size // sizes["tensor"]) * part.number
     # Each chunk reads the table twice, and reads and writes its gradient in float32.
-    words = (
+    return (
         config.data.sequence_length // part.chunk * 2 * (part.words(4) + part.words(part.number))
         + 4 * logits
     )
-    moved = weights * (passes + 2 * (sizes["fsdp"] > 1)) + passes * layers + words
-    # Adam reads and writes all that it has; gradients are written and read.
-    parameters = state.bytes("parameters", sizes)
-    return config.microbatches * moved + 4 * parameters + 2 * state.bytes("optimizer", sizes)
 
 
 def layer_traffic(part: Part, branches: int, layers: int) -> int:
@@ -203,36 +154,3 @@ def layer_traffic(part: Part, branches: int, layers: int) -> int:
         rows = states * part.sizes["expert"] * model.experts_per_token
         forward += 4 * rows + 4 * expanded
     return layers * ((branches - 1) * attention + forward)
-
-
-# ---- Over which wires. -------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=1024)
-def network(topology: Topology, mesh: tuple[tuple[str, int], ...]) -> dict[str, tuple]:
-    """Seconds in which a device sends a byte along groups of mesh axes: inside of slices or hosts,
-    and between them.
-    """
-    sizes = dict(mesh)
-    grid, names, found = placed(topology, list(sizes.values())), list(sizes), {}
-    large = [axis for axis, size in sizes.items() if size > 1]
-    for number in range(1, len(large) + 1):
-        for axes in itertools.combinations(large, number):
-            at = tuple(slice(None) if name in axes else 0 for name in names)
-            places = [roofline.place(device, topology) for device in grid[at].reshape(-1)]
-            found["+".join(axes)] = roofline.seconds(topology, 1.0, places)
-    return found
-
-
-def placed(topology: Topology, sizes: list[int]) -> np.ndarray:
-    """Devices that are not here, laid out as sharding.make_mesh would."""
-    chip, here = topology.chip, list[Any]()
-    for each in range(topology.slices):
-        for coords in itertools.product(*map(range, reversed(topology.shape))):
-            at = (*reversed(coords), 0, 0)[:3]
-            here += [
-                SimpleNamespace(platform="tpu", device_kind=KINDS.get(chip.name), coords=at,
-                                core_on_chip=core, slice_index=each, process_index=0, id=len(here))
-                for core in range(chip.devices)
-            ]  # fmt: skip
-    return sharding.tpu_grid(sizes, here) if chip.is_tpu else np.array(here).reshape(sizes)

@@ -59,18 +59,22 @@ def as_dict(plan: Plan, tokens: float, price: float) -> dict[str, Any]:
         "limit": found.topology.chip.device_hbm,
         "times": {"parts": plan.times.parts, "bound": plan.times.bound,
                   **plan.times.ends},
+        "layered": dataclasses.asdict(plan.estimate.layered),
         "estimated": {"peak": found.memory.total, "memory": found.memory.kinds,
                       "phase": found.memory.phase, "flops": found.flops,
                       "traffic": found.traffic, "sent": found.sent,
-                      "overlapped": found.times.overlapped, "serial": found.times.serial},
+                      **found.times.ends},
         "forecast": dataclasses.asdict(run_of(plan, tokens, price)),
     }  # fmt: skip
 
 
 def text(plans: Sequence[Plan], tokens: float, price: Mapping[str, float], where: bool) -> str:
-    """A table of the first plans; `where`: with the topology of each."""
+    """A table of the first plans; `where`: with the topology of each. What a device waits is the
+    estimate's, layer by layer.
+    """
     head = [*(["topology"] if where else []), "mesh", "remat", "parts", "memory of a device",
-            "step", "bound", "MFU", "days", *(["USD"] if price else []), "figures"]  # fmt: skip
+            "step", "bound", "waits", "MFU", "days", *(["USD"] if price else []),
+            "figures"]  # fmt: skip
     rows = [head]
     for plan in plans[:SHOWN]:
         topology = plan.estimate.topology
@@ -82,7 +86,8 @@ def text(plans: Sequence[Plan], tokens: float, price: Mapping[str, float], where
             str(plan.config.microbatches),
             f"{gb(plan.peak)} {plan.peak / limit:4.0%}" + " TOO MUCH" * (not plan.fits),
             f"{plan.times.overlapped:.3g} to {plan.times.serial:.3g} s", plan.times.bound,
-            f"{run.mfu:.1%}", f"{run.days or 0:.3g}", *([cost] if price else []),
+            f"{plan.estimate.layered.share:.1%}", f"{run.mfu:.1%}", f"{run.days or 0:.3g}",
+            *([cost] if price else []),
             plan.source + (f": {plan.failed}" if plan.failed else ""),
         ])  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]

@@ -12,6 +12,7 @@ from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.errors import UserError
 from lm_jax.plan import estimate, memory, shapes
 from lm_jax.plan.chips import parse
+from lm_jax.plan.sent import sent_by
 from lm_jax.train_step import init_state
 
 CONFIGS = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "configs")
@@ -159,25 +160,9 @@ SENT = {
 @pytest.mark.parametrize("name", SENT)
 def test_what_is_sent_is_what_compiled_programs_send(name):
     file, _, mesh, changes, *_ = COMPILED[name]
-    found = estimate.sent_by(memory.Part(of_file(file, mesh, **changes)))
+    found = sent_by(memory.Part(of_file(file, mesh, **changes)))
     for axes, sent in SENT[name].items():
         assert found[axes] / 1e9 == pytest.approx(sent, rel=0.1)
-
-
-def test_an_axis_is_as_fast_as_its_place_in_the_torus():
-    wires = estimate.network(parse("v5p:4x4x4"), (("fsdp", 16), ("tensor", 4)))
-    near = {axes: 1 / seconds for axes, (seconds, _) in wires.items()}
-    assert near["tensor"] == pytest.approx(2 * 90e9)  # both ways of one ring
-    assert near["fsdp"] == pytest.approx(4 * 90e9)
-    assert near["fsdp+tensor"] == pytest.approx(6 * 90e9)
-
-
-def test_between_slices_and_hosts_only_the_axis_that_crosses_waits_for_their_network():
-    for topology, axes in (("v5e:4x4*2", "data"), ("h100:8*2", "data")):
-        sizes = (("data", 2), ("fsdp", parse(topology).devices // 2), ("expert", 1), ("tensor", 1))
-        wires = estimate.network(parse(topology), sizes)
-        assert wires[axes][1] > 0
-        assert wires["fsdp"][1] == 0
 
 
 def test_a_plan_has_its_figures_and_says_whether_it_fits():
