@@ -197,7 +197,7 @@ follow() {  # shows the log of the first worker from where it was, until the tra
         if [ "$code" -gt 128 ]; then continue; elif [ "$code" != 0 ]; then break; fi
         say "$line"
         line='' shown=$((shown + 1))
-    done < <(cloud "${log[@]}" "--command=$worker log $((shown + 1)) $shown_for" 2>"$temp/cut" || : >"$temp/cut")
+    done < <(cloud "${log[@]}" "--command=$worker log $((shown + 1)) $shown_for" 2>"$temp/cloud" || : >"$temp/cut")
 }
 launch() {  # code, environment and training on all workers
     local step code
