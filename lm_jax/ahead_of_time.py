@@ -39,7 +39,7 @@ class Step(NamedTuple):
     def compile(self) -> Any:
         """The program for TPU, with the compiler's options of a run there and OPTIONS."""
         options = xla_options.accepted(self.mesh) | OPTIONS
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), xla_options.not_kept():
             lowered = self.traced.lower(lowering_platforms=("tpu",))
             return lowered.compile(compiler_options=options)
 

@@ -2,8 +2,11 @@
 publishes it; what the compiler at hand refuses is left out, with a line.
 """
 
+import contextlib
+import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -104,10 +107,25 @@ def refusal(mesh: Mesh, options: Options) -> str:
     """Why the compiler does not take `options`, for a program of one sum; "" when it does."""
     x = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     try:
-        jax.jit(lambda x: x + 1).lower(x).compile(compiler_options=options)
+        with not_kept():
+            jax.jit(lambda x: x + 1).lower(x).compile(compiler_options=options)
     except Exception as error:  # of many types, and none of them is a reason not to train
         return " ".join(str(error).split())[:200]
     return ""
+
+
+@contextlib.contextmanager
+def not_kept() -> Iterator[None]:
+    """What is compiled here is not kept in the cache of programs: one for devices that are not here
+    could not be loaded again, and jax would warn of it.
+    """
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def in_environment() -> dict[str, str]:

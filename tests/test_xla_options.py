@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lm_jax import ahead_of_time, loop, xla_options
 from lm_jax.config import Config, DataConfig, ModelConfig
@@ -24,6 +25,25 @@ def for_cpu(monkeypatch):
     return lambda options: monkeypatch.setitem(xla_options.TABLE, "cpu", options)
 
 
+@pytest.fixture
+def cache(tmp_path):
+    """Files that a call leaves in an empty cache that keeps all programs."""
+    settings = {"jax_compilation_cache_dir": str(tmp_path),
+                "jax_persistent_cache_min_compile_time_secs": 0.0}  # fmt: skip
+    before = {name: getattr(jax.config, name) for name in settings}
+
+    def kept(call):
+        call()
+        return [path.name for path in tmp_path.iterdir() if path.name.endswith("-cache")]
+
+    set_all = lambda values: [jax.config.update(*pair) for pair in values.items()]
+    compilation_cache.reset_cache()
+    set_all(settings)
+    yield kept
+    set_all(before)
+    compilation_cache.reset_cache()
+
+
 def of_slice(topology, slices=1):
     pytest.importorskip("libtpu")
     return jax.sharding.Mesh(np.array(ahead_of_time.devices(topology, slices)), ("data",))
@@ -40,6 +60,13 @@ def test_a_value_that_the_compiler_does_not_know_is_left_out_with_a_line(mesh, f
     for_cpu({"xla_cpu_enable_fast_min_max": "maybe"})
     assert xla_options.accepted(mesh) == {}
     assert "is not a valid bool value" in capsys.readouterr().out
+
+
+def test_what_cannot_be_loaded_again_is_not_kept_in_the_cache_of_programs(cache):
+    mesh = of_slice("v4:2x2x1")
+    kept = cache(lambda: xla_options.refusal(mesh, {}))
+    assert kept == []
+    assert len(cache(lambda: jax.jit(lambda x: x + 3).lower(1.0).compile())) == 1
 
 
 def test_on_cpu_there_are_none_and_a_program_is_what_it_was(mesh, capsys):
