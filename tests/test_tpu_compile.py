@@ -69,6 +69,17 @@ def test_every_host_of_a_slice_has_rows_of_its_own(monkeypatch, topology, slices
     assert found == set(range(parts))
 
 
+@pytest.fixture(params=[-1.0, pytest.param(0.0, marks=pytest.mark.slow)])
+def effort(request):
+    """How hard the compiler tries; at the least, which takes a third of the time, all passes still
+    run, and what they make takes a little more memory. Of a run: 0.
+    """
+    jax.config.update("jax_exec_time_optimization_effort", request.param)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", 0.0)
+
+
+@pytest.mark.usefixtures("effort")
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x2"])
 @pytest.mark.parametrize("name", ["gpt2_124m", "llama3_8b"])
 def test_train_step_compiles_for_tpu_with_splash_attention(name, topology):
