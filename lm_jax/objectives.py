@@ -156,11 +156,14 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
         # Over devices as the gradients of the other weights.
         grads |= {"table": grads["table"].astype(x_BLD.dtype)}
         grads = [parallel.summed_gradient(g, *names[name]) for name, g in grads.items()]
-        return [*sums, parallel.summed(x_grad, "vocab"), *grads]
+        # x's as the stream: a part of each state for each device that shares them.
+        sum_of = parallel.summed if stream[2] is None else partial(parallel.summed_part, axis=2)
+        return [*sums, sum_of(x_grad, "vocab"), *grads]
 
     low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
     names = AXES | {"table": sharding.table(len(low["table"]))}
-    outputs = [(), (), ("batch", None, None), *(names[name] for name in low)]
+    stream = sharding.stream(x_BLD.shape[2])
+    outputs = [(), (), stream, *(names[name] for name in low)]
     loss, nll, x_grad, *grads = on_each_device(local, INPUTS, outputs, own=False)(
         x_BLD, low, targets_BL, weights_BL
     )
@@ -175,7 +178,7 @@ def chunked_backward(part, size, gradients, cotangents):
     del part, size
     scale = cotangents[0]
     x_grad, grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
-    return x_grad, grads, None, None
+    return sharding.whole(x_grad), grads, None, None
 
 
 chunked.defvjp(chunked_forward, chunked_backward)
