@@ -18,7 +18,7 @@ from lm_jax.plan.chips import Topology
 from lm_jax.plan.flops import Flops, count
 from lm_jax.plan.memory import LANES, Memory, Part, memory
 from lm_jax.plan.overlap import Layered, Phases, layered
-from lm_jax.plan.sent import network, sent_by, stacks
+from lm_jax.plan.sent import makes_again, network, sent_by, stacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def phases(part: Part, topology: Topology) -> Phases:
 
 def passes_of(part: Part) -> int:
     """Through the layers: forward, perhaps again, and twice for the gradients."""
-    return 3 + (part.config.model.remat != "none")
+    return 3 + makes_again(part.config.model)
 
 
 def traffic(part: Part) -> float:

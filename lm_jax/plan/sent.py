@@ -70,6 +70,11 @@ def of_weight(leaf: Leaf, part: Part) -> Iterator[tuple[str, float]]:
         yield "+".join(shared), uses * (1 if scattered else 2) * others(ways) * size
 
 
+def makes_again(model: ModelConfig) -> bool:
+    """Whether products with weights are made again for the way back."""
+    return model.remat in ("names", "full")
+
+
 def tied(model: ModelConfig) -> int:
     """How often the table of words is used beside the first lookup."""
     return model.tie_embeddings + (model.architecture == "encoder_decoder")
@@ -78,7 +83,7 @@ def tied(model: ModelConfig) -> int:
 def of_states(part: Part) -> Iterator[tuple[str, int]]:
     """(axis, bytes that its devices have together) of a microbatch, which move there."""
     model, states = part.config.model, part.states
-    again = model.remat != "none"
+    again = makes_again(model)
     for branches, layers in stacks(model):
         # A branch collects states and scatters its sum; backward it collects states and their
         # gradient, and scatters one. What is computed again needs all sums but the last.
