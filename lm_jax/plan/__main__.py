@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from lm_jax import cli
+from lm_jax import cli, runtime
 from lm_jax.config import Config
 from lm_jax.errors import UserError
 
@@ -56,34 +56,38 @@ def main(argv: Sequence[str]) -> int:
     tokens = asked.tokens or config.steps * (asked.batch or config.batch_size) * (
         config.data.sequence_length
     )
-    if asked.topology == "auto":
+    topology = None if asked.topology == "auto" else chips.parse(asked.topology)
+    if topology and asked.mesh:
+        own = "" if asked.mesh == "config" else asked.mesh
+        config = request.asked(config, topology, own, asked.batch, asked.remat)
+    else:
+        config = request.anywhere(config, asked.batch, asked.remat)
+    runtime.start()  # nothing before it needed jax
+    if not topology:
         return ranked(everywhere(config, asked, tokens, price, deadline), tokens, price, asked)
-    topology = chips.parse(asked.topology)
     if not asked.mesh:
         return ranked(searched(config, asked, topology), tokens, price, asked)
-    own = "" if asked.mesh == "config" else asked.mesh
-    config = request.asked(config, topology, own, asked.batch, asked.remat)
-    if not topology.chip.is_tpu:
-        from lm_jax.plan import estimate, search
+    if topology.chip.is_tpu:
+        return measured(config, topology, tokens, price.get(topology.chip.name, 0.0), asked)
+    from lm_jax.plan import estimate, search
 
-        return ranked([search.Plan(estimate.estimate(config, topology))], tokens, price, asked)
-    return measured(config, topology, tokens, price.get(topology.chip.name, 0.0), asked)
+    return ranked([search.Plan(estimate.estimate(config, topology))], tokens, price, asked)
 
 
 def searched(config: Config, asked: Any, topology: Any) -> list[Any]:
     """All plans for a topology, the best of them compiled where there is a compiler for it."""
-    from lm_jax.plan import request, search
+    from lm_jax.plan import search
 
-    plans = search.search(request.anywhere(config, asked.batch, asked.remat), topology, asked.remat)
+    plans = search.search(config, topology, asked.remat)
     return search.compiled(plans, asked.compile) if topology.chip.is_tpu else plans
 
 
 def everywhere(config: Config, asked: Any, tokens: float, price: dict[str, float],
                deadline: float) -> list[Any]:  # fmt: skip
     """The best plan of each chip and slice size that is fast enough, the cheapest first."""
-    from lm_jax.plan import ranking, request, search
+    from lm_jax.plan import ranking, search
 
-    plans = search.everywhere(request.anywhere(config, asked.batch, asked.remat), asked.remat)
+    plans = search.everywhere(config, asked.remat)
     return ranking.affordable(plans, tokens, price, deadline)
 
 

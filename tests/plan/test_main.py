@@ -1,11 +1,13 @@
 """The command: refuses in a blink, compiles for real, and says what it found."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import types
 from functools import partial
+from pathlib import Path
 
 import jax
 import pytest
@@ -17,6 +19,7 @@ from lm_jax.plan import measure
 from lm_jax.plan.chips import parse
 from lm_jax.plan.request import asked
 
+ROOT = Path(__file__).parent.parent.parent
 SMALL = {
     "batch_size": 8, "steps": 1000, "data": {"sequence_length": 256}, "model": {
         "dim": 256, "num_layers": 2, "num_heads": 2, "vocab_size": 512, "attention": "xla",
@@ -149,3 +152,15 @@ def test_a_real_step_is_compiled_and_measured():
     assert found.moved.sent["fsdp"] > (2 + 1) * 2 * matrices / 2
     assert {"matrix", "memory", "ici:fsdp", "ici:tensor"} <= found.moved.times.parts.keys()
     assert 0 < found.memory.temporaries < found.memory.peak < found.memory.limit
+
+
+def test_the_command_looks_for_no_tpu_where_there_is_none():
+    flags = ["--config=configs/gpt2_124m.py", "--topology=h100:8", "--mesh=data:8"]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run([sys.executable, "-m", "lm_jax.plan", *flags], env=environment,
+                          capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    head, first = done.stdout.splitlines()
+    assert head.split()[:2] == ["mesh", "remat"]
+    assert first.startswith("data:8")
+    assert first.endswith("estimated")
