@@ -79,10 +79,11 @@ def time_row(name, found):
     """Of the second table."""
     if not found["fits"]:
         return f"| {name} | {found['topology']} | does not fit: {found['advice'][0]} |"
+    matrix = sum(found["flops"][kind] for kind in ("products", "attention"))
     moved, ends = found["moved"], found["forecast"].values()
     sent = ", ".join(f"{axes} {size / 1e9:,.2f}" for axes, size in moved["sent"].items())
     span = lambda field, form: " to ".join(form.format(run[field]) for run in ends)
-    return (f"| {name} | {found['topology']} | {found['flops']['matrix']:.3g} | "
+    return (f"| {name} | {found['topology']} | {matrix:.3g} | "
             f"{moved['traffic'] / 1e9:,.0f} | {sent} | {moved['times']['bound']} | "
             f"{span('seconds', '{:.3g}')} | {span('mfu', '{:.0%}')} | "
             + " to ".join(f"{run['tokens_per_second'] / found['devices']:,.0f}" for run in ends)
