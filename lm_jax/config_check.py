@@ -55,7 +55,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
              "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
-BATCH_AXES = ("data", "fsdp", "expert")  # of the mesh: their devices share the batch
+BATCH_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: their devices share the batch
 SHARES = ("loss.fim_rate", "loss.spm_rate")
 RECURRENT = ("rnn", "lstm", "gru")
 

@@ -17,8 +17,10 @@ from lm_jax import parallel, sharding
 from lm_jax.config import LossConfig
 from lm_jax.models.head import AXES, as_logits, chunk_size, read, split, target_log_probs
 from lm_jax.parallel import on_each_device
+from lm_jax.sharding import shard
 
-INPUTS = (("batch", None, None), AXES, ("batch", None), ("batch", None))  # of the chunks' loss
+TOKENS = ("batch", "length")
+INPUTS = ((*TOKENS, None), AXES, TOKENS, TOKENS)  # of the chunks' loss
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -79,7 +81,8 @@ def cross_entropy(
     uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
     size = chunk_size(x_BLD.shape, len(readout["table"]), config.chunk_size)
-    if size >= x_BLD.shape[1]:
+    if size >= x_BLD.shape[1] // sharding.ways("length"):
+        targets_BL, weights_BL = (shard(x, *TOKENS) for x in (targets_BL, weights_BL))
         return sums_of(read(x_BLD, readout, cap), targets_BL, weights_BL, config)
     part = partial(chunk_of, config=config, cap=cap)
     return chunked(part, size, x_BLD, readout, targets_BL, weights_BL)
@@ -113,9 +116,9 @@ def chunked(part, size, x_BLD, readout, targets_BL, weights_BL):
             products = jnp.einsum("bld,vd->blv", x, readout["table"])
             return jax.tree.map(jnp.add, sums, part(products, readout.get("bias"), *target)), None
 
-        start = parallel.varying((jnp.zeros(()), jnp.zeros(())), "batch")
+        start = parallel.varying((jnp.zeros(()), jnp.zeros(())), "tokens")
         sums, _ = jax.lax.scan(body, start, split(size, x_BLD, targets_BL, weights_BL))
-        return [parallel.summed(x, "batch") for x in sums]
+        return [parallel.summed(x, "tokens") for x in sums]
 
     low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
     sums = on_each_device(local, INPUTS, [(), ()], own=False)
@@ -130,7 +133,7 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
 
     def local(x_BLD, readout, targets_BL, weights_BL):
         # Of a device's own tokens and words: what all give to the table is summed once, at the end.
-        x_BLD, readout = parallel.varying(x_BLD, "vocab"), parallel.varying(readout, "batch")
+        x_BLD, readout = parallel.varying(x_BLD, "vocab"), parallel.varying(readout, "tokens")
         table, bias = readout["table"], readout.get("bias")
 
         def body(carry, xs):
@@ -145,14 +148,14 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
             return (*sums, jax.tree.map(jnp.add, grads, new)), jnp.einsum("blv,vd->bld", g, table)
 
         # Made when the table is here: while it is collected there may be two of it.
-        zero = parallel.varying(jnp.float32(0), "batch", "vocab")
+        zero = parallel.varying(jnp.float32(0), "tokens", "vocab")
         table, zero = jax.lax.optimization_barrier((table, zero))
         zeros = {name: jnp.full(w.shape, zero) for name, w in readout.items()}
-        start = (*parallel.varying((jnp.zeros(()), jnp.zeros(())), "batch"), zeros)
+        start = (*parallel.varying((jnp.zeros(()), jnp.zeros(())), "tokens"), zeros)
         chunks = split(size, x_BLD, targets_BL, weights_BL)
         (loss, nll, grads), x_grads = jax.lax.scan(body, start, chunks)
         x_grad = jnp.moveaxis(x_grads, 0, 1).reshape(x_BLD.shape)
-        sums = [parallel.summed(x, "batch") for x in (loss, nll)]
+        sums = [parallel.summed(x, "tokens") for x in (loss, nll)]
         # Over devices as the gradients of the other weights.
         grads |= {"table": grads["table"].astype(x_BLD.dtype)}
         grads = [parallel.summed_gradient(g, *names[name]) for name, g in grads.items()]

@@ -166,9 +166,20 @@ def looked_up(dtype, table, ids_BL):
 
     axes = sharding.stream(table.shape[1])
     spread = axes[2] is not None
-    return on_each_device(local, (("vocab", None), ("batch", None)), axes, own=False)(
+    return on_each_device(local, (("vocab", None), ("batch", "length")), axes, own=False)(
         table.astype(dtype), ids_BL
     )
+
+
+def first(x_BLD: jax.Array) -> jax.Array:
+    """The state of the first token of each row, [B, D]."""
+    if sharding.ways("length") == 1:
+        return x_BLD[:, 0]
+
+    def local(x_BLD):
+        return summed(jnp.where(index("length") == 0, x_BLD[:, 0], 0), "length")
+
+    return on_each_device(local, (("batch", "length", None),), ("batch", None), own=False)(x_BLD)
 
 
 def rows_here(table: jax.Array, ids_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -191,13 +202,14 @@ def looked_up_backward(dtype, saved, g_BLD):
     def local(ids_BL, g_BLD):
         # In float32: a frequent word has thousands of terms.
         zeros = jnp.zeros((len(table) // parts, table.shape[1]), jnp.float32)
-        zeros = varying(zeros, "batch", "vocab")
+        zeros = varying(zeros, "tokens", "vocab")
         own_BL, mine_BL = rows_here(zeros, ids_BL)
         g_BLD = jnp.where(mine_BL[..., None], g_BLD, 0)
         grad = zeros.at[own_BL].add(g_BLD.astype(jnp.float32)).astype(g_BLD.dtype)
         return summed_gradient(grad, *names)
 
-    names, inputs = sharding.table(len(table)), (("batch", None), ("batch", None, None))
+    names = sharding.table(len(table))
+    inputs = ("batch", "length"), ("batch", "length", None)
     grad = on_each_device(local, inputs, names, own=False)
     return grad(ids_BL, sharding.whole(g_BLD)).astype(table.dtype), None
 
@@ -213,7 +225,6 @@ def on_each_device(function: Any, inputs: tuple, output: Any, own: bool = True) 
     """
     if not mesh_is_set():
         return function
-    mesh = jax.sharding.get_abstract_mesh()
 
     def by_name(names: Any, x: Any) -> Any:
         if isinstance(names, list):
@@ -222,7 +233,7 @@ def on_each_device(function: Any, inputs: tuple, output: Any, own: bool = True) 
 
     def as_own(x: jax.Array, place: PartitionSpec) -> jax.Array:
         cut = {axis for part in place if part for axis in ((part,) if type(part) is str else part)}
-        shared = tuple(axis for axis in mesh.axis_names if axis not in cut)
+        shared = tuple(axis for axis in sharding.in_use() if axis not in cut)
         return vary(x, shared)
 
     def call(*args: Any) -> Any:
@@ -290,10 +301,10 @@ def summed_part(x: jax.Array, name: str, axis: int = 0) -> jax.Array:
 
 def summed_gradient(x: jax.Array, *names: str | None) -> jax.Array:
     """The gradient of a weight with these logical axes, summed over the devices that share the
-    batch: each keeps the part that it holds of the weight. Along other mesh axes it is a part
+    tokens: each keeps the part that it holds of the weight. Along other mesh axes it is a part
     already.
     """
-    left = inside("batch")
+    left = inside("tokens")
     for dimension, name in enumerate(names):
         if axes := tuple(axis for axis in inside(name) if axis in left):
             x = jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)

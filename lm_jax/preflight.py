@@ -16,7 +16,7 @@ from lm_jax import sharding
 from lm_jax.checkpoint import write_test
 from lm_jax.config import Config, MeshConfig
 from lm_jax.errors import MachineError
-from lm_jax.models import kernels
+from lm_jax.models import context, kernels
 from lm_jax.train_step import init_state, make_train_step
 
 LARGE = 2**18  # elements from which on a parameter that is whole on every device is a mistake
@@ -44,7 +44,7 @@ def check_attention(config: Config) -> float:
     documents.
     """
     model = config.model
-    length = 256  # two blocks of queries on the xla backend
+    length = 256 * sharding.ways("length")  # two blocks of queries on the xla backend
     rows = sharding.ways("batch")
     heads = (model.kv_heads, model.num_heads // model.kv_heads)
     errors = jax.jit(compare, static_argnums=(0, 1, 2, 3, 4))(
@@ -70,14 +70,10 @@ def compare(backend, dtype, shape, heads, head_size):
     """Largest differences of outputs, of gradients, and across documents, of `backend`."""
     (B, L), (K, G) = shape, heads
     keys = jax.random.split(jax.random.key(0), 4)
-    names = ("batch", None, "heads", None)
-    q = sharding.shard(jax.random.normal(keys[0], (B, L, K, G, head_size)), *names, None).astype(
-        dtype
-    )
-    k, v, noise = (
-        sharding.shard(jax.random.normal(key, (B, L, K, head_size)), *names).astype(dtype)
-        for key in keys[1:]
-    )
+    heads = ("batch", None, "heads")
+    drawn = lambda key, *shape: jax.random.normal(key, (B, L, *shape, head_size)).astype(dtype)
+    q = sharding.shard(drawn(keys[0], K, G), *heads, None, None)
+    k, v, noise = (sharding.shard(drawn(key, K), *heads, None) for key in keys[1:])
     documents = np.broadcast_to((np.arange(L) >= L // 3).astype(np.int32) + 1, (B, L))
     segments = sharding.shard(jnp.asarray(documents), "batch", None)
     mask = kernels.Mask(causal=True, segments=segments)
@@ -90,7 +86,12 @@ def compare(backend, dtype, shape, heads, head_size):
         return o.transpose(0, 3, 1, 2, 4)
 
     def chosen(q, k, v):
-        return kernels.attention(q, k, v, mask, backend)
+        here, _, _ = context.shared(mask, {}, jnp.arange(L)[None])
+        parts = (context.parts_of(x, here.balanced) for x in (q, k, v))
+        names = ("batch", "length", "heads")
+        q, k, v = (sharding.shard(x, *names, *(None,) * (x.ndim - 3)) for x in parts)
+        o = context.attention(q, k, v, here, backend)
+        return sharding.shard(context.rows_of(o, here.balanced), *heads, None, None)
 
     def outputs(function):
         o, pull = jax.vjp(lambda *x: function(*x).astype(jnp.float32), q, k, v)

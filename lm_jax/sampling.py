@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm_jax import sharding
 from lm_jax.errors import UserError
 from lm_jax.models.counted import NGram
 from lm_jax.sharding import shard, ways
@@ -264,6 +265,7 @@ def prefill(model, prompts, max_new_tokens: int, inputs: dict[str, Any]):
 
 
 @partial(jax.jit, donate_argnames=("cache", "x_BD"))
+@sharding.whole_rows()
 def extended(model, cache, x_BD, tokens_BL, lengths_B):
     """The cache with a block more of the prompts, and the last states of rows that end in it."""
     at_B = lengths_B - 1 - cache["length"]
@@ -275,6 +277,7 @@ def extended(model, cache, x_BD, tokens_BL, lengths_B):
 
 
 @partial(jax.jit, donate_argnames=("cache", "x_BD", "done_B"))
+@sharding.whole_rows()
 def continued(model, cache, x_BD, done_B, keys_B, settings, allowed_V):
     """CHUNK tokens more: (cache, x_BD, done_B, tokens_TB). The next token is drawn from `x_BD`."""
     *settings, eos_id = settings

@@ -6,8 +6,10 @@ sharding is part of an array's type (explicit mesh axes), so gradients, optimize
 modules just work.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +20,11 @@ from lm_jax.config import MeshConfig
 from lm_jax.config_check import BATCH_AXES, fill_mesh
 from lm_jax.errors import UserError
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = (*BATCH_AXES, "context", "tensor")
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": BATCH_AXES,
+    "length": "context",
+    "tokens": (*BATCH_AXES, "context"),  # of all rows
     "embed": "fsdp",
     "experts": "expert",
     "heads": "tensor",
@@ -30,6 +34,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "words": ("tensor", "fsdp"),
 }
 SHARED = "data"  # its devices hold the same parameters
+ROWS_ARE_WHOLE = contextvars.ContextVar("rows are whole", default=False)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -46,14 +51,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
     """TPUs in the order in which they are neighbours. The network between slices is the slow one:
-    one axis alone crosses it, `data`, or `fsdp` where data does not divide.
+    one axis alone crosses it: `slice`, or where that does not divide `data`, or `fsdp`.
     """
     from jax.experimental import mesh_utils
 
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    for axis in map(AXES.index, ("data", "fsdp")):
+    for axis in map(AXES.index, ("slice", "data", "fsdp")):
         if sizes[axis] % slices == 0:
             within, across = list(sizes), [1] * len(sizes)
             within[axis], across[axis] = sizes[axis] // slices, slices
@@ -61,8 +66,8 @@ def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
                 within, across, devices, allow_split_physical_axes=True
             )
     raise UserError(
-        f"config.mesh: {slices} TPU slices; data or fsdp must be a multiple of {slices}, "
-        f"e.g. config.mesh.data={slices}."
+        f"config.mesh: {slices} TPU slices; slice, data or fsdp must be a multiple of {slices}, "
+        f"e.g. config.mesh.slice={slices}."
     )
 
 
@@ -90,11 +95,34 @@ def spec(*names: str | None) -> PartitionSpec | None:
     """Mesh axes of an array whose axes have these logical names (None: not sharded)."""
     if not mesh_is_set():
         return None
-    parts = [None if name is None else RULES[name] for name in names]
+    parts = [None if name is None else rule(name) for name in names]
     used = axes_of(*names)
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {names} use a mesh axis twice: {list(used)}")
     return PartitionSpec(*parts)
+
+
+@contextlib.contextmanager
+def whole_rows() -> Iterator[None]:
+    """Within, devices that could share the rows of a batch each have the whole: of one token at a
+    time there is nothing to share.
+    """
+    token = ROWS_ARE_WHOLE.set(True)
+    try:
+        yield
+    finally:
+        ROWS_ARE_WHOLE.reset(token)
+
+
+def rule(name: str) -> str | tuple[str, ...] | None:
+    """The mesh axes of a logical name in the mesh in use."""
+    if name not in ("length", "tokens"):
+        return RULES[name]
+    # An axis of one device is named in no type: keys would have to be freed of it.
+    alone = jax.sharding.get_abstract_mesh().shape.get(RULES["length"], 1) == 1
+    if alone or ROWS_ARE_WHOLE.get():
+        return None if name == "length" else RULES["batch"]
+    return RULES[name]
 
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
@@ -134,9 +162,15 @@ def as_in(tree: Any, other: Any) -> Any:
     return jax.tree.map(lambda x, y: jax.sharding.reshard(x, place(y)), tree, other)
 
 
+def in_use() -> tuple[str, ...]:
+    """The axes of the mesh along which devices may have parts of their own."""
+    names = jax.sharding.get_abstract_mesh().axis_names
+    return names if rule("length") else tuple(n for n in names if n != RULES["length"])
+
+
 def axes_of(*names: str | None) -> tuple[str, ...]:
     """The mesh axes of logical names, in order."""
-    parts = [RULES[name] for name in names if name is not None]
+    parts = [rule(name) or () for name in names if name is not None]
     return tuple(axis for part in parts for axis in ((part,) if isinstance(part, str) else part))
 
 
@@ -146,7 +180,7 @@ def stream(dim: int) -> tuple[str | None, ...]:
     them. Along D and not L (arXiv:2205.05198), which the TPU compiler does in half the bytes.
     """
     parts = ways("stream")
-    return "batch", None, "stream" if parts > 1 and dim % parts == 0 else None
+    return "batch", "length", "stream" if parts > 1 and dim % parts == 0 else None
 
 
 def table(rows: int) -> tuple[str | None, ...]:
@@ -158,7 +192,7 @@ def table(rows: int) -> tuple[str | None, ...]:
 
 def whole(x_BLD: jax.Array) -> jax.Array:
     """The stream with whole states on each device."""
-    return shard(x_BLD, "batch", None, None)
+    return shard(x_BLD, "batch", "length", None)
 
 
 def is_cut(x: jax.Array, axis: int) -> bool:

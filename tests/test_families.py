@@ -45,7 +45,14 @@ EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name i
 MESHES = {
     "data 8": {"data": 8},
     "fsdp 2 x tensor 2 x data 2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "context 4 x tensor 2": {"data": 1, "context": 4, "tensor": 2},
+    "context 2 x fsdp 4": {"data": 1, "context": 2, "fsdp": 4},
 }
+ROWS = [
+    name
+    for name, model in FAMILIES.items()
+    if model.positions != "none" and model.architecture in ("decoder", "encoder", "encoder_decoder")
+]
 
 
 def batch_of(family, step):
@@ -112,5 +119,17 @@ def test_twenty_steps_are_the_same_on_every_mesh(family, mesh):
     losses, norms = trained(family, "one").T
     # On the second mesh the logits are never whole, either.
     others = trained(family, mesh, 4 if "x" in mesh else 0).T
+    np.testing.assert_allclose(others[0], losses, rtol=1e-5)
+    np.testing.assert_allclose(others[1], norms, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [("T5", "context 2 x fsdp 4")]
+    + [pytest.param(name, "context 4 x tensor 2", marks=pytest.mark.slow) for name in ROWS],
+)
+def test_twenty_steps_are_the_same_on_devices_that_share_the_rows(family, mesh):
+    losses, norms = trained(family, "one").T
+    others = trained(family, mesh, 2 if "tensor" in mesh else 0).T  # the logits never whole
     np.testing.assert_allclose(others[0], losses, rtol=1e-5)
     np.testing.assert_allclose(others[1], norms, rtol=1e-3)

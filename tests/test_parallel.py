@@ -14,7 +14,7 @@ from lm_jax.sharding import make_mesh, shard
 
 B, L, D, F, V = 8, 6, 16, 32, 64
 MESHES = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2},
-          {"data": 1, "fsdp": 2, "tensor": 4}]  # fmt: skip
+          {"data": 1, "fsdp": 2, "tensor": 4}, {"data": 1, "context": 2, "fsdp": 2, "tensor": 2}]  # fmt: skip
 WORDS = (V, V - 4)  # the second does not divide over tensor x fsdp
 
 
@@ -24,7 +24,7 @@ def numbers(*shape, seed=0):
 
 def branch(x_BLD, up_DF, gate_DF, down_FD):
     """Two weights read the stream, one writes to it."""
-    axes = ("batch", None, "mlp")
+    axes = ("batch", "length", "mlp")
     h, g = parallel.expand(x_BLD, ("bld,df->blf", up_DF, axes), ("bld,df->blf", gate_DF, axes))
     return parallel.contract("blf,fd->bld", jnp.tanh(h) * g, down_FD, *axes)
 
@@ -87,7 +87,7 @@ def test_the_loss_by_chunks_is_that_of_whole_logits_on_one_device(mesh, V):
         return cross_entropy(x_BLD, readout, targets, rows.astype(jnp.float32), config)[0]
 
     args = [
-        (numbers(B, L, D), ("batch", None, None)),
+        (numbers(B, L, D), ("batch", "length", None)),
         (numbers(V, D, seed=1), sharding.table),
         (numbers(V, seed=2), ("vocab",)),
         (targets, ("batch", None)),
@@ -99,15 +99,15 @@ def test_the_loss_by_chunks_is_that_of_whole_logits_on_one_device(mesh, V):
 
 def test_devices_that_share_the_heads_hold_a_part_of_each_state():
     with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=4))):
-        assert sharding.stream(D) == ("batch", None, "stream")
-        assert sharding.stream(6) == ("batch", None, None)
+        assert sharding.stream(D) == ("batch", "length", "stream")
+        assert sharding.stream(6) == ("batch", "length", None)
         table = shard(jnp.zeros((V, D)), *sharding.table(V))
         x_BLD = parallel.lookup(
             table, shard(jnp.zeros((B, L), jnp.int32), "batch", None), "float32"
         )
         assert x_BLD.sharding.shard_shape(x_BLD.shape) == (B // 2, L, D // 4)
     with jax.set_mesh(make_mesh(MeshConfig())):
-        assert sharding.stream(D) == ("batch", None, None)
+        assert sharding.stream(D) == ("batch", "length", None)
 
 
 def test_a_frequent_word_loses_no_gradient_to_bfloat16():

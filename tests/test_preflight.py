@@ -22,9 +22,9 @@ CONFIG = Config(
 right = kernels.xla
 
 
-@pytest.fixture
-def mesh():
-    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+@pytest.fixture(params=["fsdp", "context"])
+def mesh(request):
+    mesh = sharding.make_mesh(MeshConfig(data=2, **{request.param: 2}, tensor=2))
     jax.clear_caches()  # the kernels below are found by name when a function is traced
     with jax.set_mesh(mesh):
         yield mesh
@@ -56,7 +56,7 @@ def leaking(q, k, v, mask, scores):
     ],
 )
 def test_a_wrong_kernel_is_refused(mesh, monkeypatch, kernel, message):
-    monkeypatch.setattr(kernels, "xla", kernel)
+    monkeypatch.setitem(kernels.RUN, "xla", kernel)
     with pytest.raises(MachineError, match=message) as error:
         preflight.check_attention(CONFIG)
     assert "config.model.attention" in str(error.value)

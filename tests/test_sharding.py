@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from lm_jax import sharding
 from lm_jax.config import MeshConfig
-from lm_jax.config_check import check_batch
+from lm_jax.config_check import BATCH_AXES, check_batch
 from lm_jax.errors import UserError
 from lm_jax.sharding import as_in, make_mesh, shard, spec, spread
 
@@ -16,16 +16,17 @@ from lm_jax.sharding import as_in, make_mesh, shard, spec, spread
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
-        ({}, (8, 1, 1, 1)),
-        ({"data": 1, "fsdp": -1}, (1, 8, 1, 1)),
-        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 1, 2)),
-        ({"data": -1, "tensor": 4}, (2, 1, 1, 4)),
-        ({"fsdp": 2, "expert": 2}, (2, 2, 2, 1)),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 1, 2)),
+        ({}, {"data": 8}),
+        ({"data": 1, "fsdp": -1}, {"fsdp": 8}),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ({"data": -1, "tensor": 4}, {"data": 2, "tensor": 4}),
+        ({"fsdp": 2, "expert": 2}, {"data": 2, "fsdp": 2, "expert": 2}),
+        ({"slice": 2, "data": 1, "context": -1}, {"slice": 2, "context": 4}),
     ],
 )
 def test_minus_one_takes_the_devices_that_are_left(asked, found):
-    assert tuple(make_mesh(MeshConfig(**asked)).shape.values()) == found
+    sizes = make_mesh(MeshConfig(**asked)).shape
+    assert {axis: size for axis, size in sizes.items() if size > 1} == found
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_sizes_that_do_not_make_all_devices_are_refused(asked):
 
 def test_one_device_is_a_mesh_of_ones():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
+    assert dict(mesh.shape) == dict.fromkeys(sharding.AXES, 1)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +59,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
 
 def test_two_logical_axes_on_one_mesh_axis_are_refused():
     with jax.set_mesh(make_mesh(MeshConfig())):
-        assert spec("batch", None, "mlp") == PartitionSpec(
-            ("data", "fsdp", "expert"), None, "tensor"
-        )
+        assert spec("batch", None, "mlp") == PartitionSpec(BATCH_AXES, None, "tensor")
         for names in (
             ("heads", "mlp"),
             ("batch", "embed"),
@@ -83,7 +82,7 @@ def test_a_batch_lies_spread_over_the_axes_that_share_it_and_comes_back_whole():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     x = np.arange(2 * 8 * 3).reshape(2, 8, 3)
     found = sharding.put({"x": x}, mesh, leading=1)["x"]
-    assert found.sharding.spec == PartitionSpec(None, ("data", "fsdp", "expert"))
+    assert found.sharding.spec == PartitionSpec(None, BATCH_AXES)
     assert {shard.data.shape for shard in found.addressable_shards} == {(2, 2, 3)}
     np.testing.assert_array_equal(found, x)
 
@@ -94,6 +93,17 @@ def test_ways_count_the_devices_that_share_a_logical_axis():
     with jax.set_mesh(mesh):
         assert [sharding.ways("batch"), sharding.ways("vocab")] == [4, 2]
         assert sharding.ways("batch", "vocab") == 8
+
+
+def test_an_axis_of_the_rows_is_named_only_where_devices_share_them():
+    axes = ("batch", "length", None)
+    for sizes, named in (({"context": 2}, "context"), ({}, None)):
+        with jax.set_mesh(make_mesh(MeshConfig(**sizes))):
+            assert spec(*axes) == PartitionSpec(BATCH_AXES, named, None)
+            assert sharding.ways("tokens") == 8
+            with sharding.whole_rows():
+                assert spec(*axes) == PartitionSpec(BATCH_AXES, None, None)
+                assert sharding.ways("tokens") == sharding.ways("batch")
 
 
 def test_ways_of_the_batch_count_the_devices_that_hold_experts():
@@ -112,7 +122,7 @@ def test_ways_of_the_batch_count_the_devices_that_hold_experts():
         ((3, 2, 2), (None, "embed", "mlp"), False, (None, "fsdp", "tensor")),  # none divides
         ((3, 5), (None, None), False, (None, None)),
         ((), (), False, ()),
-        ((4,), ("batch",), False, (("data", "fsdp", "expert"),)),  # has it
+        ((4,), ("batch",), False, (BATCH_AXES,)),  # has it
     ],
 )
 def test_state_is_spread_over_data_where_it_divides(shape, names, first, found):

@@ -34,6 +34,8 @@ MESHES = {
     "fsdp 8": {"data": 1, "fsdp": 8},
     "tensor 4 x data 2": {"data": 2, "tensor": 4},
     "fsdp 2 x tensor 2 x data 2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "context 2 x slice 2 x tensor 2": {"data": 1, "slice": 2, "context": 2, "tensor": 2},
+    "context 8": {"data": 1, "context": 8},
 }
 
 

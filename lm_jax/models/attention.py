@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
-from lm_jax.models import kernels
+from lm_jax.models import context, kernels
 from lm_jax.models.layers import Norm, constant, std_of, weight
 from lm_jax.models.positions import Rotation, rotate
 from lm_jax.parallel import contract, expand
@@ -68,15 +68,15 @@ class Attention(nnx.Module):
         if rotation is not None:
             q_BLKGH, k_BSKH = rotate(q_BLKGH, rotation), rotate(k_BSKH, rotation)
         if cache is not None:
-            assert mask.q_slots is not None
-            k_BSKH = append(cache["k"], k_BSKH, mask.q_slots[:, 0])
-            v_BSKH = append(cache["v"], v_BSKH, mask.q_slots[:, 0])
+            assert mask.q_places is not None
+            k_BSKH = append(cache["k"], k_BSKH, mask.q_places[:, 0])
+            v_BSKH = append(cache["v"], v_BSKH, mask.q_places[:, 0])
             cache = {"k": k_BSKH, "v": v_BSKH}
         q_BLKGH, k_BSKH, v_BSKH = (checkpoint_name(x, "qkv") for x in (q_BLKGH, k_BSKH, v_BSKH))
         scores = kernels.Scores(self.scale, config.attn_softcap, bias)
-        o_BLKGH = kernels.attention(q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores)
+        o_BLKGH = context.attention(q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores)
         o_BLKGH = checkpoint_name(o_BLKGH, "context")
-        axes = ("batch", None, "heads", None, None)
+        axes = ("batch", "length", "heads", None, None)
         y_BLD = contract("blkgh,kghd->bld", o_BLKGH, self.wo[...].astype(dtype), *axes)
         if config.bias:
             y_BLD += self.bo[...].astype(dtype)[None, None]
@@ -93,7 +93,7 @@ class Attention(nnx.Module):
             heads = ("heads", None, None) if name == "q" else ("heads", None)
             equation = "bld,dkgh->blkgh" if name == "q" else "bld,dkh->blkh"
             w = getattr(self, f"w{name}")[...].astype(dtype)
-            found.append((equation, w, ("batch", None, *heads)))
+            found.append((equation, w, ("batch", "length", *heads)))
         seen = dict(zip(what, expand(x_BLD, *found), strict=True))
         for name in what:
             if hasattr(self, "bq"):

@@ -86,7 +86,7 @@ AXES: dict[str, tuple[str | None, ...]] = {"table": ("vocab", None), "bias": ("v
 def read(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> jax.Array:
     """Logits [B, L, V] float32: readout has the `table` [V, D] and, or not, a `bias` [V]."""
     table_VD = readout["table"].astype(x_BLD.dtype)
-    logits_BLV = einsum("bld,vd->blv", x_BLD, table_VD, "batch", None, "vocab")
+    logits_BLV = einsum("bld,vd->blv", x_BLD, table_VD, "batch", "length", "vocab")
     return as_logits(logits_BLV, readout.get("bias"), cap)
 
 
@@ -123,20 +123,28 @@ def log_probs(x_BLD, readout: dict[str, jax.Array], targets_BL, cap: float = 0.0
     """log p(target) [B, L] in nats; the logits of a part of the positions exist at a time."""
     size = chunk_size(x_BLD.shape, len(readout["table"]), 0)
 
-    def part(chunk):
-        return target_log_probs(read(chunk[0], readout, cap), chunk[1])[0]
+    def local(x_BLD, readout, targets_BL):
+        def part(chunk):
+            products_BLV = jnp.einsum("bld,vd->blv", chunk[0], readout["table"])
+            logits_BLV = as_logits(products_BLV, readout.get("bias"), cap)
+            return target_log_probs(logits_BLV, chunk[1])[0]
 
-    if size >= x_BLD.shape[1]:
-        return part((x_BLD, targets_BL))
-    found = jax.lax.map(part, split(size, x_BLD, targets_BL))
-    return jnp.moveaxis(found, 0, 1).reshape(targets_BL.shape)
+        if size >= x_BLD.shape[1]:
+            return part((x_BLD, targets_BL))
+        found = jax.lax.map(part, split(size, x_BLD, targets_BL))
+        return jnp.moveaxis(found, 0, 1).reshape(targets_BL.shape)
+
+    low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
+    rows = ("batch", "length")
+    inputs = ((*rows, None), AXES, rows)
+    return parallel.on_each_device(local, inputs, rows, own=False)(x_BLD, low, targets_BL)
 
 
 def chunk_size(shape: tuple[int, ...], vocab_size: int, asked: int) -> int:
-    """Positions of each row whose logits exist at once: a divisor of the length, near what is asked
-    or fits.
+    """Positions of each row whose logits exist at once on a device: a divisor of those that it has,
+    near what is asked or fits.
     """
-    B, L, _ = shape
+    B, L = shape[0], shape[1] // ways("length")
     position = 4 * B * vocab_size // ways("batch", "vocab")
     most = asked or max(1, WHOLE // position)
     return next(size for size in range(min(most, L), 0, -1) if L % size == 0)

@@ -35,14 +35,16 @@ class Mask:
     segments: jax.Array | None = None  # [B, L], of the queries: the document of each token
     key_segments: jax.Array | None = None  # [B, S]; those of the queries where not given
     prefix: jax.Array | None = None  # [B, S], 1: a key that all of its segment see
-    q_slots: jax.Array | None = None  # [B, L]: the queries' places in a cache of keys
+    q_places: jax.Array | None = None  # [1 or B, L] of the queries among the keys, if not 0, 1, ...
+    # The tokens of a row are in another order on the devices that share it (context.order).
+    balanced: bool = static(default=False, metadata={"static": True})
 
     def allowed(self, queries: slice, keys: slice) -> jax.Array | np.ndarray:
         """[1 or B, L, S] bool, of these places of the row."""
         q, k = (np.arange(part.start, part.stop) for part in (queries, keys))
         distance: Any = q[None, :, None] - k[None, None]
-        if self.q_slots is not None:
-            distance = self.q_slots[:, :, None] - k[None, None]
+        if self.q_places is not None:
+            distance = self.q_places[:, queries, None] - k[None, None]
         past = distance >= 0 if self.causal else distance == distance
         if self.prefix is not None:
             past = past | (self.prefix[:, None, keys] > 0)
@@ -77,11 +79,14 @@ def attention(
     XLA: a single query has nothing to tile.
     """
     scores = scores or Scores(q_BLKGH.shape[-1] ** -0.5)
-    if scores.scale != 1.0:
-        q_BLKGH = q_BLKGH * np.asarray(scores.scale, q_BLKGH.dtype)
-    backend = "xla" if mask.q_slots is not None else backend
-    run = {"xla": xla, "splash": splash, "cudnn": cudnn}[backend]
-    return run(q_BLKGH, k_BSKH, v_BSKH, mask, scores)
+    q_BLKGH = scaled(q_BLKGH, scores)
+    backend = "xla" if mask.q_places is not None else backend
+    return RUN[backend](q_BLKGH, k_BSKH, v_BSKH, mask, scores)
+
+
+def scaled(q_BLKGH: jax.Array, scores: Scores) -> jax.Array:
+    """The queries, so that what is left to do is a product."""
+    return q_BLKGH if scores.scale == 1.0 else q_BLKGH * np.asarray(scores.scale, q_BLKGH.dtype)
 
 
 def refuse(backend: str, what: str) -> None:
@@ -98,7 +103,7 @@ def xla(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
     L, S = q_BLKGH.shape[1], k_BSKH.shape[1]
     q_BKGLH = jnp.transpose(q_BLKGH, (0, 2, 3, 1, 4))
     k_BKSH, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 1, 3)), jnp.transpose(v_BSKH, (0, 2, 1, 3))
-    ordered = mask.causal and mask.prefix is None and mask.q_slots is None
+    ordered = mask.causal and mask.prefix is None and mask.q_places is None
     size = max(BLOCK, -(-L // MOST_BLOCKS)) if ordered else L
     blocks = []
     for start in range(0, L, size):
@@ -127,37 +132,58 @@ def product(
     return jnp.einsum("bkgls,bksh->bkglh", p, v_BKSH)
 
 
-def splash(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
-    """Pallas splash attention on TPU: block-sparse, segment ids in the kernel, fused backward."""
+def splash_kernel(
+    mask: Mask, L: int, S: int, G: int, cap: float = 0.0, places: np.ndarray | None = None,
+    parts: int = 1,
+) -> Any:  # fmt: skip
+    """The kernel of G query heads and their key head. places: of the queries [L] among the keys,
+    if not 0, 1, ...; parts: of the queries, one for each device that shares the rows.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    L, S, G = q_BLKGH.shape[1], k_BSKH.shape[1], q_BLKGH.shape[3]
-    if scores.bias is not None or mask.prefix is not None:
-        refuse("splash", "a bias of the scores (relative, alibi) or a prefix")
-    if v_BSKH.shape[-1] != q_BLKGH.shape[-1]:
-        refuse("splash", "values of another size than queries")
-    if L % 128 or S % 128:
+    own = L // parts
+    if own % 128 or S % 128:
         raise UserError(
-            f"config.model.attention='splash': a window of {L} tokens is not a multiple of 128; "
+            f"config.model.attention='splash': a window of {own} tokens is not a multiple of 128; "
             "change config.data.sequence_length, or set config.model.attention=xla."
         )
     shape: Any = masks.CausalMask((L, S)) if mask.causal else masks.FullMask((L, S))
     if mask.window:
         behind, ahead = mask.window - 1, 0 if mask.causal else mask.window - 1
         shape = masks.LocalMask((L, S), (behind, ahead), 0)
-    q_block, kv_block = (next(b for b in (1024, 512, 256, 128) if n % b == 0) for n in (L, S))
+    if places is not None and hasattr(shape, "q_sequence"):
+        shape.q_sequence = places.astype(np.int32)
+    q_block, kv_block = (next(b for b in (1024, 512, 256, 128) if n % b == 0) for n in (own, S))
     blocks = kernel.BlockSizes(
         block_q=q_block, block_kv=kv_block, block_kv_compute=min(kv_block, 512),
         block_q_dkv=q_block, block_kv_dkv=kv_block, block_kv_dkv_compute=min(kv_block, 512),
         use_fused_bwd_kernel=True,
     )  # fmt: skip
-    one = kernel.make_splash_mqa_single_device(
+    return kernel.make_splash_mqa(
         masks.MultiHeadMask([shape] * G),
+        head_shards=1,
+        q_seq_shards=parts,
         block_sizes=blocks,
         residual_checkpoint_name="context",
-        attn_logits_soft_cap=scores.softcap or None,
+        attn_logits_soft_cap=cap or None,
     )
+
+
+def splash(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores, one: Any = None) -> jax.Array:
+    """Pallas splash attention on TPU: block-sparse, segment ids in the kernel, fused backward.
+
+    one: the kernel of this device's part, where several share the rows.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+
+    if scores.bias is not None or mask.prefix is not None:
+        refuse("splash", "a bias of the scores (relative, alibi) or a prefix")
+    if v_BSKH.shape[-1] != q_BLKGH.shape[-1]:
+        refuse("splash", "values of another size than queries")
+    if one is None:
+        L, S, G = q_BLKGH.shape[1], k_BSKH.shape[1], q_BLKGH.shape[3]
+        one = splash_kernel(mask, L, S, G, scores.softcap)
 
     def local(q_BKGLH, k_BKSH, v_BKSH, ids):
         ids = None if ids is None else kernel.SegmentIds(*ids)
@@ -212,3 +238,6 @@ def cudnn(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
     q_BLNH = q_BLKGH.reshape(B, L, K * G, H, out_sharding=spec("batch", None, "heads", None))
     o = local(q_BLNH, k_BSKH, v_BSKH, allowed)
     return o.reshape(B, L, K, G, H, out_sharding=spec("batch", None, "heads", None, None))
+
+
+RUN = {"xla": xla, "splash": splash, "cudnn": cudnn}

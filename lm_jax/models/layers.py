@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
-from lm_jax.parallel import contract, einsum, expand, lookup
+from lm_jax.parallel import contract, einsum, expand, first, lookup
 from lm_jax.sharding import gather, place, shard, stream, table
 
 
@@ -95,7 +95,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         dtype = x_BLD.dtype
-        axes = ("batch", None, None, "mlp")
+        axes = ("batch", "length", None, "mlp")
         (h_BLCF,) = expand(x_BLD, ("bld,dcf->blcf", self.up[...].astype(dtype), axes))
         if self.config.bias:
             h_BLCF += self.up_bias[...].astype(dtype)[None, None]
@@ -103,7 +103,7 @@ class MLP(nnx.Module):
         if self.config.gated:
             h_BLF *= h_BLCF[:, :, 1]
         h_BLF = checkpoint_name(h_BLF, "mlp")
-        y_BLD = contract("blf,fd->bld", h_BLF, self.down[...].astype(dtype), "batch", None, "mlp")
+        y_BLD = contract("blf,fd->bld", h_BLF, self.down[...].astype(dtype), *axes[:2], "mlp")
         return y_BLD + self.down_bias[...].astype(dtype)[None, None] if self.config.bias else y_BLD
 
 
@@ -161,7 +161,7 @@ class HeadTransform(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x_BLD.dtype)
-        y_BLD = einsum("bld,de->ble", x_BLD, kernel, "batch", None, None)
+        y_BLD = einsum("bld,de->ble", x_BLD, kernel, "batch", "length", None)
         y_BLD += self.bias[...].astype(x_BLD.dtype)[None, None]
         return self.norm(ACTIVATIONS[self.config.activation](y_BLD))
 
@@ -183,7 +183,7 @@ class Pooler(nnx.Module):
 
     def pooled(self, x_BLD: jax.Array) -> jax.Array:
         """tanh of a layer on the first token, [B, D]."""
-        x_BD = x_BLD[:, 0]
+        x_BD = first(x_BLD)
         y_BD = einsum("bd,de->be", x_BD, self.kernel[...].astype(x_BD.dtype), "batch", None)
         return jnp.tanh(y_BD + self.bias[...].astype(x_BD.dtype)[None])
 

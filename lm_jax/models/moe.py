@@ -15,7 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax import parallel, sharding
 from lm_jax.config import ModelConfig
-from lm_jax.models import ragged
+from lm_jax.models import context, ragged
+from lm_jax.models.kernels import Mask
 from lm_jax.models.layers import ACTIVATIONS, MLP, constant, std_of, weight
 from lm_jax.parallel import einsum
 from lm_jax.sharding import shard
@@ -47,19 +48,20 @@ class Experts(nnx.Module):
             self.shared = MLP(dataclasses.replace(config, mlp_dim=width), rngs=rngs)
 
     def __call__(
-        self, x_BLD: jax.Array, segments_BL: jax.Array | None = None, dropless: bool = False
+        self, x_BLD: jax.Array, mask: Mask | None = None, dropless: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """([B, L, D], {balance, router_z, load [E]}: means over the tokens of the global batch).
 
-        segments: where 0, the token is padding: it asks nobody and counts nowhere. dropless: as if
-        capacity_factor were 0 (decoding: what a row says must not depend on its neighbours).
+        mask: where its segments are 0, the token is padding: it asks nobody and counts nowhere.
+        dropless: as if capacity_factor were 0 (decoding: what a row says must not depend on its
+        neighbours).
         """
-        x_BLD = sharding.whole(x_BLD)
-        ids_BLK, weights_BLK, aux = self.route(x_BLD, segments_BL)
+        x_BLD, mask = sharding.whole(x_BLD), mask or Mask()
+        ids_BLK, weights_BLK, aux = self.route(x_BLD, mask.segments)
         if self.config.capacity_factor and not dropless:
-            ids_BLK = self.dropped(ids_BLK)
+            ids_BLK = self.dropped(ids_BLK, mask.balanced)
         kernels = {name: getattr(self, name)[...] for name in AXES if hasattr(self, name)}
-        rows = ("batch", None, None)
+        rows = ("batch", "length", None)
         y_BLD = parallel.on_each_device(self.local, (rows,) * 3 + (AXES,), rows)(
             x_BLD, ids_BLK, weights_BLK, kernels
         )
@@ -76,14 +78,14 @@ class Experts(nnx.Module):
         """
         E, K = self.config.num_experts, self.config.experts_per_token
         with jax.default_matmul_precision("float32"):
-            x, rows = x_BLD.astype(jnp.float32), ("batch", None, None)
+            x, rows = x_BLD.astype(jnp.float32), ("batch", "length", None)
             logits_BLE = einsum("bld,de->ble", x, self.router[...], *rows)
         probs_BLE = jax.nn.softmax(logits_BLE)
         ids_BLK = jax.lax.top_k(jax.lax.stop_gradient(probs_BLE), K)[1]
         weights_BLK = jnp.sum(self.chosen(ids_BLK) * probs_BLE[:, :, None], -1)
         weights_BLK /= jnp.sum(weights_BLK, -1, keepdims=True)
         real_BL = jnp.ones(x.shape[:2], bool) if segments_BL is None else segments_BL > 0
-        real_BL = shard(real_BL, "batch", None)
+        real_BL = shard(real_BL, "batch", "length")
         ids_BLK = jnp.where(real_BL[..., None], ids_BLK, E)
         tokens = jnp.maximum(jnp.sum(real_BL, dtype=jnp.float32), 1.0)
         # Switch, equations 4 to 6, of shares of the choices: 1 when all experts have the same.
@@ -103,11 +105,12 @@ class Experts(nnx.Module):
         every = jnp.arange(self.config.num_experts)[None, None, None]
         return (ids_BLK[..., None] == every).astype(jnp.float32)
 
-    def dropped(self, ids_BLK: jax.Array) -> jax.Array:
+    def dropped(self, ids_BLK: jax.Array, balanced: bool) -> jax.Array:
         """The choices without those that come to an expert which has its share of the batch
         already: `capacity_factor` times the mean, rounded up. First come, first served, in the
         order of the batch (Switch, section 2.2).
         """
+        ids_BLK = context.rows_of(ids_BLK, balanced)
         config, (B, L, K) = self.config, ids_BLK.shape
         E = config.num_experts
         capacity = math.ceil(config.capacity_factor * B * L * K / E)
@@ -117,7 +120,7 @@ class Experts(nnx.Module):
         before_BE = shard(jnp.cumsum(counts_BE, 0) - counts_BE, "batch", None)
         place_BRE = before_BE[:, None] + jnp.cumsum(chosen_BRE, 1) - chosen_BRE
         place_BLK = jnp.sum(place_BRE * chosen_BRE, -1).reshape(B, L, K)
-        return jnp.where(place_BLK < capacity, ids_BLK, E)
+        return context.parts_of(jnp.where(place_BLK < capacity, ids_BLK, E), balanced)
 
     def local(self, x_BLD, ids_BLK, weights_BLK, kernels: dict[str, jax.Array]) -> jax.Array:
         """What the experts of this device say to the tokens of all devices that share them, summed

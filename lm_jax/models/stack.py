@@ -66,7 +66,7 @@ class Block(nnx.Module):
         with jax.named_scope("mlp"):
             y_BLD, aux = self.before("mlp", x_BLD), {}
             if self.config.num_experts:
-                y_BLD, aux = self.mlp(y_BLD, sight.mask.segments, dropless=cache is not None)
+                y_BLD, aux = self.mlp(y_BLD, sight.mask, dropless=cache is not None)
             else:
                 y_BLD = self.mlp(y_BLD)
             return self.after("mlp", x_BLD, y_BLD, keys[1]), cache, aux

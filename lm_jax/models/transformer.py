@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm_jax import sharding
 from lm_jax.config import ModelConfig
 from lm_jax.errors import UserError
+from lm_jax.models import context
 from lm_jax.models.attention import Cache
 from lm_jax.models.head import Network
 from lm_jax.models.kernels import Mask
@@ -84,8 +86,10 @@ class Transformer(Network):
         if seen is not None and segments is None:  # nothing is packed: 0 is padding, 1 the text
             segments = jnp.ones_like(batch["tokens"])
             seen = (seen > 0).astype(segments.dtype)
+        segments = None if segments is None else context.parts_of(segments, balanced=True)
         return (Mask(causal=False, segments=segments, key_segments=seen), y_BSD), aux
 
+    @sharding.whole_rows()
     def init_cache(self, batch: int, length: int, **inputs: jax.Array) -> Cache:
         """An empty cache of `length` slots for `batch` rows: k and v [N, B, S, K, H], and how many
         are filled.
@@ -109,6 +113,7 @@ class Transformer(Network):
                 cache["cross_segments"] = mask.key_segments
         return cache
 
+    @sharding.whole_rows()
     def decode(
         self, tokens_BL: jax.Array, cache: Cache, count_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
@@ -128,17 +133,17 @@ class Transformer(Network):
             memory = mask, {"k": cache["cross_k"], "v": cache["cross_v"]}
         kv = {"k": cache["k"], "v": cache["v"]}
         batch = {"tokens": tokens_BL, "positions": slots_BL}
-        x_BLD, kv, _ = self.run(self.decoder, batch, Mask(q_slots=slots_BL), memory, kv, None)
+        x_BLD, kv, _ = self.run(self.decoder, batch, Mask(q_places=slots_BL), memory, kv, None)
         return x_BLD, {**cache, **kv, "length": length_B + tokens_BL.shape[1]}
 
     def run(self, stack: Stack, batch: Batch, mask: Mask, memory: Any, cache: Any, key: Any):
         """Embeddings through a stack: (hidden states, cache, sums of the experts)."""
         config, keys = self.config, (None, None) if key is None else jax.random.split(key)
         places_BL = jnp.arange(batch["tokens"].shape[1])[None]
-        places_BL = places_BL if mask.q_slots is None else mask.q_slots
-        positions_BL = batch.get("positions", places_BL)
-        types_BL = batch.get("token_types")
-        x_BLD = self.embed(batch["tokens"], positions_BL, jnp.dtype(config.dtype), types_BL)
+        places_BL = places_BL if mask.q_places is None else mask.q_places
+        mask, rows, places_BL = context.shared(mask, {"positions": places_BL, **batch}, places_BL)
+        positions_BL, types_BL = rows["positions"], rows.get("token_types")
+        x_BLD = self.embed(rows["tokens"], positions_BL, jnp.dtype(config.dtype), types_BL)
         x_BLD = dropout(x_BLD, config.dropout, keys[0])
         slots = x_BLD.shape[1] if cache is None else cache["k"].shape[2]
         bias = stack.bias(places_BL, jnp.arange(slots))
@@ -150,4 +155,5 @@ class Transformer(Network):
             )
             for kind in dict.fromkeys(config.kinds)
         }
-        return stack(x_BLD, sights, memory, cache, keys[1])
+        x_BLD, *rest = stack(x_BLD, sights, memory, cache, keys[1])
+        return context.back(x_BLD, mask.balanced), *rest

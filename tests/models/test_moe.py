@@ -13,7 +13,8 @@ from flax import nnx
 from lm_jax import optimizers, sharding
 from lm_jax.checkpoint import flatten
 from lm_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig
-from lm_jax.models import Transformer, ragged
+from lm_jax.models import Transformer, context, ragged
+from lm_jax.models.kernels import Mask
 from lm_jax.models.layers import ACTIVATIONS, MLP
 from lm_jax.models.moe import Experts
 from lm_jax.train_step import init_state, make_train_step
@@ -39,8 +40,8 @@ def made(config):
 
 
 @functools.partial(jax.jit, static_argnames="dropless")
-def says(layer, x, segments=None, dropless=False):
-    return layer(x, segments, dropless)
+def says(layer, x, mask=None, dropless=False):
+    return layer(x, mask, dropless)
 
 
 def choices(layer, x):
@@ -177,14 +178,22 @@ def test_a_capacity_drops_exactly_the_choices_that_come_late():
     with jax.set_mesh(mesh):
         placed = jax.tree.map(jnp.asarray, layer), sharding.shard(x, "batch", None, None)
         np.testing.assert_allclose(says(*placed)[0], slow_y, rtol=1e-4, atol=1e-5)
+    # And when others have the end of a row.
+    mesh = sharding.make_mesh(MeshConfig(data=1, context=2, expert=4), jax.devices())
+    with jax.set_mesh(mesh):
+        places = context.order(L, causal=True)
+        assert list(places) != list(range(L))
+        x = context.parts_of(sharding.shard(x, "batch", None, None), balanced=True)
+        y, _ = says(jax.tree.map(jnp.asarray, layer), x, Mask(balanced=True))
+        np.testing.assert_allclose(y, slow_y[:, places], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_asks_nobody_and_counts_nowhere():
     layer = made(dataclasses.replace(CONFIG, capacity_factor=1.0, shared_experts=0))
     x, real = inputs(), jnp.arange(L)[None] >= 5
-    segments = jnp.broadcast_to(real, (B, L)).astype(jnp.int32)
-    y, aux = says(layer, x, segments)
-    other, aux_other = says(layer, jnp.where(real[..., None], x, 7 * inputs(1)), segments)
+    mask = Mask(segments=jnp.broadcast_to(real, (B, L)).astype(jnp.int32))
+    y, aux = says(layer, x, mask)
+    other, aux_other = says(layer, jnp.where(real[..., None], x, 7 * inputs(1)), mask)
     _, aux_alone = says(layer, x[:, 5:])
     np.testing.assert_array_equal(y, other)
     for name in aux:
@@ -205,6 +214,7 @@ MESHES = {
     "data 8": {"data": 8},
     "expert 4 x data 2": {"data": 2, "expert": 4},
     "fsdp 2 x expert 2 x tensor 2": {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},
+    "context 2 x expert 4": {"data": 1, "context": 2, "expert": 4},
 }
 
 
