@@ -77,6 +77,7 @@ class ModelConfig:
     dropout: float = 0.0
     init_std: float = 0.02  # of weights; 0: fan_in ** -0.5; / sqrt(2 layers) where a branch ends
     zero_init: bool = False  # what ends a residual branch starts at 0: a block starts as nothing
+    context_attention: str = "gather"  # of devices that share rows: ring sends keys round
     attention: str = "auto"  # splash on TPU, cudnn on GPU, xla elsewhere and where it must be
     dtype: str = "auto"  # of the computation: bfloat16, on CPU float32; parameters are float32
     # What is computed again for the way back: none; dots: all but products with weights and what

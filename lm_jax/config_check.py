@@ -29,6 +29,7 @@ CHOICES = {
     "model.activation": ("silu", "gelu", "gelu_tanh", "relu"),
     "model.rope_scaling": ("none", "linear", "llama3", "yarn"),
     "model.attention": ("auto", "xla", "splash", "cudnn"),
+    "model.context_attention": ("gather", "ring"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
     "optimizer.name": ("adamw", "adafactor", "lion", "muon"),

@@ -110,6 +110,7 @@ def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) 
         mesh = jax.sharding.get_abstract_mesh()
         rows = spec(None, "length") or PartitionSpec()
         place = one.manual_sharding_spec(NamedSharding(mesh, rows))
+        one = jax.tree.map(jax.sharding.reshard, one, place)
 
     def local(one, q_BLKGH, k_BSKH, v_BSKH, more):
         k_BSKH, v_BSKH = (in_order(x, mask.balanced) for x in (k_BSKH, v_BSKH))

@@ -134,7 +134,7 @@ def words_traffic(part: Part) -> float:
     logits = part.tokens * (model.vocab_size // sizes["tensor"]) * part.number
     # Each chunk reads the table twice, and reads and writes its gradient in float32.
     return (
-        config.data.sequence_length // part.chunk * 2 * (part.words(4) + part.words(part.number))
+        part.length // part.chunk * 2 * (part.words(4) + part.words(part.number))
         + 4 * logits
     )
 
@@ -142,7 +142,7 @@ def words_traffic(part: Part) -> float:
 def layer_traffic(part: Part, branches: int, layers: int) -> int:
     """Of the states of one forward pass through so many blocks, weights aside."""
     model = part.config.model
-    queries, keys = part.heads(model.num_heads), part.heads(model.kv_heads)
+    queries, keys = part.heads(model.num_heads), part.keys
     states, hidden = part.states, part.hidden
     attention = 2 * states + 2 * (queries + 2 * keys) + 2 * queries + 3 * states
     if not part.kernel:  # scores are written and read, in float32

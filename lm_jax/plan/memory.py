@@ -80,8 +80,13 @@ class Part:
 
     @property
     def tokens(self) -> int:
-        """Of these windows; of an encoder_decoder, of one of its two texts."""
-        return self.rows * self.config.data.sequence_length
+        """That it has of these windows; of an encoder_decoder, of one of its two texts."""
+        return self.rows * self.length
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.config.data.sequence_length // self.sizes["context"]
 
     @property
     def number(self) -> int:
@@ -107,6 +112,13 @@ class Part:
         return self.tokens * -(-count // self.sizes["tensor"]) * size * self.number
 
     @property
+    def keys(self) -> int:
+        """Keys, or values, that a device has at once: of whole windows where they are collected."""
+        config = self.config
+        times = self.sizes["context"] if config.model.context_attention == "gather" else 1
+        return times * self.heads(config.model.kv_heads)
+
+    @property
     def kernel(self) -> bool:
         """Whether attention is splash, whose operands lie in rows of LANES."""
         return self.config.model.attention == "splash"
@@ -114,10 +126,11 @@ class Part:
     @functools.cached_property
     def chunk(self) -> int:
         """Positions of each window whose logits exist at once."""
-        config, length = self.config, self.config.data.sequence_length
-        shape = config.batch_size // config.microbatches, length, config.model.dim
+        config = self.config
+        rows = config.batch_size // config.microbatches
+        shape = rows, config.data.sequence_length, config.model.dim
         with shapes.abstract(self.sizes):
-            return min(length, chunk_size(shape, config.model.vocab_size, config.loss.chunk_size))
+            return min(self.length, chunk_size(shape, config.model.vocab_size, config.loss.chunk_size))
 
     def words(self, size: int) -> int:
         """A table of all words that a device has between collections, of numbers of this size."""
@@ -198,7 +211,7 @@ class Words:
     @property
     def chunked(self) -> bool:
         """Whether the logits exist in parts (objectives.chunked)."""
-        return self.part.chunk < self.part.config.data.sequence_length
+        return self.part.chunk < self.part.length
 
     @property
     def gradient(self) -> int:
@@ -278,7 +291,7 @@ class Layer:
         """
         part, model = self.part, self.part.config.model
         length = part.config.data.sequence_length
-        queries, keys = part.heads(model.num_heads), part.heads(model.kv_heads)
+        queries, keys = part.heads(model.num_heads), part.keys
         waiting = (self.expanded if not model.num_experts else 0) + self.weight("down")
         both = waiting + 3 * part.states + self.collected("wq", "wk", "wv")
         if not part.kernel:  # scores, and their gradient, in float32

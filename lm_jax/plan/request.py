@@ -65,9 +65,10 @@ def check_on(config: Config, topology: Topology) -> None:
     """
     check_mesh(config)
     slices, mesh = topology.slices, config.mesh
-    if mesh.data % slices and mesh.fsdp % slices:
+    if mesh.slice % slices and mesh.data % slices and mesh.fsdp % slices:
         raise UserError(
-            f"config.mesh: data {mesh.data}, fsdp {mesh.fsdp}: one of them must be a multiple of "
-            f"the {slices} slices of {topology}; e.g. --mesh=data:{slices},fsdp:-1."
+            f"config.mesh: slice {mesh.slice}, data {mesh.data}, fsdp {mesh.fsdp}: one of them "
+            f"must be a multiple of the {slices} slices of {topology}; "
+            f"e.g. --mesh=slice:{slices},fsdp:-1."
         )
     check_batch(config.batch_size, config.microbatches, dataclasses.asdict(mesh))

@@ -20,6 +20,7 @@ from lm_jax.plan.roofline import Times
 
 REMAT = CHOICES["model.remat"]
 SOME = 12  # plans that do not fit, where none does
+LONG = 16_384  # tokens from which on devices may share a row
 MOST_CHIPS = 4096  # of a topology that is looked at where none is named
 
 
@@ -99,8 +100,10 @@ def meshes(config: Config, topology: Topology) -> Iterator[MeshConfig]:
     """Those over all devices that the checks let through."""
     for sizes in factors(topology.devices, len(request.AXES)):
         mesh = MeshConfig(**dict(zip(request.AXES, sizes, strict=True)))
-        if mesh.expert > 1 and not config.model.num_experts:
+        if mesh.slice > 1 or (mesh.expert > 1 and not config.model.num_experts):
             continue  # the same as so many more of data
+        if mesh.context > 1 and config.data.sequence_length < LONG:
+            continue  # the same as so many more of fsdp, with more to send
         tried = dataclasses.replace(config, mesh=mesh, microbatches=1)
         try:
             request.check_on(tried, topology)

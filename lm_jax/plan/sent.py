@@ -33,7 +33,7 @@ KINDS = {
 def sent_by(part: Part) -> dict[str, float]:
     """Bytes that a device sends in a step, by mesh axes ("fsdp", "data+expert")."""
     config, sizes = part.config, part.sizes
-    state, total = shapes.state(config), dict.fromkeys(("fsdp", "expert", "tensor"), 0.0)
+    state, total = shapes.state(config), dict.fromkeys(("fsdp", "expert", "context", "tensor"), 0.0)
     for leaf in state.parameters:
         for axes, size in of_weight(leaf, part):
             total[axes] = total.get(axes, 0.0) + config.microbatches * size
@@ -52,7 +52,7 @@ def others(n: int) -> float:
 
 def of_weight(leaf: Leaf, part: Part) -> Iterator[tuple[str, float]]:
     """(axes, bytes) of a microbatch: where it is cut over the batch's axes, it is collected forward
-    and backward, and its gradient scattered; over the other axes of the batch that is summed.
+    and backward, and its gradient scattered; over the other axes of the tokens that is summed.
     """
     sizes, number = part.sizes, part.number
     cut = {axis for axes in leaf.cut for axis in axes}
@@ -62,7 +62,7 @@ def of_weight(leaf: Leaf, part: Part) -> Iterator[tuple[str, float]]:
     if "fsdp" in cut:
         times = 3 if "blocks" in leaf.path else 2  # a table is collected for its only product
         yield "fsdp", uses * times * others(sizes["fsdp"]) * leaf.bytes(sizes | {"fsdp": 1}, number)
-    shared = [axis for axis in RULES["batch"] if axis not in cut and sizes[axis] > 1]
+    shared = [axis for axis in RULES["tokens"] if axis not in cut and sizes[axis] > 1]
     if shared:
         ways = math.prod(sizes[axis] for axis in shared)
         scattered = part.config.optimizer.shard_state and shared == ["data"]

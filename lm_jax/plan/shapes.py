@@ -110,7 +110,8 @@ def state(config: Config) -> State:
     mesh = config.mesh
     if not config.optimizer.shard_state or mesh.data == 1:
         words = config.model.vocab_size % (mesh.fsdp * mesh.tensor) == 0
-        mesh = MeshConfig(1) if words else MeshConfig(1, fsdp=mesh.fsdp, tensor=mesh.tensor)
+        own = {} if words else {"fsdp": mesh.fsdp, "tensor": mesh.tensor}
+        mesh = MeshConfig(data=1, **own)
     return traced_state(dataclasses.replace(essence(config), optimizer=config.optimizer, mesh=mesh))
 
 
@@ -125,7 +126,7 @@ def traced_state(config: Config) -> State:
 def essence(config: Config) -> Config:
     """One window of the same model and loss: what configs that are traced alike have in common."""
     return dataclasses.replace(
-        config, name="", steps=1, batch_size=1, microbatches=1, mesh=MeshConfig(1),
+        config, name="", steps=1, batch_size=1, microbatches=1, mesh=MeshConfig(data=1),
         optimizer=OptimizerConfig(warmup_steps=0), eval=EvalConfig(), checkpoint=CheckpointConfig(),
     )  # fmt: skip
 
@@ -134,7 +135,8 @@ def saved(config: Config) -> Saved:
     """By the model's remat policy; without the head and the loss."""
     tensor = config.mesh.tensor
     few = next((n for n in range(2, tensor + 1) if tensor % n == 0), 1)
-    found = traced_saved(dataclasses.replace(essence(config), mesh=MeshConfig(1, tensor=few)))
+    mesh = MeshConfig(data=1, tensor=few, context=config.mesh.context)
+    found = traced_saved(dataclasses.replace(essence(config), mesh=mesh))
     if few == tensor:
         return found
     return Saved(tuple(narrowed(x, tensor // few) for x in found.activations), found.weights)
@@ -154,7 +156,7 @@ def narrowed(leaf: Leaf, times: int) -> Leaf:
 
 @functools.lru_cache(maxsize=256)
 def traced_saved(config: Config) -> Saved:
-    """`saved`, traced on the mesh of `config`, of devices that share the heads."""
+    """`saved`, traced on the mesh of `config`, of devices that share the heads or the rows."""
     sizes = sizes_of(config.mesh)
     with abstract(sizes):
         forward = lambda net, batch: jax.vjp(lambda net: net.forward(batch)[0], net)[1]
@@ -168,7 +170,7 @@ def traced_saved(config: Config) -> Saved:
 
 def local(leaf: Leaf, sizes: dict[str, int]) -> Leaf:
     """A device's part of what is saved of the batch; its cuts are those between heads."""
-    heads = tuple(tuple(axis for axis in axes if sizes[axis] > 1) for axes in leaf.cut)
+    heads = tuple(tuple(axis for axis in axes if axis == "tensor") for axes in leaf.cut)
     return leaf._replace(shape=leaf.own(sizes), cut=heads)
 
 

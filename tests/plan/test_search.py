@@ -73,7 +73,7 @@ def test_one_policy_is_searched_where_one_is_asked_for():
 
 
 def test_what_does_not_fit_whole_is_cut_into_as_few_microbatches_as_do():
-    config = config_of(batch_size=512, mesh=MeshConfig(1, fsdp=4))
+    config = config_of(batch_size=512, mesh=MeshConfig(data=1, fsdp=4))
     topology = parse("v5e:2x2")
     need = lambda count, at: (
         search.memory(search.part_of(dataclasses.replace(config, microbatches=count), at)).total
