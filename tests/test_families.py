@@ -47,6 +47,7 @@ MESHES = {
     "fsdp 2 x tensor 2 x data 2": {"data": 2, "fsdp": 2, "tensor": 2},
     "context 4 x tensor 2": {"data": 1, "context": 4, "tensor": 2},
     "context 2 x fsdp 4": {"data": 1, "context": 2, "fsdp": 4},
+    "ring 4 x data 2": {"data": 2, "context": 4},
 }
 ROWS = [
     name
@@ -89,6 +90,9 @@ def trained(family, mesh_name, chunk_size=0):
         # Adam makes a step of the rounding of a gradient that is zero (of key biases): eps forbids.
         optimizer=OptimizerConfig(learning_rate=RATES.get(family, 5e-3), warmup_steps=2, eps=1e-5),
     )  # fmt: skip
+    if "ring" in mesh_name:
+        model = dataclasses.replace(config.model, context_attention="ring")
+        config = dataclasses.replace(config, model=model)
     devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
     mesh = sharding.make_mesh(MeshConfig(**MESHES.get(mesh_name, {})), devices)
     with jax.set_mesh(mesh):
@@ -126,7 +130,10 @@ def test_twenty_steps_are_the_same_on_every_mesh(family, mesh):
 @pytest.mark.parametrize(
     ("family", "mesh"),
     [("T5", "context 2 x fsdp 4")]
-    + [pytest.param(name, "context 4 x tensor 2", marks=pytest.mark.slow) for name in ROWS],
+    + [pytest.param(name, "context 4 x tensor 2", marks=pytest.mark.slow) for name in ROWS]
+    + [
+        pytest.param(name, "ring 4 x data 2", marks=pytest.mark.slow) for name in ("BERT", "OLMo 2")
+    ],
 )
 def test_twenty_steps_are_the_same_on_devices_that_share_the_rows(family, mesh):
     losses, norms = trained(family, "one").T

@@ -13,8 +13,13 @@ from lm_jax.objectives import cross_entropy
 from lm_jax.sharding import make_mesh, shard
 
 B, L, D, F, V = 8, 6, 16, 32, 64
-MESHES = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2},
-          {"data": 1, "fsdp": 2, "tensor": 4}, {"data": 1, "context": 2, "fsdp": 2, "tensor": 2}]  # fmt: skip
+MESHES = [
+    {"data": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"data": 1, "fsdp": 2, "tensor": 4},
+    {"data": 1, "context": 2, "fsdp": 2, "tensor": 2},
+]
 WORDS = (V, V - 4)  # the second does not divide over tensor x fsdp
 
 

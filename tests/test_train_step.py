@@ -35,7 +35,7 @@ MESHES = {
     "tensor 4 x data 2": {"data": 2, "tensor": 4},
     "fsdp 2 x tensor 2 x data 2": {"data": 2, "fsdp": 2, "tensor": 2},
     "context 2 x slice 2 x tensor 2": {"data": 1, "slice": 2, "context": 2, "tensor": 2},
-    "context 8": {"data": 1, "context": 8},
+    "ring 8": {"data": 1, "context": 8},
 }
 
 
@@ -65,6 +65,9 @@ def trained(mesh_name, chunk_size=0):
     devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
     mesh = sharding.make_mesh(MeshConfig(**MESHES.get(mesh_name, {})), devices)
     config = dataclasses.replace(LLAMA, loss=dataclasses.replace(LLAMA.loss, chunk_size=chunk_size))
+    if "ring" in mesh_name:
+        model = dataclasses.replace(LLAMA.model, context_attention="ring")
+        config = dataclasses.replace(config, model=model)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(config))()
         first = {name: (x.sharding, x.addressable_shards[0].data.shape, np.asarray(x))

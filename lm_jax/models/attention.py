@@ -74,7 +74,9 @@ class Attention(nnx.Module):
             cache = {"k": k_BSKH, "v": v_BSKH}
         q_BLKGH, k_BSKH, v_BSKH = (checkpoint_name(x, "qkv") for x in (q_BLKGH, k_BSKH, v_BSKH))
         scores = kernels.Scores(self.scale, config.attn_softcap, bias)
-        o_BLKGH = context.attention(q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores)
+        o_BLKGH = context.attention(
+            q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores, config.context_attention
+        )
         o_BLKGH = checkpoint_name(o_BLKGH, "context")
         axes = ("batch", "length", "heads", None, None)
         y_BLD = contract("blkgh,kghd->bld", o_BLKGH, self.wo[...].astype(dtype), *axes)

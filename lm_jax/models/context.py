@@ -6,6 +6,7 @@ meets the keys and values of all.
 # head size; inside `local` L is a device's own part.
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from lm_jax import parallel, sharding
 from lm_jax.errors import UserError
 from lm_jax.models import kernels
 from lm_jax.models.kernels import Mask, Scores
-from lm_jax.sharding import shard, spec, ways
+from lm_jax.models.ring import BLOCKS, ring_attention
+from lm_jax.sharding import axes_of, shard, spec, ways
 
 
 def order(length: int, causal: bool) -> np.ndarray:
@@ -82,13 +84,37 @@ def rows_of(x_BL: jax.Array, balanced: bool) -> jax.Array:
 
 
 def attention(
-    q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores | None = None
-) -> jax.Array:
-    """kernels.attention, also of rows that several devices share."""
+    q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores | None = None,
+    way: str = "gather",
+) -> jax.Array:  # fmt: skip
+    """kernels.attention, also of rows that several devices share: each collects all keys and values
+    of its rows (way: gather), or they go round (ring). Raises UserError for what a ring cannot do.
+    """
     scores = scores or Scores(q_BLKGH.shape[-1] ** -0.5)
     if ways("length") == 1:
         return kernels.attention(q_BLKGH, k_BSKH, v_BSKH, mask, backend, scores)
-    return gathered(q_BLKGH, k_BSKH, v_BSKH, mask, backend, scores)
+    run = {"gather": gathered, "ring": ringed}[way]
+    return run(kernels.scaled(q_BLKGH, scores), k_BSKH, v_BSKH, mask, backend, scores)
+
+
+def ringed(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) -> jax.Array:
+    """Keys and values go from device to device (ring.py)."""
+    if mask.window or mask.prefix is not None or scores.bias is not None or backend not in BLOCKS:
+        raise UserError(
+            "config.model.context_attention='ring': cannot have a window, a prefix, biased scores "
+            "(relative, alibi) or config.model.attention=cudnn; set it to gather."
+        )
+    (axis,) = axes_of("length")
+    run = partial(ring_attention, axis=axis, causal=mask.causal, cap=scores.softcap,
+                  backend=backend)  # fmt: skip
+    heads, rows = spec("batch", "length", "heads"), spec("batch", "length")
+    q_ids, k_ids = mask.segments, mask.segments if mask.balanced else mask.key_segments
+    ids = None if q_ids is None else rows
+    k_ids = None if k_ids is None else shard(k_ids, "batch", "length")
+    local = jax.shard_map(
+        run, in_specs=(heads, heads, heads, ids, ids), out_specs=heads, check_vma=False
+    )
+    return local(q_BLKGH, k_BSKH, v_BSKH, q_ids, k_ids)
 
 
 def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) -> jax.Array:
@@ -120,7 +146,6 @@ def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) 
         return kernels.RUN[backend](q_BLKGH, k_BSKH, v_BSKH, own, here, **more)
 
     heads = spec("batch", "length", "heads")
-    q_BLKGH = kernels.scaled(q_BLKGH, scores)
     run = jax.shard_map(
         local, out_specs=heads, check_vma=False,
         in_specs=(place, heads, heads, heads, {n: spec(*axes) for n, (_, axes) in given.items()}),

@@ -134,10 +134,11 @@ def product(
 
 def splash_kernel(
     mask: Mask, L: int, S: int, G: int, cap: float = 0.0, places: np.ndarray | None = None,
-    parts: int = 1,
+    parts: int = 1, **more: Any,
 ) -> Any:  # fmt: skip
     """The kernel of G query heads and their key head. places: of the queries [L] among the keys,
-    if not 0, 1, ...; parts: of the queries, one for each device that shares the rows.
+    if not 0, 1, ...; parts: of the queries, one for each device that shares the rows; more: for
+    make_splash_mqa. Raises UserError where a part is no whole number of blocks.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -145,8 +146,9 @@ def splash_kernel(
     own = L // parts
     if own % 128 or S % 128:
         raise UserError(
-            f"config.model.attention='splash': a window of {own} tokens is not a multiple of 128; "
-            "change config.data.sequence_length, or set config.model.attention=xla."
+            f"config.model.attention='splash': {own} tokens, a window or a device's piece of it, "
+            "are not a multiple of 128; change config.data.sequence_length, or set "
+            "config.model.attention=xla."
         )
     shape: Any = masks.CausalMask((L, S)) if mask.causal else masks.FullMask((L, S))
     if mask.window:
@@ -165,8 +167,8 @@ def splash_kernel(
         head_shards=1,
         q_seq_shards=parts,
         block_sizes=blocks,
-        residual_checkpoint_name="context",
         attn_logits_soft_cap=cap or None,
+        **({"residual_checkpoint_name": "context"} | more),
     )
 
 
@@ -218,7 +220,8 @@ def cudnn(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
         refuse("cudnn", "capped or biased scores (model.attn_softcap, relative, alibi)")
     if v_BSKH.shape[-1] != H:
         refuse("cudnn", "values of another size than queries")
-    allowed, plain = None, mask.prefix is None and not mask.window
+    plain = mask.prefix is None and not mask.window and mask.q_places is None
+    allowed = None
     if mask.segments is not None or not plain:
         rows = mask.allowed(slice(0, L), slice(0, k_BSKH.shape[1]))
         allowed = jnp.broadcast_to(rows, (B, *rows.shape[1:]))[:, None]

@@ -5,7 +5,6 @@ values go round from device to device, and what is found of each part is merged.
 # Shapes: B batch, L query length here, S key length here, K key heads, G query heads a key head,
 # H head size; n pieces here, 2 where causal and else 1, h the length of one.
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,7 +30,8 @@ def ring_attention(
     q_BLKGH: jax.Array,
     k_BLKH: jax.Array,
     v_BLKH: jax.Array,
-    segments_BL: jax.Array | None,
+    q_ids_BL: jax.Array | None,
+    k_ids_BL: jax.Array | None,
     axis: str,
     causal: bool,
     cap: float,
@@ -40,7 +40,7 @@ def ring_attention(
     """softmax(q k) v of the whole sequence, [B, L, K, G, H], from each device's part of it (in a
     shard_map with check_vma=False; ring attention, arXiv:2310.01889).
 
-    The order along `axis` is that of to_zigzag where causal, else the natural one. Queries are
+    The order along `axis` is that of context.order. Queries are
     scaled; scores capped at `cap` unless it is 0; a query sees keys of its own segment. Raises
     UserError when `backend`, xla or splash, cannot do it.
     """
@@ -51,26 +51,26 @@ def ring_attention(
         x = jnp.moveaxis(x.reshape(x.shape[0], n, -1, *x.shape[2:]), 1, 0)
         return jnp.moveaxis(x, 2, -2) if x.ndim > 3 else x
 
-    parts = jax.tree.map(pieces, (q_BLKGH, k_BLKH, v_BLKH, segments_BL))
+    parts = jax.tree.map(pieces, (q_BLKGH, k_BLKH, v_BLKH, q_ids_BL, k_ids_BL))
     o_nBKGhH = ring(How(axis, causal, cap, backend), *parts)
     o_BnhKGH = jnp.moveaxis(o_nBKGhH, (0, -2), (1, 2))
     return o_BnhKGH.reshape(*q_BLKGH.shape[:-1], -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def ring(how: How, q, k, v, ids) -> jax.Array:
+def ring(how: How, q, k, v, q_ids, k_ids) -> jax.Array:
     """The same of pieces."""
-    return forward(how, q, k, v, ids)[0]
+    return forward(how, q, k, v, q_ids, k_ids)[0]
 
 
-def forward(how: How, q, k, v, ids):
+def forward(how: How, q, k, v, q_ids, k_ids):
     """(o, what the gradient needs)."""
     attend, c = BLOCKS[how.backend][0], jax.lax.axis_size(how.axis)
 
     def step(j, carry):
         state, seen = carry
         coming, pairs = onward(seen, how.axis), products(j, how)
-        found = [attend(at((q, ids), i), at(seen, k), past, how.cap) for i, k, past in pairs]
+        found = [attend(at((q, q_ids), i), at(seen, k), past, how.cap) for i, k, past in pairs]
         # What is sent here and read below has the time of the products to arrive: the compiler's
         # scheduler does not know how long a kernel takes, and would begin to send after them.
         found, coming = jax.lax.optimization_barrier((found, coming))
@@ -82,22 +82,22 @@ def forward(how: How, q, k, v, ids):
         jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32),
         jnp.full(q.shape[:-1], NEVER, jnp.float32),
     )
-    o, lse = jax.lax.fori_loop(1, c, step, step(0, (nothing, (k, v, ids))))[0]
+    o, lse = jax.lax.fori_loop(1, c, step, step(0, (nothing, (k, v, k_ids))))[0]
     # A policy of jax.checkpoint that keeps "context" does not go round again.
     o, lse = checkpoint_name(o.astype(q.dtype), "context"), checkpoint_name(lse, "context")
-    return o, (q, k, v, ids, o, lse)
+    return o, (q, k, v, q_ids, k_ids, o, lse)
 
 
 def backward(how: How, kept, do):
     """The gradients of q, k and v; those of keys and values travel with them, one step behind, and
     come home with the c-th.
     """
-    q, k, v, ids, o, lse = kept
+    q, k, v, q_ids, k_ids, o, lse = kept
     pull, c = BLOCKS[how.backend][1], jax.lax.axis_size(how.axis)
 
     def step(j, carry):
         (dq, *dkv), seen = carry
-        pairs, queries = products(j, how), (q, ids, o, lse, do)
+        pairs, queries = products(j, how), (q, q_ids, o, lse, do)
         coming = onward(seen, how.axis)
         dkv = onward(dkv, how.axis) if traced(j) else dkv
         found = [pull(at(queries, i), at(seen, k), past, how.cap) for i, k, past in pairs]
@@ -108,9 +108,9 @@ def backward(how: How, kept, do):
         return (dq, *dkv), coming
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    dq, *dkv = jax.lax.fori_loop(1, c, step, step(0, (zeros, (k, v, ids))))[0]
+    dq, *dkv = jax.lax.fori_loop(1, c, step, step(0, (zeros, (k, v, k_ids))))[0]
     grads = zip((dq, *onward(dkv, how.axis)), (q, k, v), strict=True)
-    return *(grad.astype(x.dtype) for grad, x in grads), None
+    return *(grad.astype(x.dtype) for grad, x in grads), None, None
 
 
 ring.defvjp(forward, backward)
@@ -161,39 +161,3 @@ def onward(tree: Any, axis: str) -> Any:
     c = jax.lax.axis_size(axis)
     ring = [(i, (i + 1) % c) for i in range(c)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axis, ring), tree)
-
-
-def to_zigzag(x_BL: jax.Array, axis: str) -> jax.Array:
-    """[B, L, ...] of the i-th of c devices along `axis` (in a shard_map): from the i-th part of the
-    sequence to pieces i and 2c - 1 - i of 2c, early and late work in equal shares (Llama 3,
-    arXiv:2407.21783, section 3.3.2). L is even.
-    """
-    even, odd = zigzag(axis)
-    front, back = jnp.split(x_BL, 2, 1)  # pieces 2i and 2i + 1
-    front, back = jax.lax.ppermute(front, axis, even), jax.lax.ppermute(back, axis, odd)
-    return jnp.concatenate(in_order((front, back), axis), 1)
-
-
-def from_zigzag(x_BL: jax.Array, axis: str) -> jax.Array:
-    """The inverse of to_zigzag."""
-    even, odd = zigzag(axis)
-    front, back = in_order(jnp.split(x_BL, 2, 1), axis)  # that of an even number first
-    front = jax.lax.ppermute(front, axis, [(there, here) for here, there in even])
-    back = jax.lax.ppermute(back, axis, [(there, here) for here, there in odd])
-    return jnp.concatenate([front, back], 1)
-
-
-def zigzag(axis: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(From, to) of the pieces of even numbers, then of odd ones: a permutation of devices each."""
-    c = jax.lax.axis_size(axis)
-    goes = [(piece // 2, min(piece, 2 * c - 1 - piece)) for piece in range(2 * c)]
-    return goes[::2], goes[1::2]
-
-
-def in_order(pieces: Sequence[jax.Array], axis: str) -> tuple[jax.Array, jax.Array]:
-    """(That of an even number, that of an odd one) as a device holds them, and back: one of an even
-    number has the even one first.
-    """
-    first, second = pieces
-    is_even = jax.lax.axis_index(axis) % 2 == 0
-    return jnp.where(is_even, first, second), jnp.where(is_even, second, first)

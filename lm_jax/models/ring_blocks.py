@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.errors import UserError
+from lm_jax.models import kernels
+from lm_jax.models.kernels import NEVER, Mask
 from lm_jax.models.layers import softcap
-
-NEVER = -1e30  # a score that softmax turns into 0, and whose gradient is finite
 
 
 def xla(queries, keys, causal: bool, cap: float):
@@ -106,28 +106,9 @@ def segment_ids(q_ids, k_ids) -> Any:
 
 def splash_kernel(q, k, causal: bool, cap: float) -> Any:
     """The kernel for the query heads [G, L, H] of one key head [S, H], which also gives lse."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    G, L, S = q.shape[2], q.shape[3], k.shape[2]
-    if L % 128 or S % 128:
-        raise UserError(
-            f"config.model.attention='splash': a piece of {L} tokens, of a window that is cut over "
-            "config.mesh.context devices, is not a multiple of 128; change "
-            "config.data.sequence_length, or set config.model.attention=xla."
-        )
-    shape: Any = masks.CausalMask((L, S)) if causal else masks.FullMask((L, S))
-    q_block, kv_block = (next(b for b in (1024, 512, 256, 128) if n % b == 0) for n in (L, S))
-    blocks = kernel.BlockSizes(
-        block_q=q_block, block_kv=kv_block, block_kv_compute=min(kv_block, 512),
-        block_q_dkv=q_block, block_kv_dkv=kv_block, block_kv_dkv_compute=min(kv_block, 512),
-        use_fused_bwd_kernel=True,
-    )  # fmt: skip
-    return kernel.make_splash_mqa_single_device(
-        masks.MultiHeadMask([shape] * G),
-        block_sizes=blocks,
-        save_residuals=True,
-        attn_logits_soft_cap=cap or None,
+    L, S, G = q.shape[3], k.shape[2], q.shape[2]
+    return kernels.splash_kernel(
+        Mask(causal), L, S, G, cap, save_residuals=True, residual_checkpoint_name=None
     )
 
 

@@ -133,10 +133,7 @@ def words_traffic(part: Part) -> float:
     model = config.model
     logits = part.tokens * (model.vocab_size // sizes["tensor"]) * part.number
     # Each chunk reads the table twice, and reads and writes its gradient in float32.
-    return (
-        part.length // part.chunk * 2 * (part.words(4) + part.words(part.number))
-        + 4 * logits
-    )
+    return part.length // part.chunk * 2 * (part.words(4) + part.words(part.number)) + 4 * logits
 
 
 def layer_traffic(part: Part, branches: int, layers: int) -> int:

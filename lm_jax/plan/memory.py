@@ -130,7 +130,9 @@ class Part:
         rows = config.batch_size // config.microbatches
         shape = rows, config.data.sequence_length, config.model.dim
         with shapes.abstract(self.sizes):
-            return min(self.length, chunk_size(shape, config.model.vocab_size, config.loss.chunk_size))
+            return min(
+                self.length, chunk_size(shape, config.model.vocab_size, config.loss.chunk_size)
+            )
 
     def words(self, size: int) -> int:
         """A table of all words that a device has between collections, of numbers of this size."""

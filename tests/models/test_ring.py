@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm_jax import ahead_of_time
 from lm_jax.errors import UserError
-from lm_jax.models import kernels, ring
+from lm_jax.models import context, kernels, ring
 from lm_jax.models.stack import POLICIES
 
 CUT = PartitionSpec(None, "context")
@@ -25,17 +25,6 @@ def over(devices, function):
     """`function` of each device's part of arrays [B, L, ...]."""
     mesh = Mesh(np.array(devices), ("context",))
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=CUT, out_specs=CUT, check_vma=False))
-
-
-@pytest.mark.parametrize("c", [2, 3, 8])
-def test_zigzag_gives_each_device_an_early_piece_and_as_late_a_one(c):
-    x_BL = jnp.arange(2 * 4 * c).reshape(2, 4 * c)
-    there = over(jax.devices()[:c], functools.partial(ring.to_zigzag, axis="context"))(x_BL)
-    pieces = np.split(x_BL, 2 * c, 1)
-    order = [piece for i in range(c) for piece in (i, 2 * c - 1 - i)]
-    np.testing.assert_array_equal(there, np.concatenate([pieces[i] for i in order], 1))
-    back = over(jax.devices()[:c], functools.partial(ring.from_zigzag, axis="context"))(there)
-    np.testing.assert_array_equal(back, x_BL)
 
 
 def arrays(L: int, B=2, K=2, G=3, H=8):
@@ -55,13 +44,15 @@ def ringed(c: int, segments_BL, causal: bool, cap: float, backend: str = "xla"):
     """Attention of q, k and v in natural order over c devices."""
 
     def local(q, k, v, ids):
-        if not causal:
-            return ring.ring_attention(q, k, v, ids, "context", causal, cap, backend)
-        parts = jax.tree.map(lambda x: ring.to_zigzag(x, "context"), (q, k, v, ids))
-        o = ring.ring_attention(*parts, "context", causal, cap, backend)
-        return ring.from_zigzag(o, "context")
+        return ring.ring_attention(q, k, v, ids, ids, "context", causal, cap, backend)
 
-    return lambda q, k, v: over(jax.devices()[:c], local)(q, k, v, segments_BL)
+    def all_of_them(q, k, v):
+        places = np.arange(q.shape[1])
+        places = context.zigzag(places, c) if causal else places
+        parts = jax.tree.map(lambda x: x[:, places], (q, k, v, segments_BL))
+        return over(jax.devices()[:c], local)(*parts)[:, np.argsort(places)]
+
+    return all_of_them
 
 
 def whole(segments_BL, causal: bool, cap: float):
@@ -120,7 +111,7 @@ def test_splash_refuses_pieces_that_it_cannot_tile_and_a_kernel_that_it_does_not
         return jax.eval_shape(lambda *x: jax.vjp(splash, *x)[1](t), q, k, v)
 
     splash = ringed(2, None, True, 0.0, "splash")
-    with pytest.raises(UserError, match=r"a piece of 64 tokens, .* not a multiple of 128"):
+    with pytest.raises(UserError, match=r"64 tokens, .* piece of it, are not a multiple of 128"):
         attend(256)
     monkeypatch.setattr(splash_attention_kernel, "_splash_attention_bwd", lambda res, do: None)
     with pytest.raises(UserError, match=r"has another backward kernel .* set config"):
@@ -130,8 +121,8 @@ def test_splash_refuses_pieces_that_it_cannot_tile_and_a_kernel_that_it_does_not
 @pytest.mark.slow
 @pytest.mark.parametrize(("causal", "cap"), [(True, 5.0), (False, 0.0)])
 def test_the_splash_kernel_is_the_same_ring(monkeypatch, causal, cap):
-    make = functools.partial(splash_attention_kernel.make_splash_mqa_single_device, interpret=True)
-    monkeypatch.setattr(splash_attention_kernel, "make_splash_mqa_single_device", make)
+    make = functools.partial(splash_attention_kernel.make_splash_mqa, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mqa", make)
     ids_BL = documents(512)[:1]
     function, other = ringed(2, ids_BL, causal, cap, "splash"), whole(ids_BL, causal, cap)
     assert_equal(function, other, *arrays(512, B=1, K=1, G=2))
@@ -144,7 +135,7 @@ def test_on_tpu_keys_travel_while_the_kernels_run():
     place = NamedSharding(Mesh(np.array(tpus), ("context",)), CUT)
 
     def attend(q, k, v, ids):
-        return ring.ring_attention(q, k, v, ids, "context", True, 0.0, "splash")
+        return ring.ring_attention(q, k, v, ids, ids, "context", True, 0.0, "splash")
 
     def both(q, k, v, ids, t):
         o, pull = jax.vjp(lambda *qkv: over(tpus, attend)(*qkv, ids), q, k, v)
