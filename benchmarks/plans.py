@@ -27,7 +27,8 @@ ROWS = (
     ("Llama 3 8B", "llama3_8b.py", "tpu7x:4x4x4", "config", 0),
     ("Mixtral 8x7B", "mixtral_8x7b.py", "v5p:4x4x8", "config", 0),
     ("Llama 3 70B", "llama3.py:70b", "v5p:8x8x8", "fsdp:512", 0),
-    ("Llama 3 70B", "llama3.py:70b", "v6e:16x16*2", "data:2,fsdp:256", 0),
+    ("Llama 3 70B", "llama3.py:70b", "v6e:16x16*2", "slice:2,fsdp:256", 0),
+    ("Llama 3.1 8B, 131,072 tokens", "llama3.py:3.1_8b", "v5p:4x4x8", "config", 0),
 )
 
 

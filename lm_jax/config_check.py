@@ -59,6 +59,7 @@ FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_frac
 BATCH_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: their devices share the batch
 SHARES = ("loss.fim_rate", "loss.spm_rate")
 RECURRENT = ("rnn", "lstm", "gru")
+ATTENTION = ("decoder", "encoder", "encoder_decoder")
 
 
 def check(config: Any) -> None:
@@ -230,6 +231,19 @@ def check_mesh(config: Any) -> None:
             f"muon gives each device whole layers: config.mesh.data={mesh.data} must divide "
             f"config.{field}={layers}; or set it to False.",
         )
+    need_it(
+        mesh.context == 1 or model.architecture in ATTENTION,
+        "mesh.context",
+        f"config.model.architecture={model.architecture!r} reads a row in order: set it to 1.",
+    )
+    pieces = abs(mesh.context) * (2 if model.architecture == "decoder" else 1)
+    length = config.data.sequence_length
+    need_it(
+        mesh.context == 1 or length % pieces == 0,
+        "data.sequence_length",
+        f"must be divisible by {pieces} (mesh.context={mesh.context}); nearest: "
+        f"{max(1, round(length / pieces)) * pieces}.",
+    )
     need_it(
         model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
     )

@@ -11,6 +11,7 @@ import functools
 import jax
 
 from lm_jax.config import Config, resolved
+from lm_jax.config_check import ATTENTION
 from lm_jax.errors import UserError
 from lm_jax.objectives import loss
 from lm_jax.plan import roofline, shapes
@@ -44,7 +45,7 @@ def part_of(config: Config, topology: Topology) -> Part:
     """A device's part of `config`, whose mesh has no -1. Raises UserError for a model without
     blocks. On a GPU, attention is taken to save and do what the kernel of a TPU does.
     """
-    if (kind := config.model.architecture) not in ("decoder", "encoder", "encoder_decoder"):
+    if (kind := config.model.architecture) not in ATTENTION:
         raise UserError(
             f"config.model.architecture={kind!r}: there is no estimate of it, but of decoder, "
             "encoder and encoder_decoder; name a --mesh, and it is compiled."
@@ -97,7 +98,21 @@ def phases(part: Part, topology: Topology) -> Phases:
     forward, backward, words = (
         max(work, size / chip.device_hbm_rate) for work, size in zip(matrix, moved, strict=True)
     )
-    return Phases(forward, backward, words, optimizer_traffic(part) / chip.device_hbm_rate)
+    attention = attention_flops(part) / (chip.device_flops * chip.matmul)
+    return Phases(
+        forward, backward, attention, words, optimizer_traffic(part) / chip.device_hbm_rate
+    )
+
+
+def attention_flops(part: Part) -> float:
+    """Of a device in a microbatch: two products of queries and keys forward, five backward (Dao
+    2023, arXiv:2307.08691, section 3.1), and those again that are not kept.
+    """
+    model, length = part.config.model, part.config.data.sequence_length
+    seen = length / 2 if model.architecture == "decoder" else length
+    heads = model.num_heads * model.head_size / part.sizes["tensor"]
+    layers = sum(layers * (branches - 1) for branches, layers in stacks(model))
+    return 2 * part.tokens * seen * heads * layers * (7 + 2 * (model.remat == "full"))
 
 
 def passes_of(part: Part) -> int:

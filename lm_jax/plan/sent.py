@@ -92,7 +92,20 @@ def of_states(part: Part) -> Iterator[tuple[str, int]]:
             whole = states * part.sizes["expert"]
             yield "expert", layers * whole * (4 + again)
             yield "tensor", layers * whole * 4  # sums of all that share the experts, not scattered
+        yield "context", layers * (branches - 1) * keys(part)
     yield "tensor", 4 * states
+
+
+def keys(part: Part) -> int:
+    """Bytes of keys and values of an attention, forward and backward, between devices that share
+    the rows: collected (again, where they are not kept) and their gradients scattered; in a ring
+    they go round, again with gradients in float32.
+    """
+    model = part.config.model
+    once = 2 * part.sizes["context"] * part.heads(model.kv_heads)
+    if model.context_attention == "gather":
+        return once * (2 + (model.remat != "none"))
+    return once * (2 + (model.remat == "full")) + once // part.number * 4
 
 
 def stacks(model: ModelConfig) -> list[tuple[int, int]]:

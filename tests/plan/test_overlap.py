@@ -41,7 +41,7 @@ def test_what_a_branch_waits_for_is_exposed_and_what_takes_longer_than_a_layer()
     tensor = sent_by(part)["tensor"] / (2 * 90e9)
     assert tensor < found.exposed < 1.1 * tensor
     # Where nothing is computed, all is exposed.
-    idle = overlap.layered(part, V5P, overlap.Phases(0.0, 0.0, 0.0, 0.0))
+    idle = overlap.layered(part, V5P, overlap.Phases(0.0, 0.0, 0.0, 0.0, 0.0))
     every = sum(estimate(config, V5P).times.parts[f"ici:{axis}"] for axis in ("fsdp", "tensor"))
     assert idle.share == 1
     assert every < idle.exposed < 1.05 * every  # the first and the last layer's once more
