@@ -84,6 +84,10 @@ class ModelConfig:
     # attention says; names: also products, but those of queries, keys and values; full: all.
     remat: str = "none"
     scan_unroll: int = 1  # layers a scan step; num_layers: no loop at all
+    # Training with products in eight bits (Qwix): none; int8, fp8: those of states and weights;
+    # int8_full, fp8_full: also those of gradients and weights.
+    quantization: str = "none"
+    quantized: str = "attn,mlp,experts"  # which weights', of these
 
     @property
     def kv_heads(self) -> int:
@@ -105,6 +109,10 @@ class ModelConfig:
         """What its layers see, by the letters of one period: l near tokens, g all."""
         return self.layer_pattern if self.window else "g"
 
+    def bits(self, kind: str) -> str:
+        """How the products of one kind of `quantized` are done."""
+        return self.quantization if kind in self.quantized.split(",") else "none"
+
     @property
     def mlp_size(self) -> int:
         """Width of the feed-forward layer."""
@@ -123,9 +131,7 @@ class DataConfig:
     vocab_size: int = 4096  # pieces of the tokenizer that `input` trains
     text_field: str = "text"  # of JSON lines and tfds records
     heldout_fraction: float = 0.02  # of the documents, for evaluation
-    max_bad_fraction: float = (
-        0.01  # of the input's records may be refused before the whole input is
-    )
+    max_bad_fraction: float = 0.01  # of the input's records; above it, the input is refused
     sequence_length: int = 256  # tokens a window, targets aside
     packed: bool = True  # documents that share a window do not see each other
     carry: bool = False  # recurrent: windows follow each other, and the state goes on

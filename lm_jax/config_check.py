@@ -32,6 +32,7 @@ CHOICES = {
     "model.context_attention": ("gather", "ring"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
+    "model.quantization": ("none", "int8", "int8_full", "fp8", "fp8_full"),
     "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("cosine", "wsd", "rsqrt", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
@@ -56,6 +57,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
              "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
+QUANTIZED = ("attn", "mlp", "experts")  # whose products with states may be in eight bits
 BATCH_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: their devices share the batch
 SHARES = ("loss.fim_rate", "loss.spm_rate")
 RECURRENT = ("rnn", "lstm", "gru")
@@ -122,6 +124,14 @@ def check_model(config: Any) -> None:
         not (model.qk_norm and model.qk_norm_all),
         "model.qk_norm_all",
         "one of model.qk_norm and this.",
+    )
+    for kind in model.quantized.split(","):
+        near = nearest(kind, QUANTIZED)
+        need_it(kind in QUANTIZED, "model.quantized", f"{kind!r} is not known.{near}")
+    need_it(
+        model.quantization == "none" or model.architecture in ATTENTION,
+        "model.quantization",
+        f"config.model.architecture={model.architecture!r} has no such products: set it to none.",
     )
     need_it(1 <= model.order <= 6, "model.order", "must be 1 to 6.")
     most = model.num_experts or model.experts_per_token

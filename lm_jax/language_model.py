@@ -204,7 +204,10 @@ def load_hf(directory: str) -> LanguageModel:
 
 
 def portable(config: ModelConfig) -> ModelConfig:
-    """The model as it runs here: an attention backend of other devices becomes this one's."""
+    """The model as it runs here: an attention backend of other devices becomes this one's, and no
+    product is in eight bits, which is of training.
+    """
+    config = dataclasses.replace(config, quantization="none")
     try:
         return resolved(config, jax.default_backend())
     except UserError:

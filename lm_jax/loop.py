@@ -19,6 +19,7 @@ from lm_jax import (
     hosts,
     out_of_memory,
     preflight,
+    quantized,
     rundir,
     runtime,
     sharding,
@@ -58,6 +59,8 @@ def train(
     config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
     model = resolved(asked.model, devices[0].platform, views.has_prefix(asked))
     config = dataclasses.replace(asked, model=model)
+    if warning := quantized.warning(model.quantization, devices[0].device_kind):
+        print(warning, flush=True)
     rundir.check(workdir, asked)
     opened = lambda: rundir.open_store(workdir, config, prepare=not dry_run)
     store = hosts.first_does(opened, "store") or opened()

@@ -79,7 +79,8 @@ class Attention(nnx.Module):
         )
         o_BLKGH = checkpoint_name(o_BLKGH, "context")
         axes = ("batch", "length", "heads", None, None)
-        y_BLD = contract("blkgh,kghd->bld", o_BLKGH, self.wo[...].astype(dtype), *axes)
+        w_KGHD, bits = self.wo[...].astype(dtype), config.bits("attn")
+        y_BLD = contract("blkgh,kghd->bld", o_BLKGH, w_KGHD, *axes, bits=bits)
         if config.bias:
             y_BLD += self.bo[...].astype(dtype)[None, None]
         return y_BLD, cache
@@ -96,7 +97,8 @@ class Attention(nnx.Module):
             equation = "bld,dkgh->blkgh" if name == "q" else "bld,dkh->blkh"
             w = getattr(self, f"w{name}")[...].astype(dtype)
             found.append((equation, w, ("batch", "length", *heads)))
-        seen = dict(zip(what, expand(x_BLD, *found), strict=True))
+        read = expand(x_BLD, *found, bits=self.config.bits("attn"))
+        seen = dict(zip(what, read, strict=True))
         for name in what:
             if hasattr(self, "bq"):
                 seen[name] += getattr(self, f"b{name}")[...].astype(dtype)[None, None]

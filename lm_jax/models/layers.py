@@ -95,15 +95,16 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         dtype = x_BLD.dtype
-        axes = ("batch", "length", None, "mlp")
-        (h_BLCF,) = expand(x_BLD, ("bld,dcf->blcf", self.up[...].astype(dtype), axes))
+        axes, bits = ("batch", "length", None, "mlp"), self.config.bits("mlp")
+        (h_BLCF,) = expand(x_BLD, ("bld,dcf->blcf", self.up[...].astype(dtype), axes), bits=bits)
         if self.config.bias:
             h_BLCF += self.up_bias[...].astype(dtype)[None, None]
         h_BLF = ACTIVATIONS[self.config.activation](h_BLCF[:, :, 0])
         if self.config.gated:
             h_BLF *= h_BLCF[:, :, 1]
         h_BLF = checkpoint_name(h_BLF, "mlp")
-        y_BLD = contract("blf,fd->bld", h_BLF, self.down[...].astype(dtype), *axes[:2], "mlp")
+        down_FD = self.down[...].astype(dtype)
+        y_BLD = contract("blf,fd->bld", h_BLF, down_FD, *axes[:2], "mlp", bits=bits)
         return y_BLD + self.down_bias[...].astype(dtype)[None, None] if self.config.bias else y_BLD
 
 

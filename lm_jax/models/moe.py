@@ -128,12 +128,12 @@ class Experts(nnx.Module):
         """
         x, ids, weights = (parallel.joined(x, "experts") for x in (x_BLD, ids_BLK, weights_BLK))
         E, D, C, F = kernels["up"].shape
-        dtype, K = x.dtype, ids.shape[-1]
+        dtype, K, bits = x.dtype, ids.shape[-1], self.config.bits("experts")
         ids = ids.reshape(-1, K) - parallel.index("experts") * E
         ids = jnp.where((ids >= 0) & (ids < E), ids, E)  # E: of another device, or nowhere
         choice_R, row_TK, sizes_E = ragged.plan(ids, E)
         x_RD = ragged.dispatch(x.reshape(-1, D), choice_R, row_TK)
-        h = ragged.grouped(x_RD, kernels["up"].reshape(E, D, C * F).astype(dtype), sizes_E)
+        h = ragged.grouped(bits, x_RD, kernels["up"].reshape(E, D, C * F).astype(dtype), sizes_E)
         h_RCF = checkpoint_name(h, "product").reshape(-1, C, F)
         if self.config.bias:
             mine_RE = ids.reshape(-1)[choice_R][:, None] == jnp.arange(E)[None]
@@ -141,7 +141,7 @@ class Experts(nnx.Module):
             h_RCF += jnp.einsum("re,ecf->rcf", mine_RE.astype(dtype), bias_ECF)
         h_RF = ACTIVATIONS[self.config.activation](h_RCF[:, 0])
         h_RF = checkpoint_name(h_RF * h_RCF[:, 1] if self.config.gated else h_RF, "mlp")
-        y_RD = ragged.grouped(h_RF, kernels["down"].astype(dtype), sizes_E)
+        y_RD = ragged.grouped(bits, h_RF, kernels["down"].astype(dtype), sizes_E)
         y_RD = checkpoint_name(y_RD, "product")
         y_TD = ragged.combine(y_RD, weights.reshape(-1, K), choice_R, row_TK)
         y_TD = parallel.summed(y_TD, "mlp").reshape(x.shape)

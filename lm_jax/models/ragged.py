@@ -5,10 +5,13 @@ known only when they run, and the ways of a row there and back.
 # Shapes: T tokens, K choices of a token, R rows (T K, and ROOM), D and F widths, E experts.
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from lm_jax.quantized import BACKWARD, FORWARD, Types, low, sums_in
 
 # Rows that are multiplied at once on CPU: as many of the first size as fit into a group, the rest
 # in the second. Large ones are faster, small ones leave less of the last one empty.
@@ -16,31 +19,52 @@ BLOCKS = (256, 32)
 ROOM = BLOCKS[-1]  # rows behind the last group, where its last block may end
 
 
-@jax.custom_vjp
-def grouped(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Rows [R, F]: the first sizes[0] of x times w[0], the next sizes[1] times w[1] ...
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def grouped(bits: str, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Rows [R, F]: the first sizes[0] of x times w[0], the next sizes[1] times w[1] ...; bits: how
+    (config.model.quantization).
 
     After the last group there are at least ROOM rows. What stands there is undefined, and has no
     gradient. On TPU and GPU jax.lax.ragged_dot; on CPU, where that is E dense products, a loop over
     blocks.
     """
-    return jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=forward, default=jax.lax.ragged_dot)
+    return products(x_RD, w_EDF, sizes_E, FORWARD.get(bits))
 
 
-def forward(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def products(x_RD, w_EDF, sizes_E, types: Types | None) -> jax.Array:
+    """`grouped`, in eight bits where there are `types`: the scale of a column is that of all
+    experts, as qwix.ragged_dot has it, and that of a row is of what its device has of it.
+    """
+    if not types:
+        return platform(forward, jax.lax.ragged_dot, x_RD, w_EDF, sizes_E)
+    x, w = low(x_RD, "rd", "rf", types[0]), low(w_EDF, "edf", "rf", types[1])
+    more = {"preferred_element_type": sums_in(types)}
+    by_block, at_once = partial(forward, **more), partial(jax.lax.ragged_dot, **more)
+    y_RF = platform(by_block, at_once, x.qvalue, w.qvalue, sizes_E)
+    return (y_RF * x.scale * w.scale[0]).astype(x_RD.dtype)
+
+
+def platform(cpu: Callable, default: Callable, *args: jax.Array) -> Any:
+    """What is done on CPU, or elsewhere."""
+    return jax.lax.platform_dependent(*args, cpu=cpu, default=default)
+
+
+def forward(x_RD, w_EDF, sizes_E, preferred_element_type: Any = None) -> jax.Array:
     """`grouped` in blocks. The last one of a group reaches into the next group, which is written
     later.
     """
+    product = partial(jnp.einsum, "rd,df->rf", preferred_element_type=preferred_element_type)
 
     def expert(y, group):
         w, start, size = group
 
         def block(rows, at, y):
-            return put(y, jnp.einsum("rd,df->rf", take(x_RD, at, rows), w), at)
+            return put(y, product(take(x_RD, at, rows), w), at)
 
         return in_blocks(start, size, len(x_RD), block, y), None
 
-    empty = zeros((len(x_RD), w_EDF.shape[2]), x_RD.dtype, sizes_E[0])
+    dtype = preferred_element_type or x_RD.dtype
+    empty = zeros((len(x_RD), w_EDF.shape[2]), dtype, sizes_E[0])
     return jax.lax.scan(expert, empty, groups(w_EDF, sizes_E))[0]
 
 
@@ -72,13 +96,16 @@ def backward_ragged(x_RD, w_EDF, sizes_E, g_RF) -> tuple[jax.Array, jax.Array]:
     return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_RD, w_EDF)[1](g_RF)
 
 
-def grouped_backward(saved, g_RF):
+def grouped_backward(bits, saved, g_RF):
     """Gradients of x and w; the sizes have none."""
-    grads = jax.lax.platform_dependent(*saved, g_RF, cpu=backward, default=backward_ragged)
-    return *grads, None
+    dx, dw = platform(backward, backward_ragged, *saved, g_RF)
+    if types := BACKWARD.get(bits):
+        _, w_EDF, sizes_E = saved
+        dx = products(g_RF, w_EDF.swapaxes(1, 2), sizes_E, types)
+    return dx, dw, None
 
 
-grouped.defvjp(lambda *args: (grouped(*args), args), grouped_backward)
+grouped.defvjp(lambda bits, *args: (grouped(bits, *args), args), grouped_backward)
 
 
 def groups(w_EDF: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, ...]:
