@@ -31,7 +31,7 @@ def numbers(*shape, seed=0):
 
 def branch(bits, x_BLD, up_DF, down_FD):
     """One weight reads the stream, one writes to it."""
-    axes = ("batch", None, "mlp")
+    axes = ("batch", "length", "mlp")
     x_BLD = shard(x_BLD, *sharding.stream(x_BLD.shape[2]))
     up_DF, down_FD = shard(up_DF, "embed", "mlp"), shard(down_FD, "mlp", "embed")
     (h_BLF,) = parallel.expand(x_BLD, ("bld,df->blf", up_DF, axes), bits=bits)

@@ -10,7 +10,7 @@ import functools
 
 import jax
 
-from lm_jax.config import Config, resolved
+from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.config_check import ATTENTION
 from lm_jax.errors import UserError
 from lm_jax.objectives import loss
@@ -71,12 +71,14 @@ def estimate(config: Config, topology: Topology) -> Estimate:
 
 def flops(config: Config) -> Flops:
     """Of the loss of a whole batch and its gradient, what is done again included."""
-    return flops_of(shapes.essence(config)).times(config.batch_size)
+    mesh = MeshConfig(data=1, context=config.mesh.context)
+    one = dataclasses.replace(shapes.essence(config), mesh=mesh)
+    return flops_of(one).times(config.batch_size)
 
 
 @functools.lru_cache(maxsize=64)
 def flops_of(config: Config) -> Flops:
-    """Of the windows of `config`, on one device."""
+    """Of the windows of `config`, on as few devices as share one."""
     part = lambda net, batch: loss(net, batch, None, config.loss)[0]
     with shapes.abstract(shapes.sizes_of(config.mesh)):
         return count(jax.value_and_grad(part), *shapes.one_window(config))
