@@ -81,7 +81,8 @@ class ModelConfig:
     attention: str = "auto"  # splash on TPU, cudnn on GPU, xla elsewhere and where it must be
     dtype: str = "auto"  # of the computation: bfloat16, on CPU float32; parameters are float32
     # What is computed again for the way back: none; dots: all but products with weights and what
-    # attention says; names: also products, but those of queries, keys and values; full: all.
+    # attention says; names: also products, but those of queries, keys and values; full: all;
+    # offload: all, and what each layer reads waits in the memory of the host.
     remat: str = "none"
     scan_unroll: int = 1  # layers a scan step; num_layers: no loop at all
     # Training with products in eight bits (Qwix): none; int8, fp8: those of states and weights;

@@ -173,7 +173,7 @@ def remedies(kind: str, config: Config, parts: float = 2) -> list[str]:
         found.append(("loss.chunk_size", 0 if now > auto else max(1, (now or auto) // 2), now))
     if kind == "scores" and model.attention == "xla":
         found.append(("model.attention", "auto", "xla"))
-    if kind in ("saved", "scores") and model.remat != "full":
+    if kind in ("saved", "scores") and model.remat not in ("full", "offload"):
         found.append(("model.remat", "full", model.remat))
     if kind in ("parameters", "optimizer", "weights"):
         if kind == "optimizer" and mesh.data > 1 and not optimizer.shard_state:

@@ -132,3 +132,17 @@ def test_devices_that_share_the_heads_scatter_what_they_sum_and_never_the_whole_
 def test_a_slice_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="topology 'v5e:5x7': the compiler knows no such slice"):
         ahead_of_time.devices("v5e:5x7")
+
+
+def test_what_a_layer_reads_waits_in_the_memory_of_the_host():
+    def memory(remat):
+        small = {"num_layers": 4, "dim": 256, "num_heads": 2, "mlp_dim": 512, "vocab_size": 512}
+        config = Config.parse({
+            "batch_size": 32, "model": small | {"remat": remat, "max_length": 512},
+            "data": {"sequence_length": 512}, "mesh": {"data": 1, "fsdp": 4},
+        })  # fmt: skip
+        return traced(config, "v5e:2x2").compile().memory_analysis()
+
+    states = 4 * 8 * 512 * 256 * 2  # layers, windows, tokens, width, bytes
+    full, offload = memory("full"), memory("offload")
+    assert (full.host_temp_size_in_bytes, offload.host_temp_size_in_bytes) == (0, states)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax import sharding
 from lm_jax.config import ModelConfig
@@ -21,7 +22,12 @@ POLICIES = {  # what is kept of a layer; "mlp" is what its last product reads
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names("product", "context"),
     "names": jax.checkpoint_policies.save_only_these_names("qkv", "context", "mlp"),
-}
+    # What a layer reads, and nothing else, goes to the memory of the host and comes back.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input"],
+        offload_src="device", offload_dst="pinned_host",
+    ),
+}  # fmt: skip
 
 
 class Sight(NamedTuple):
@@ -128,6 +134,8 @@ class Stack(nnx.Module):
         def remat(body):
             if config.remat == "none":
                 return body
+            if config.remat == "offload":
+                inner, body = body, lambda x, *more: inner(checkpoint_name(x, "layer_input"), *more)
             return jax.checkpoint(body, policy=POLICIES[config.remat], prevent_cse=False)
 
         size = len(kinds)

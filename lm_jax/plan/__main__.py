@@ -32,7 +32,11 @@ def define_flags() -> None:
     text("topology", "", "Chip and shape, e.g. v5p:4x4x4, v5e:16x16, v6e:16x16*2; auto.")
     text("mesh", "", "Sizes by axis, e.g. fsdp:16,tensor:4; config: its own; searched if empty.")
     flags.DEFINE_integer("batch", 0, "Sequences a step; the config's if 0.", lower_bound=0)
-    text("remat", "", "none, names, dots or full; the config's, or searched, if empty.")
+    text(
+        "remat",
+        "",
+        "none, names, dots, full or offload; the config's, or all but offload, if empty.",
+    )
     number("tokens", 0.0, "Of the whole run; the config's if 0.", lower_bound=0)
     text("price", "", "USD for an hour of a chip: 4.2, or by chip: v5p:4.2,v6e:2.7.")
     text("deadline", "", "What a run may take, for --topology=auto: 30d, 12h.")

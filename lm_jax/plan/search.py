@@ -18,7 +18,9 @@ from lm_jax.plan.measure import Measured, measure
 from lm_jax.plan.memory import memory
 from lm_jax.plan.roofline import Times
 
-REMAT = CHOICES["model.remat"]
+# One that moves states to the host and back is planned where it is named: what that link carries,
+# and hides, is not modelled.
+REMAT = tuple(policy for policy in CHOICES["model.remat"] if policy != "offload")
 SOME = 12  # plans that do not fit, where none does
 LONG = 16_384  # tokens from which on devices may share a row
 MOST_CHIPS = 4096  # of a topology that is looked at where none is named

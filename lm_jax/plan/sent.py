@@ -72,7 +72,7 @@ def of_weight(leaf: Leaf, part: Part) -> Iterator[tuple[str, float]]:
 
 def makes_again(model: ModelConfig) -> bool:
     """Whether products with weights are made again for the way back."""
-    return model.remat in ("names", "full")
+    return model.remat in ("names", "full", "offload")
 
 
 def tied(model: ModelConfig) -> int:

@@ -132,7 +132,7 @@ def essence(config: Config) -> Config:
 
 
 def saved(config: Config) -> Saved:
-    """By the model's remat policy; without the head and the loss."""
+    """By the model's remat policy, on the device; without the head and the loss."""
     tensor = config.mesh.tensor
     few = next((n for n in range(2, tensor + 1) if tensor % n == 0), 1)
     mesh = MeshConfig(data=1, tensor=few, context=config.mesh.context)
@@ -163,7 +163,8 @@ def traced_saved(config: Config) -> Saved:
         jaxpr = jax.make_jaxpr(forward)(*one_window(config)).jaxpr
     given, found = set(jaxpr.invars), []
     for var in dict.fromkeys(v for v in jaxpr.outvars if not hasattr(v, "val")):
-        found += [leaf((), var.aval)] if var not in given else []
+        here = "host" not in str(getattr(var.aval, "memory_space", "")).lower()
+        found += [leaf((), var.aval)] if here and var not in given else []
     rows = [x for x in found if any(sharding.SHARED in axes for axes in x.cut)]
     return Saved(tuple(local(x, sizes) for x in rows), tuple(x for x in found if x not in rows))
 

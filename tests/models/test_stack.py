@@ -137,10 +137,11 @@ def test_neither_remat_nor_unrolling_changes_the_gradients_of_two_stacks():
     loss_of = lambda model: jnp.sin(model(TOKENS, inputs=INPUTS)).mean()
     run = jit(jax.value_and_grad(loss_of))
     loss, slopes = run(make(T5))
-    same, others = run(rebuilt(make(T5), remat="names", scan_unroll=2))
-    np.testing.assert_allclose(same, loss, rtol=1e-6)
-    for one, other in zip(jax.tree.leaves(slopes), jax.tree.leaves(others), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-4)
+    for change in ({"remat": "names", "scan_unroll": 2}, {"remat": "offload"}):
+        same, others = run(rebuilt(make(T5), **change))
+        np.testing.assert_allclose(same, loss, rtol=1e-6)
+        for one, other in zip(jax.tree.leaves(slopes), jax.tree.leaves(others), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", DECODED)

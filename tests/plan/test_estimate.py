@@ -10,7 +10,7 @@ import pytest
 from lm_jax import sharding
 from lm_jax.config import Config, MeshConfig, resolved
 from lm_jax.errors import UserError
-from lm_jax.plan import estimate, memory, shapes
+from lm_jax.plan import estimate, memory, search, shapes
 from lm_jax.plan.chips import parse
 from lm_jax.plan.sent import sent_by
 from lm_jax.train_step import init_state
@@ -104,6 +104,16 @@ def test_full_rematerialization_saves_the_states_between_blocks():
     states = 2 * 256 * 256 * 2  # windows, tokens, width, bytes
     found = memory.memory(memory.Part(config)).phases["backward"]["saved activations"]
     assert 4 * states <= found < 6.5 * states  # and what the last norm and the rotations keep
+
+
+def test_what_waits_in_the_memory_of_the_host_takes_none_of_the_device():
+    states = 4 * 2 * 256 * 256 * 2  # layers, windows, tokens, width, bytes
+    full, offload = (
+        memory.memory(memory.Part(small({"fsdp": 8}, remat=policy))).phases["backward"]
+        for policy in ("full", "offload")
+    )
+    assert full["saved activations"] - offload["saved activations"] == states
+    assert "offload" not in search.REMAT  # what the link to the host carries is not modelled
 
 
 def test_microbatches_halve_what_is_saved_and_add_gradients():
