@@ -19,7 +19,7 @@ from lm_jax.plan.chips import Topology
 from lm_jax.plan.flops import Flops, count
 from lm_jax.plan.memory import LANES, Memory, Part, memory
 from lm_jax.plan.overlap import Layered, Phases, layered
-from lm_jax.plan.sent import makes_again, network, sent_by, stacks
+from lm_jax.plan.sent import forgets, makes_again, network, sent_by, stacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def attention_flops(part: Part) -> float:
     seen = length / 2 if model.architecture == "decoder" else length
     heads = model.num_heads * model.head_size / part.sizes["tensor"]
     layers = sum(layers * (branches - 1) for branches, layers in stacks(model))
-    return 2 * part.tokens * seen * heads * layers * (7 + 2 * (model.remat == "full"))
+    return 2 * part.tokens * seen * heads * layers * (7 + 2 * forgets(model))
 
 
 def passes_of(part: Part) -> int:

@@ -72,7 +72,12 @@ def of_weight(leaf: Leaf, part: Part) -> Iterator[tuple[str, float]]:
 
 def makes_again(model: ModelConfig) -> bool:
     """Whether products with weights are made again for the way back."""
-    return model.remat in ("names", "full", "offload")
+    return model.remat == "names" or forgets(model)
+
+
+def forgets(model: ModelConfig) -> bool:
+    """Whether attention, too, is made again."""
+    return model.remat in ("full", "offload")
 
 
 def tied(model: ModelConfig) -> int:
@@ -105,7 +110,7 @@ def keys(part: Part) -> int:
     once = 2 * part.sizes["context"] * part.heads(model.kv_heads)
     if model.context_attention == "gather":
         return once * (2 + (model.remat != "none"))
-    return once * (2 + (model.remat == "full")) + once // part.number * 4
+    return once * (2 + forgets(model)) + once // part.number * 4
 
 
 def stacks(model: ModelConfig) -> list[tuple[int, int]]:
