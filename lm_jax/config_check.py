@@ -267,12 +267,16 @@ def fill_mesh(mesh: Any, devices: int, of: str = "") -> Any:
     left = max(1, devices // math.prod(size for size in sizes.values() if size > 0))
     filled = {axis: left if size == -1 else size for axis, size in sizes.items()}
     if math.prod(filled.values()) != devices:
-        asked = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise UserError(
-            f"config.mesh: {asked} does not make {devices} devices{of}; "
+            f"config.mesh: {large_axes(sizes)} does not make {devices} devices{of}; "
             f"set one axis to -1, or sizes whose product is {devices}."
         )
     return dataclasses.replace(mesh, **filled)
+
+
+def large_axes(sizes: Mapping[str, int]) -> str:
+    """'data 2 x fsdp 4': a mesh without its axes of one device."""
+    return " x ".join(f"{axis} {n}" for axis, n in sizes.items() if n != 1) or "data 1"
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from lm_jax.config import Config
+from lm_jax.config_check import large_axes
 from lm_jax.config_values import differences
 from lm_jax.metrics import flops_per_token, human, peak_flops
 
@@ -54,7 +55,7 @@ def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
     model, device, parts = config.model, mesh.devices.flat[0], modules(abstract.model)
     shares = "  ".join(f"{name} {human(size)}" for name, size in parts.items())
     kind = getattr(device, "device_kind", device.platform)
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    axes = large_axes(mesh.shape)
     held = sum(bytes_per_device(x) for x in jax.tree.leaves(abstract))
     limit = memory_limit(device)
     has = f"{human(limit)}B" if limit else "an unknown amount"

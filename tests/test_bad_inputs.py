@@ -215,7 +215,7 @@ MISTAKES = {
         "longer than config.model.max_length=32"),
     # The machine.
     "mesh of other devices": (NEW + "--config.mesh.data=3", 2,
-        "data=3 x fsdp=1 x expert=1 x tensor=1 does not make 1 devices"),
+        "data 3 does not make 1 devices"),
     "mesh too small": ("8 " + NEW + "--config.mesh.data=4", 2, "does not make 8 devices",
         "product is 8"),
     "batch not divisible": ("8 " + NEW + "--config.batch_size=12", 2,

@@ -37,7 +37,7 @@ def test_the_screen_has_every_number_that_decides_the_run(screen, tmp_path):
     for part in ("steps=300", "model.dim=16", "mesh.fsdp=2", "data.input=text.txt"):
         assert part in screen["not default"]
     assert "seed" not in screen["not default"]
-    assert screen["mesh"].startswith("data 2 x fsdp 2 x expert 1 x tensor 2 on 8 cpu, 1 process")
+    assert screen["mesh"].startswith("data 2 x fsdp 2 x tensor 2 on 8 cpu, 1 process")
     assert "float32, attention xla" in screen["compute"]
     assert "300 steps of 32 x 16" in screen["training"]
     assert "epochs" in screen["training"]

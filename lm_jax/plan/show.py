@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from lm_jax.config import Config
+from lm_jax.config_check import large_axes
 from lm_jax.metrics import human
 from lm_jax.plan.chips import Topology
 from lm_jax.plan.measure import Measured
@@ -37,7 +38,7 @@ def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -
     roofline's.
     """
     chip, memory = topology.chip, found.memory
-    mesh = " x ".join(f"{n} {s}" for n, s in dataclasses.asdict(config.mesh).items() if s > 1)
+    mesh = large_axes(dataclasses.asdict(config.mesh))
     rows = [
         ("run", f"{config.name}: {config.batch_size} x {config.data.sequence_length} = "
                 f"{human(config.tokens_per_step)} tokens a step, remat {config.model.remat}"),
