@@ -134,6 +134,7 @@ def test_a_slice_that_does_not_exist_is_refused():
         ahead_of_time.devices("v5e:5x7")
 
 
+@pytest.mark.slow
 def test_what_a_layer_reads_waits_in_the_memory_of_the_host():
     def memory(remat):
         small = {"num_layers": 4, "dim": 256, "num_heads": 2, "mlp_dim": 512, "vocab_size": 512}
