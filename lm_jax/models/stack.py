@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax import sharding
 from lm_jax.config import ModelConfig
+from lm_jax.errors import UserError
 from lm_jax.models import kernels
 from lm_jax.models.attention import Attention
 from lm_jax.models.layers import MLP, Norm, dropout
@@ -98,6 +99,11 @@ class Stack(nnx.Module):
     def __init__(self, config: ModelConfig, layers: int = 0, causal: bool = True,
                  cross: bool = False, *, rngs: nnx.Rngs):  # fmt: skip
         self.config, self.layers, self.causal = config, layers or config.num_layers, causal
+        if config.remat == "offload" and jax.__version_info__ < (0, 10):  # 0.7.2 aborts on CPU
+            raise UserError(
+                "config.model.remat='offload': needs jax 0.10 or later, and this is "
+                f"{jax.__version__}; set it to full."
+            )
         keys = jax.random.split(rngs.params(), self.layers)
         self.blocks = jax.vmap(lambda key: Block(config, cross, rngs=nnx.Rngs(key)))(keys)
         if config.final_norm:
