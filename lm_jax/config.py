@@ -89,6 +89,9 @@ class ModelConfig:
     # int8_full, fp8_full: also those of gradients and weights.
     quantization: str = "none"
     quantized: str = "attn,mlp,experts"  # which weights', of these
+    # Parts of a batch that follow each other through the stages of mesh.stage: so many, or the
+    # next lower number that divides it. More wait less, and fewer rows are multiplied at once.
+    pipeline_parts: int = 0  # 0: 4 a stage
 
     @property
     def kv_heads(self) -> int:
@@ -186,6 +189,7 @@ class MeshConfig:
     expert: int = 1  # the batch, and the experts
     context: int = 1  # the tokens of a row
     tensor: int = 1  # heads, feed-forward width and vocabulary
+    stage: int = 1  # the layers, as a pipeline; before and after them, the batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,8 @@ NOT_NEGATIVE = (
 FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
              "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
 QUANTIZED = ("attn", "mlp", "experts")  # whose products with states may be in eight bits
-BATCH_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: their devices share the batch
+ROW_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: they share the batch in the layers,
+BATCH_AXES = (*ROW_AXES, "stage")  # and these before and after them
 SHARES = ("loss.fim_rate", "loss.spm_rate")
 RECURRENT = ("rnn", "lstm", "gru")
 ATTENTION = ("decoder", "encoder", "encoder_decoder")

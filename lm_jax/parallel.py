@@ -232,6 +232,9 @@ def on_each_device(function: Any, inputs: tuple, output: Any, own: bool = True) 
     """
     if not mesh_is_set():
         return function
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {axis for axis in mesh.axis_names if axis not in mesh.manual_axes}
+    shared = sharding.in_use()
 
     def by_name(names: Any, x: Any) -> Any:
         if isinstance(names, list):
@@ -245,14 +248,16 @@ def on_each_device(function: Any, inputs: tuple, output: Any, own: bool = True) 
 
     def as_own(x: jax.Array, place: PartitionSpec) -> jax.Array:
         cut = {axis for part in place if part for axis in ((part,) if type(part) is str else part)}
-        shared = tuple(axis for axis in sharding.in_use() if axis not in cut)
-        return vary(x, shared)
+        return vary(x, tuple(axis for axis in shared if axis not in cut))
 
     def call(*args: Any) -> Any:
         places = tuple(by_name(names, x) for names, x in zip(inputs, args, strict=True))
         args = jax.tree.map(jax.sharding.reshard, args, places)
         local = lambda *parts: function(*(jax.tree.map(as_own, parts, places) if own else parts))
-        return jax.shard_map(local, in_specs=places, out_specs=by_name(output, None))(*args)
+        result = by_name(output, None)
+        each = jax.shard_map(local, in_specs=places, out_specs=result, axis_names=axes,
+                             check_vma=not mesh.manual_axes)  # fmt: skip
+        return each(*args)
 
     return call
 

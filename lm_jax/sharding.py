@@ -17,16 +17,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.config import MeshConfig
-from lm_jax.config_check import BATCH_AXES, fill_mesh
+from lm_jax.config_check import BATCH_AXES, ROW_AXES, fill_mesh
 from lm_jax.errors import UserError
 
-AXES = (*BATCH_AXES, "context", "tensor")
+AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": BATCH_AXES,
+    "rows": ROW_AXES,
     "length": "context",
     "tokens": (*BATCH_AXES, "context"),  # of all rows
     "embed": "fsdp",
     "experts": "expert",
+    "layers": "stage",
     "heads": "tensor",
     "stream": "tensor",
     "mlp": "tensor",
@@ -78,28 +80,26 @@ def no_mesh() -> Any:
 
 def mesh_is_set() -> bool:
     """Whether a mesh with explicit axes is in use (jax.set_mesh), as opposed to a notebook or a
-    shard_map.
+    shard_map over all of them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and all(kind == AxisType.Explicit for kind in mesh.axis_types)
+    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 def ways(*names: str) -> int:
     """Into how many parts the mesh in use cuts an array by axes of these logical names."""
     if not mesh_is_set():
         return 1
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes_of(*names))
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in free(*names))
 
 
 def spec(*names: str | None) -> PartitionSpec | None:
     """Mesh axes of an array whose axes have these logical names (None: not sharded)."""
     if not mesh_is_set():
         return None
-    parts = [None if name is None else rule(name) for name in names]
     used = axes_of(*names)
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {names} use a mesh axis twice: {list(used)}")
-    return PartitionSpec(*parts)
+    return PartitionSpec(*(None if name is None else within(rule(name)) for name in names))
 
 
 @contextlib.contextmanager
@@ -164,14 +164,31 @@ def as_in(tree: Any, other: Any) -> Any:
 
 def in_use() -> tuple[str, ...]:
     """The axes of the mesh along which devices may have parts of their own."""
-    names = jax.sharding.get_abstract_mesh().axis_names
-    return names if rule("length") else tuple(n for n in names if n != RULES["length"])
+    mesh, length = jax.sharding.get_abstract_mesh(), RULES["length"]
+    names = (axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+    return tuple(axis for axis in names if axis != length or rule("length"))
 
 
 def axes_of(*names: str | None) -> tuple[str, ...]:
     """The mesh axes of logical names, in order."""
     parts = [rule(name) or () for name in names if name is not None]
     return tuple(axis for part in parts for axis in ((part,) if isinstance(part, str) else part))
+
+
+def free(*names: str | None) -> tuple[str, ...]:
+    """The mesh axes of logical names along which the mesh in use can cut: not those along which
+    each device has its own already (in a shard_map: the stages of a pipeline).
+    """
+    own = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in axes_of(*names) if axis not in own)
+
+
+def within(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """Of the mesh axes of a rule those that are free, as a part of a PartitionSpec."""
+    own = jax.sharding.get_abstract_mesh().manual_axes
+    if axes is None or isinstance(axes, str):
+        return None if axes in own else axes
+    return tuple(axis for axis in axes if axis not in own)
 
 
 def stream(dim: int) -> tuple[str | None, ...]:

@@ -98,6 +98,8 @@ class Experts(nnx.Module):
             "router_z": jnp.sum(jnp.square(log_z_BL) * real_BL) / tokens,
             "load": load_E,
         }
+        if parallel.inside("layers"):  # of a part of the batch: what `together` needs
+            aux |= {"prob": prob_E, "tokens": jnp.sum(real_BL, dtype=jnp.float32)}
         return ids_BLK, weights_BLK, aux
 
     def chosen(self, ids_BLK: jax.Array) -> jax.Array:
@@ -146,3 +148,14 @@ class Experts(nnx.Module):
         y_TD = ragged.combine(y_RD, weights.reshape(-1, K), choice_R, row_TK)
         y_TD = parallel.summed(y_TD, "mlp").reshape(x.shape)
         return parallel.summed_part(y_TD, "experts")
+
+
+def together(aux: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The sums [N, ...] of a batch, of those of its parts [M, N, ...]: each of them counts as it
+    has tokens, so they are what they would be of the whole batch.
+    """
+    tokens_MN = aux["tokens"]
+    share_MN = tokens_MN / jnp.maximum(jnp.sum(tokens_MN, 0, keepdims=True), 1.0)
+    mean = {n: jnp.einsum("mn,mn...->n...", share_MN, aux[n]) for n in ("load", "prob", "router_z")}
+    balance_N = aux["load"].shape[-1] * jnp.sum(mean["load"] * mean.pop("prob"), -1)
+    return {"balance": balance_N, **mean}

@@ -17,7 +17,9 @@ from lm_jax.models import kernels
 from lm_jax.models.attention import Attention
 from lm_jax.models.layers import MLP, Norm, dropout
 from lm_jax.models.moe import Experts
+from lm_jax.models.pipeline import pipelined
 from lm_jax.models.positions import RelativeBias, Rotation, alibi
+from lm_jax.sharding import shard, ways
 
 POLICIES = {  # what is kept of a layer; "mlp" is what its last product reads
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -105,6 +107,7 @@ class Stack(nnx.Module):
                 f"{jax.__version__}; set it to full."
             )
         keys = jax.random.split(rngs.params(), self.layers)
+        keys = shard(keys, "layers") if ways("layers") > 1 else keys
         self.blocks = jax.vmap(lambda key: Block(config, cross, rngs=nnx.Rngs(key)))(keys)
         if config.final_norm:
             self.norm = Norm(config, rngs=rngs)
@@ -117,15 +120,29 @@ class Stack(nnx.Module):
         sights: by the letters of the pattern. memory: (mask, states of an encoder [B, S, D] or the
         layers' keys of them, [N, B, S, K, H]).
         """
-        config, kinds = self.config, self.config.kinds
         keys = None if key is None else jax.random.split(key, self.layers)
         mask, states = memory or (None, None)
-        keyed = isinstance(states, dict)
-        xs = (self.blocks, cache, keys, states if keyed else None)
+        keyed = states if isinstance(states, dict) else None
+        seen = sights, None if memory is None else (mask, None if keyed else states)
+        run = partial(pipelined, self.through, self.config) if ways("layers") > 1 else self.through
+        x_BLD, cache, aux = run(x_BLD, seen, (self.blocks, keys), (cache, keyed))
+        return sharding.whole(self.norm(x_BLD) if self.config.final_norm else x_BLD), cache, aux
+
+    def through(self, x_BLD, seen, layers, kept, part=None):
+        """What layers say one after the other: (states, the longer cache, sums of the experts).
+
+        seen: (sights, memory). layers: blocks and keys of dropout [N]. kept: (cache, keys of the
+        memory) [N, B, ...]. part: the number of these rows among those of a pipeline.
+        """
+        config, kinds = self.config, self.config.kinds
+        (sights, memory), (blocks, keys), (cache, keyed) = seen, layers, kept
+        if part is not None and keys is not None:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, part)
+        xs = (blocks, cache, keys, keyed)
 
         def step(kind: str, x_BLD, layer):
-            block, cache, key, seen = layer
-            seen = (mask, seen if keyed else states) if memory else None
+            block, cache, key, keyed = layer
+            seen = memory and (memory[0], memory[1] if keyed is None else keyed)
             x_BLD, *rest = block(x_BLD, sights[kind], seen, cache, key)
             return x_BLD, rest
 
@@ -145,7 +162,7 @@ class Stack(nnx.Module):
             return jax.checkpoint(body, policy=POLICIES[config.remat], prevent_cse=False)
 
         size = len(kinds)
-        count, rest = divmod(self.layers, size)
+        count, rest = divmod(len(jax.tree.leaves(blocks)[0]), size)
         unroll = max(1, min(config.scan_unroll // size, count))
         if size == 1:
             x_BLD, out = jax.lax.scan(remat(partial(step, kinds)), x_BLD, xs, unroll=unroll)
@@ -157,7 +174,7 @@ class Stack(nnx.Module):
             if rest:
                 x_BLD, more = remat(partial(steps, kinds[:rest]))(x_BLD, left)
                 out = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, more)
-        return sharding.whole(self.norm(x_BLD) if config.final_norm else x_BLD), *out
+        return x_BLD, *out
 
     def bias(self, q_places_BL: jax.Array, k_places_S: jax.Array) -> jax.Array | None:
         """[1 or B, K, G, L, S] to be added to the scores, None without such positions."""
