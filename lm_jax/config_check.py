@@ -60,6 +60,7 @@ FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_frac
 QUANTIZED = ("attn", "mlp", "experts")  # whose products with states may be in eight bits
 ROW_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: they share the batch in the layers,
 BATCH_AXES = (*ROW_AXES, "stage")  # and these before and after them
+FAR_AXES = ("slice", "data", "stage", "fsdp")  # one of which crosses the network between slices
 SHARES = ("loss.fim_rate", "loss.spm_rate")
 RECURRENT = ("rnn", "lstm", "gru")
 ATTENTION = ("decoder", "encoder", "encoder_decoder")
@@ -231,16 +232,18 @@ def check_mesh(config: Any) -> None:
         "mesh.expert",
         f"must divide config.model.num_experts={model.num_experts}.",
     )
+    check_stages(config)
     parts = config.optimizer.shard_state and config.optimizer.name == "muon"
+    of = f" / config.mesh.stage={mesh.stage}" if mesh.stage > 1 else ""
     for field, layers in (
         ("model.num_layers", model.num_layers),
         ("model.encoder_layers", model.encoder_layers),
     ):
         need_it(
-            not parts or layers % abs(mesh.data) == 0,
+            not parts or layers % abs(mesh.data * mesh.stage) == 0,
             "optimizer.shard_state",
             f"muon gives each device whole layers: config.mesh.data={mesh.data} must divide "
-            f"config.{field}={layers}; or set it to False.",
+            f"config.{field}={layers}{of}; or set it to False.",
         )
     need_it(
         mesh.context == 1 or model.architecture in ATTENTION,
@@ -258,6 +261,28 @@ def check_mesh(config: Any) -> None:
     need_it(
         model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
     )
+
+
+def check_stages(config: Any) -> None:
+    """Can the stacks be cut into stages that all do the same?"""
+    model, stages = config.model, config.mesh.stage
+    need(
+        config,
+        stages in (1, -1) or model.architecture in ("decoder", "encoder", "encoder_decoder"),
+        "mesh.stage",
+        f"config.model.architecture={model.architecture!r} has no stack of blocks: set it to 1.",
+    )
+    period = len(model.kinds)
+    of = f" of whole periods of model.layer_pattern={model.kinds!r}" if period > 1 else ""
+    for field in ("model.num_layers", "model.encoder_layers"):
+        layers = value_of(config, field)
+        fits = [n for n in range(1, abs(stages) + 1) if n == 1 or layers % (n * period) == 0]
+        need(
+            config,
+            fits[-1] == abs(stages),
+            "mesh.stage",
+            f"must cut config.{field}={layers} into equal parts{of}; nearest: {fits[-1]}.",
+        )
 
 
 def fill_mesh(mesh: Any, devices: int, of: str = "") -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.config import MeshConfig
-from lm_jax.config_check import BATCH_AXES, ROW_AXES, fill_mesh
+from lm_jax.config_check import BATCH_AXES, FAR_AXES, ROW_AXES, fill_mesh
 from lm_jax.errors import UserError
 
 AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
@@ -53,14 +53,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
     """TPUs in the order in which they are neighbours. The network between slices is the slow one:
-    one axis alone crosses it: `slice`, or where that does not divide `data`, or `fsdp`.
+    one axis alone crosses it, the first of FAR_AXES that divides.
     """
     from jax.experimental import mesh_utils
 
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    for axis in map(AXES.index, ("slice", "data", "fsdp")):
+    for axis in map(AXES.index, FAR_AXES):
         if sizes[axis] % slices == 0:
             within, across = list(sizes), [1] * len(sizes)
             within[axis], across[axis] = sizes[axis] // slices, slices
@@ -68,8 +68,8 @@ def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
                 within, across, devices, allow_split_physical_axes=True
             )
     raise UserError(
-        f"config.mesh: {slices} TPU slices; slice, data or fsdp must be a multiple of {slices}, "
-        f"e.g. config.mesh.slice={slices}."
+        f"config.mesh: {slices} TPU slices; one of {', '.join(FAR_AXES)} must be a multiple of "
+        f"{slices}, e.g. config.mesh.slice={slices}."
     )
 
 

@@ -68,27 +68,42 @@ def pipelined(
         return jax.lax.psum(y_BLD, AXIS), cache, moe.together(aux) if aux else aux
 
     all, own = PartitionSpec(), PartitionSpec(AXIS)
-    x_BLD, *rest = jax.shard_map(
-        stage,
-        in_specs=(all, all, own, own),
-        out_specs=(all, own, own),
-        axis_names={AXIS},
-        check_vma=False,
-    )(x_BLD, seen, layers, kept)
+    x_BLD, *rest = on_stages(stage, (all, all, own, own), (all, own, own))(
+        x_BLD, seen, layers, kept
+    )
     return sharding.shard(x_BLD, *sharding.stream(x_BLD.shape[2])), *rest
+
+
+def on_stages(function: Callable, inputs: Any, output: Any) -> Callable:
+    """`function` of the part of each stage; other mesh axes go on being cut as before. Unchecked:
+    jax 0.10 saves what a shard_map inside needs for its gradient along an axis too many.
+    """
+    each = jax.shard_map(
+        function, in_specs=inputs, out_specs=output, axis_names={AXIS}, check_vma=False
+    )
+    return jax.jit(each)  # it cannot run step by step
+
+
+def by_stage(function: Callable) -> Callable:
+    """`function(layers, rows)` of the layers of each stage, [N, ...] in and out, and all rows."""
+    if sharding.ways("layers") == 1:
+        return function
+    all, own = PartitionSpec(), PartitionSpec(AXIS)
+    each = on_stages(function, (own, all), own)
+    return lambda layers, rows: each(layers, of_all(rows, len(rows)))
 
 
 def of_all(x: jax.Array, B: int) -> jax.Array:
     """Rows x [B, ...] that all stages have; what is not of rows as it is."""
     if len(x) != B:
         return x
-    _, *rest = sharding.place(x)
+    _, *rest = jax.typeof(x).sharding.spec
     return jax.sharding.reshard(x, PartitionSpec(sharding.RULES["rows"], *rest))
 
 
 def cut(x: jax.Array, parts: int, axis: int = 0) -> jax.Array:
     """Rows along an axis, as parts [M, ...] of as many rows of each device."""
-    at, place = axis + 1, sharding.place(x)
+    at, place = axis + 1, jax.typeof(x).sharding.spec
     shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[at:])
     x = x.reshape(shape, out_sharding=PartitionSpec(*place[:at], None, *place[at:]))
     return jnp.moveaxis(x, at, 0)
@@ -97,7 +112,7 @@ def cut(x: jax.Array, parts: int, axis: int = 0) -> jax.Array:
 def joined(x: jax.Array, axis: int = 0) -> jax.Array:
     """The rows of the parts, as they were before `cut`."""
     x = jnp.moveaxis(x, 0, axis + 1)
-    place = sharding.place(x)
+    place = jax.typeof(x).sharding.spec
     shape = (*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return x.reshape(shape, out_sharding=PartitionSpec(*place[: axis + 1], *place[axis + 2 :]))
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from lm_jax import sharding
 from lm_jax.config import ModelConfig
@@ -168,9 +169,9 @@ class Stack(nnx.Module):
             x_BLD, out = jax.lax.scan(remat(partial(step, kinds)), x_BLD, xs, unroll=unroll)
         else:
             whole, left = split(xs, count * size)
-            whole = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), whole)
+            whole = jax.tree.map(lambda x: with_layers(x, 1, count, size), whole)
             x_BLD, out = jax.lax.scan(remat(partial(steps, kinds)), x_BLD, whole, unroll=unroll)
-            out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+            out = jax.tree.map(lambda x: with_layers(x, 2, count * size), out)
             if rest:
                 x_BLD, more = remat(partial(steps, kinds[:rest]))(x_BLD, left)
                 out = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, more)
@@ -187,3 +188,12 @@ class Stack(nnx.Module):
 def split(tree: Any, at: int) -> tuple[Any, Any]:
     """The first `at` layers, and the others."""
     return jax.tree.map(lambda x: x[:at], tree), jax.tree.map(lambda x: x[at:], tree)
+
+
+def with_layers(x: jax.Array, first: int, *sizes: int) -> jax.Array:
+    """x with its `first` dimensions, which are layers, in these sizes; the others lie as they do
+    (where one has size 1, a plain reshape would forget it).
+    """
+    place = sharding.place(x)
+    place = place and PartitionSpec(*(None,) * len(sizes), *place[first:])
+    return x.reshape(*sizes, *x.shape[first:], out_sharding=place)

@@ -20,9 +20,10 @@ from lm_jax.models.attention import Cache
 from lm_jax.models.head import Network
 from lm_jax.models.kernels import Mask
 from lm_jax.models.layers import Embed, Pooler, dropout
+from lm_jax.models.pipeline import by_stage
 from lm_jax.models.positions import rotations
 from lm_jax.models.stack import Sight, Stack
-from lm_jax.sharding import shard
+from lm_jax.sharding import shard, ways
 
 Batch = dict[str, jax.Array]
 
@@ -98,7 +99,8 @@ class Transformer(Network):
         """
         config = self.config
         rows = (config.num_layers, batch, length, config.kv_heads)
-        axes = (None, "batch", None, "heads", None)
+        layers, batch_of = ("layers", "rows") if ways("layers") > 1 else (None, "batch")
+        axes = (layers, batch_of, None, "heads", None)
         sizes = {"k": config.head_size, "v": config.value_size}
         cache = {n: shard(jnp.zeros((*rows, H), config.dtype), *axes) for n, H in sizes.items()}
         cache["length"] = shard(jnp.zeros(batch, jnp.int32), "batch")
@@ -107,7 +109,8 @@ class Transformer(Network):
                 raise UserError("an encoder_decoder continues from `inputs`.")
             (mask, y_BSD), _ = self.memory({"tokens": inputs["inputs"][:, :1], **inputs}, None)
             # Kept by layer: the keys of the input are the same at every step.
-            over = jax.vmap(lambda block: block.cross.keys(y_BSD))(self.decoder.blocks)
+            keys = lambda blocks, y_BSD: jax.vmap(lambda block: block.cross.keys(y_BSD))(blocks)
+            over = by_stage(keys)(self.decoder.blocks, y_BSD)
             cache |= {"cross_k": over["k"], "cross_v": over["v"]}
             if mask.key_segments is not None:
                 cache["cross_segments"] = mask.key_segments

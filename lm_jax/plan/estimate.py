@@ -50,6 +50,11 @@ def part_of(config: Config, topology: Topology) -> Part:
             f"config.model.architecture={kind!r}: there is no estimate of it, but of decoder, "
             "encoder and encoder_decoder; name a --mesh, and it is compiled."
         )
+    if config.mesh.stage > 1:
+        raise UserError(
+            f"config.mesh.stage={config.mesh.stage}: there is no estimate of a pipeline; name a "
+            "--mesh and a TPU, without --plot, and it is compiled."
+        )
     config = dataclasses.replace(config, model=resolved(config.model, "tpu"))
     return Part(config, LANES if topology.chip.is_tpu else 1)
 

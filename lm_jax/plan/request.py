@@ -3,7 +3,7 @@
 import dataclasses
 
 from lm_jax.config import Config, MeshConfig
-from lm_jax.config_check import check_batch, check_mesh, fill_mesh
+from lm_jax.config_check import FAR_AXES, check_batch, check_mesh, fill_mesh, large_axes
 from lm_jax.errors import UserError, nearest
 from lm_jax.plan.chips import Topology
 
@@ -65,9 +65,9 @@ def check_on(config: Config, topology: Topology) -> None:
     """
     check_mesh(config)
     slices, mesh = topology.slices, config.mesh
-    if mesh.slice % slices and mesh.data % slices and mesh.fsdp % slices:
+    if all(getattr(mesh, axis) % slices for axis in FAR_AXES):
         raise UserError(
-            f"config.mesh: slice {mesh.slice}, data {mesh.data}, fsdp {mesh.fsdp}: one of them "
+            f"config.mesh: {large_axes(dataclasses.asdict(mesh))}: one of {', '.join(FAR_AXES)} "
             f"must be a multiple of the {slices} slices of {topology}; "
             f"e.g. --mesh=slice:{slices},fsdp:-1."
         )

@@ -99,10 +99,13 @@ def order(plan: Plan) -> tuple:
 
 
 def meshes(config: Config, topology: Topology) -> Iterator[MeshConfig]:
-    """Those over all devices that the checks let through."""
-    for sizes in factors(topology.devices, len(request.AXES)):
-        mesh = MeshConfig(**dict(zip(request.AXES, sizes, strict=True)))
-        if mesh.slice > 1 or (mesh.expert > 1 and not config.model.num_experts):
+    """Those over all devices that the checks let through; no pipelines, which have no estimate, and
+    no axis for slices: it is the same as so many more of data.
+    """
+    axes = [axis for axis in request.AXES if axis not in ("slice", "stage")]
+    for sizes in factors(topology.devices, len(axes)):
+        mesh = MeshConfig(**dict(zip(axes, sizes, strict=True)))
+        if mesh.expert > 1 and not config.model.num_experts:
             continue  # the same as so many more of data
         if mesh.context > 1 and config.data.sequence_length < LONG:
             continue  # the same as so many more of fsdp, with more to send
