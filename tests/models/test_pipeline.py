@@ -39,6 +39,7 @@ MESHES = {
     "stage 2 x data 2": {"stage": 2, "data": 2},
     "stage 2 x fsdp 2 x tensor 2": {"stage": 2, "fsdp": 2, "tensor": 2},
     "stage 2 x expert 2 x tensor 2": {"stage": 2, "expert": 2, "tensor": 2},
+    "stage 2 x context 2 x slice 2": {"stage": 2, "context": 2, "slice": 2},
 }
 
 
