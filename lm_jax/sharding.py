@@ -35,6 +35,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",
     "words": ("tensor", "fsdp"),
 }
+STAGES_SINCE = (0, 10)  # jax in which a shard_map over some explicit axes works
 SHARED = "data"  # its devices hold the same parameters
 ROWS_ARE_WHOLE = contextvars.ContextVar("rows are whole", default=False)
 
@@ -45,6 +46,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     filled = fill_mesh(config, len(devices))
+    if filled.stage > 1 and jax.__version_info__ < STAGES_SINCE:
+        raise UserError(
+            f"config.mesh.stage={filled.stage}: needs jax {'.'.join(map(str, STAGES_SINCE))}, and "
+            f"this is {jax.__version__}; set it to 1, or upgrade jax."
+        )
     sizes = [getattr(filled, axis) for axis in AXES]
     tpu = devices[0].platform == "tpu" and len(devices) > 1
     grid = tpu_grid(sizes, devices) if tpu else np.array(devices).reshape(sizes)

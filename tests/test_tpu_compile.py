@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lm_jax import ahead_of_time, hosts, sharding
-from lm_jax.config import Config, MeshConfig
+from lm_jax.config import Config, DataConfig, MeshConfig, ModelConfig
 from lm_jax.errors import UserError
 
 CONFIGS = os.path.join(os.path.dirname(__file__), os.pardir, "configs")
@@ -127,6 +127,22 @@ def test_devices_that_share_the_heads_scatter_what_they_sum_and_never_the_whole_
     sums = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* all-reduce\(", rest)
     sizes = [math.prod(map(int, shape.split(","))) for _, shape in sums if shape]
     assert max(sizes) < 8192 * 4096, "an all-reduce as large as the states"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "sizes"),
+    [("v5p:2x2x1", {"fsdp": 2}), ("v5p:2x2x2", {"data": 2, "fsdp": 2})],
+)
+def test_stages_hand_states_to_their_neighbours(topology, sizes):
+    small = ModelConfig(
+        vocab_size=1024, num_layers=4, dim=256, num_heads=2, mlp_dim=512, max_length=128
+    )
+    mesh = MeshConfig(**{"data": 1, "stage": 2} | sizes)
+    config = Config(batch_size=16, model=small, data=DataConfig(sequence_length=128), mesh=mesh)
+    text = traced(config, topology).traced.lower().compile().as_text()
+    assert "collective-permute" in text
+    assert 'custom_call_target="tpu_custom_call"' in text  # splash attention
 
 
 def test_a_slice_that_does_not_exist_is_refused():
