@@ -75,8 +75,11 @@ def pipelined(
 
 
 def on_stages(function: Callable, inputs: Any, output: Any) -> Callable:
-    """`function` of the part of each stage; other mesh axes go on being cut as before. Unchecked:
-    jax 0.10 saves what a shard_map inside needs for its gradient along an axis too many.
+    """`function` of the part of each stage; other mesh axes go on being cut as before.
+
+    Unchecked: jax 0.10 saves what a shard_map inside needs for its gradient along an axis too many.
+    Before jax 0.12 what goes in and out here is first collected along the other axes: the result is
+    the same, but a device holds and sends the whole layers of its stage.
     """
     each = jax.shard_map(
         function, in_specs=inputs, out_specs=output, axis_names={AXIS}, check_vma=False
