@@ -59,8 +59,10 @@ def train(
     config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
     model = resolved(asked.model, devices[0].platform, views.has_prefix(asked))
     config = dataclasses.replace(asked, model=model)
-    if warning := quantized.warning(model.quantization, devices[0].device_kind):
-        print(warning, flush=True)
+    kind = devices[0].device_kind
+    for warning in (quantized.warning(model.quantization, kind), sharding.warning(mesh)):
+        if warning:
+            print(warning, flush=True)
     rundir.check(workdir, asked)
     opened = lambda: rundir.open_store(workdir, config, prepare=not dry_run)
     store = hosts.first_does(opened, "store") or opened()

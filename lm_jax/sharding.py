@@ -35,7 +35,8 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",
     "words": ("tensor", "fsdp"),
 }
-STAGES_SINCE = (0, 10)  # jax in which a shard_map over some explicit axes works
+STAGES_SINCE = (0, 10)  # jax in which a shard_map over some explicit axes works,
+STAGES_APART = (0, 12)  # and in which the others stay cut at its border
 SHARED = "data"  # its devices hold the same parameters
 ROWS_ARE_WHOLE = contextvars.ContextVar("rows are whole", default=False)
 
@@ -55,6 +56,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     tpu = devices[0].platform == "tpu" and len(devices) > 1
     grid = tpu_grid(sizes, devices) if tpu else np.array(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def warning(mesh: Mesh) -> str:
+    """What is to be said of a mesh before a run, if anything."""
+    beside = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1]
+    if mesh.shape["stage"] == 1 or not beside or jax.__version_info__ >= STAGES_APART:
+        return ""
+    return (
+        f"WARNING: config.mesh.stage={mesh.shape['stage']}: jax {jax.__version__} collects the "
+        f"weights of a whole stage on each device, {' and '.join(beside)} notwithstanding; "
+        "use jax 0.12, or stage with data alone."
+    )
 
 
 def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:

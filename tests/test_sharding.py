@@ -106,6 +106,15 @@ def test_an_axis_of_the_rows_is_named_only_where_devices_share_them():
                 assert sharding.ways("tokens") == sharding.ways("batch")
 
 
+def test_a_pipeline_beside_fsdp_is_warned_of_where_jax_collects_its_weights(monkeypatch):
+    beside = make_mesh(MeshConfig(stage=2, fsdp=2, tensor=2))
+    for version, warned in (((0, 10, 2), True), ((0, 12, 0), False)):
+        monkeypatch.setattr(jax, "__version_info__", version)
+        assert ("stage=2" in sharding.warning(beside)) == warned
+        assert not sharding.warning(make_mesh(MeshConfig(stage=2)))
+        assert not sharding.warning(make_mesh(MeshConfig(fsdp=2)))
+
+
 def test_ways_of_the_batch_count_the_devices_that_hold_experts():
     with jax.set_mesh(make_mesh(MeshConfig(data=2, expert=2, tensor=2))):
         assert [sharding.ways("batch"), sharding.ways("experts")] == [4, 2]

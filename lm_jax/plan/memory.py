@@ -115,8 +115,12 @@ class Part:
     def keys(self) -> int:
         """Keys, or values, that a device has at once: of whole windows where they are collected."""
         config = self.config
-        times = self.sizes["context"] if config.model.context_attention == "gather" else 1
-        return times * self.heads(config.model.kv_heads)
+        return (1 if self.ring else self.sizes["context"]) * self.heads(config.model.kv_heads)
+
+    @property
+    def ring(self) -> bool:
+        """Whether keys and values go from device to device."""
+        return self.sizes["context"] > 1 and self.config.model.context_attention == "ring"
 
     @property
     def kernel(self) -> bool:
@@ -294,8 +298,12 @@ class Layer:
         part, model = self.part, self.part.config.model
         length = part.config.data.sequence_length
         queries, keys = part.heads(model.num_heads), part.keys
+        travelling = 0
+        if part.ring:  # a piece of the queries at a time; what travels is there twice, in float32
+            travelling = (queries + 4 * keys) // part.number * 4
+            length, queries = part.length // 2, queries // 2
         waiting = (self.expanded if not model.num_experts else 0) + self.weight("down")
-        both = waiting + 3 * part.states + self.collected("wq", "wk", "wv")
+        both = travelling + waiting + 3 * part.states + self.collected("wq", "wk", "wv")
         if not part.kernel:  # scores, and their gradient, in float32
             heads = -(-model.num_heads // part.sizes["tensor"])
             return both + 2 * queries + 2 * keys + 3 * part.tokens * length * heads * 4

@@ -56,11 +56,10 @@ def layered(part: Part, topology: Topology, own: Phases) -> Layered:
                 scattered += seconds / 3
             else:
                 scattered += seconds
-    ring = config.model.context_attention == "ring"
     for axis, size in of_states(part):
         seconds = cost(axis, others(sizes[axis]) * size)
         # In a ring keys travel while those that are here are attended to.
-        waits += max(0.0, seconds - own.attention) if ring and axis == "context" else seconds
+        waits += max(0.0, seconds - own.attention) if part.ring and axis == "context" else seconds
     waits += (collected + scattered) / sum(layers for _, layers in stacks(config.model))
     exposed = waits + max(0.0, collected - own.forward)
     exposed += max(0.0, collected + scattered - own.backward)

@@ -108,7 +108,7 @@ def keys(part: Part) -> int:
     """
     model = part.config.model
     once = 2 * part.sizes["context"] * part.heads(model.kv_heads)
-    if model.context_attention == "gather":
+    if not part.ring:
         return once * (2 + (model.remat != "none"))
     return once * (2 + forgets(model)) + once // part.number * 4
 
