@@ -10,9 +10,9 @@ import jax
 
 from lm_jax import sharding, xla_options
 from lm_jax.config import Config, MeshConfig, resolved
-from lm_jax.config_check import check_batch
 from lm_jax.data import views
 from lm_jax.errors import MachineError, UserError
+from lm_jax.mesh_check import check_batch
 from lm_jax.train_step import TrainState, init_state, make_train_step
 
 ENVIRONMENT = {  # libtpu would look for a TPU, and let one process compile at a time

@@ -184,12 +184,12 @@ class MeshConfig:
     """How many devices share what; -1 (one axis at most) takes those that are left."""
 
     slice: int = 1  # the batch, over the network between slices or hosts
+    stage: int = 1  # the layers, as a pipeline; before and after them, the batch
     data: int = -1  # the batch
     fsdp: int = 1  # the batch, and the parameters and optimizer state
     expert: int = 1  # the batch, and the experts
     context: int = 1  # the tokens of a row
     tensor: int = 1  # heads, feed-forward width and vocabulary
-    stage: int = 1  # the layers, as a pipeline; before and after them, the batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
 EXIT_HUNG = 6  # no step ended for too long: the launchers start the same command again
@@ -50,3 +51,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     allowed = [str(a) for a in allowed]
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else f" Allowed: {', '.join(allowed)}."
+
+
+def need(config: Any, ok: Any, field: str, why: str) -> None:
+    """Raises UserError about a field and its value unless `ok`."""
+    if not ok:
+        raise UserError(f"config.{field}={value_of(config, field)!r}: {why}")
+
+
+def value_of(config: Any, field: str) -> Any:
+    """The value of a dotted field."""
+    for part in field.split("."):
+        config = getattr(config, part)
+    return config

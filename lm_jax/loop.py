@@ -17,6 +17,7 @@ from lm_jax import (
     config_check,
     counting,
     hosts,
+    mesh_check,
     out_of_memory,
     preflight,
     quantized,
@@ -54,7 +55,7 @@ def train(
     counts = asked.model.architecture == "ngram"
     devices = counting.host(devices) if counts else devices
     mesh = sharding.make_mesh(asked.mesh, devices)
-    config_check.check_batch(asked.batch_size, asked.microbatches, mesh.shape)
+    mesh_check.check_batch(asked.batch_size, asked.microbatches, mesh.shape)
     # Once more, now that what a -1 stands for is known.
     config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
     model = resolved(asked.model, devices[0].platform, views.has_prefix(asked))

@@ -8,6 +8,7 @@ modules just work.
 
 import contextlib
 import contextvars
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,10 +18,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.config import MeshConfig
-from lm_jax.config_check import BATCH_AXES, FAR_AXES, ROW_AXES, fill_mesh
 from lm_jax.errors import UserError
+from lm_jax.mesh_check import BATCH_AXES, FAR_AXES, ROW_AXES, fill_mesh
 
-AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
+AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": BATCH_AXES,
     "rows": ROW_AXES,

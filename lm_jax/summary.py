@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from lm_jax.config import Config
-from lm_jax.config_check import large_axes
 from lm_jax.config_values import differences
+from lm_jax.mesh_check import large_axes
 from lm_jax.metrics import flops_per_token, human, peak_flops
 
 

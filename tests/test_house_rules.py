@@ -19,11 +19,12 @@ FILES = sorted((ROOT / "lm_jax").rglob("*.py"))
 MAY_IMPORT = {
     "errors": "",
     "versions": "",
-    "config_check": "errors",
+    "mesh_check": "errors",
+    "config_check": "errors mesh_check",
     "config_values": "errors",
     "config": "errors config_check config_values",
     "cli": "errors config runtime",
-    "sharding": "errors config config_check",
+    "sharding": "errors config mesh_check",
     "quantized": "errors",
     "parallel": "sharding quantized",
     "models": "errors config sharding quantized parallel",
@@ -32,10 +33,10 @@ MAY_IMPORT = {
     "optimizers": "errors config sharding adafactor",
     "train_step": "errors config sharding models objectives optimizers",
     "xla_options": "",
-    "ahead_of_time": "errors config config_check sharding data train_step xla_options",
+    "ahead_of_time": "errors config mesh_check sharding data train_step xla_options",
     "out_of_memory": "errors config sharding models train_step ahead_of_time",
-    "plan": "errors config config_check metrics summary chart report_style sharding models "
-    "objectives train_step ahead_of_time out_of_memory",
+    "plan": "errors config config_check mesh_check metrics summary chart report_style sharding "
+    "models objectives train_step ahead_of_time out_of_memory",
     "progress": "",
     "data": "errors config config_check progress",
     "manifest": "errors",
@@ -60,7 +61,8 @@ NEVER = {"tensorflow", "torch", "transformers", "pickle", "cloudpickle", "dill",
 # Inside a function, where it is installed: to compare with.
 BESIDE = {"lm_jax.convert.certificate": {"torch", "transformers"}}
 DRAWERS = {"utils", "util", "common", "base", "core", "helpers", "misc"}
-WITHOUT_JAX = ("errors", "versions", "config", "config_check", "config_values", "cli", "prepare",
+WITHOUT_JAX = ("errors", "versions", "config", "config_check", "mesh_check", "config_values", "cli",
+               "prepare",
                "report", "chart", "doctor", "metrics", "data", "data.sources", "data.clean",
                "data.tokenizer", "data.tokenizer_training", "data.hf_tokenizer", "data.store",
                "data.writer", "data.examples", "data.views", "data.inspect", "plan",

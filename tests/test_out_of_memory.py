@@ -12,7 +12,7 @@ import pytest
 from lm_jax import ahead_of_time, out_of_memory, sharding
 from lm_jax.ahead_of_time import trace
 from lm_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, resolved
-from lm_jax.config_check import value_of
+from lm_jax.errors import value_of
 from lm_jax.out_of_memory import WORDS, Array, advice, amounts, held, in_text, remedies
 
 MODEL = ModelConfig(num_layers=2, dim=1024, num_heads=8, vocab_size=32_000, max_length=4096)

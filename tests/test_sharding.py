@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec
 
 from lm_jax import sharding
 from lm_jax.config import MeshConfig
-from lm_jax.config_check import BATCH_AXES, check_batch
 from lm_jax.errors import UserError
+from lm_jax.mesh_check import BATCH_AXES, check_batch
 from lm_jax.sharding import as_in, make_mesh, shard, spec, spread
 
 

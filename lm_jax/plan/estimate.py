@@ -11,8 +11,8 @@ import functools
 import jax
 
 from lm_jax.config import Config, MeshConfig, resolved
-from lm_jax.config_check import ATTENTION
 from lm_jax.errors import UserError
+from lm_jax.mesh_check import ATTENTION
 from lm_jax.objectives import loss
 from lm_jax.plan import roofline, shapes
 from lm_jax.plan.chips import Topology

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from lm_jax.config import Config, MeshConfig
-from lm_jax.config_check import BATCH_AXES, CHOICES
+from lm_jax.config_check import CHOICES
 from lm_jax.errors import UserError
+from lm_jax.mesh_check import BATCH_AXES
 from lm_jax.plan import request
 from lm_jax.plan.chips import CHIPS, Topology
 from lm_jax.plan.estimate import Estimate, estimate, part_of

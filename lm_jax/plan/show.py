@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from lm_jax.config import Config
-from lm_jax.config_check import large_axes
+from lm_jax.mesh_check import large_axes
 from lm_jax.metrics import human
 from lm_jax.plan.chips import Topology
 from lm_jax.plan.measure import Measured

@@ -1,0 +1,124 @@
+"""Can a run be shared out so? The checks of a mesh that need no machine."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lm_jax.errors import UserError, need, value_of
+
+ROW_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: they share the batch in the layers,
+BATCH_AXES = (*ROW_AXES, "stage")  # and these before and after them
+FAR_AXES = ("slice", "data", "stage", "fsdp")  # one of which crosses the network between slices
+ATTENTION = ("decoder", "encoder", "encoder_decoder")
+
+
+def check_mesh(config: Any) -> None:
+    """Can the model be divided over these axes?"""
+    model, mesh, need_it = config.model, config.mesh, partial(need, config)
+    sizes = dataclasses.asdict(mesh)
+    for axis, size in sizes.items():
+        need_it(
+            size >= 1 or size == -1, f"mesh.{axis}", "must be at least 1, or -1 for what is left."
+        )
+    filled = [axis for axis, size in sizes.items() if size == -1]
+    if len(filled) > 1:
+        raise UserError(f"config.mesh.{filled[1]}=-1: only one mesh axis may be -1.")
+    for field, size in (
+        ("model.num_kv_heads", model.kv_heads),
+        ("model.mlp_dim", model.mlp_size),
+        ("model.vocab_size", model.vocab_size),
+    ):
+        need_it(size % abs(mesh.tensor) == 0, "mesh.tensor", f"must divide config.{field}={size}.")
+    need_it(
+        model.num_experts % abs(mesh.expert) == 0,
+        "mesh.expert",
+        f"must divide config.model.num_experts={model.num_experts}.",
+    )
+    check_stages(config)
+    parts = config.optimizer.shard_state and config.optimizer.name == "muon"
+    of = f" / config.mesh.stage={mesh.stage}" if mesh.stage > 1 else ""
+    for field, layers in (
+        ("model.num_layers", model.num_layers),
+        ("model.encoder_layers", model.encoder_layers),
+    ):
+        need_it(
+            not parts or layers % abs(mesh.data * mesh.stage) == 0,
+            "optimizer.shard_state",
+            f"muon gives each device whole layers: config.mesh.data={mesh.data} must divide "
+            f"config.{field}={layers}{of}; or set it to False.",
+        )
+    need_it(
+        mesh.context == 1 or model.architecture in ATTENTION,
+        "mesh.context",
+        f"config.model.architecture={model.architecture!r} reads a row in order: set it to 1.",
+    )
+    pieces = abs(mesh.context) * (2 if model.architecture == "decoder" else 1)
+    length = config.data.sequence_length
+    need_it(
+        mesh.context == 1 or length % pieces == 0,
+        "data.sequence_length",
+        f"must be divisible by {pieces} (mesh.context={mesh.context}); nearest: "
+        f"{max(1, round(length / pieces)) * pieces}.",
+    )
+    need_it(
+        model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
+    )
+
+
+def check_stages(config: Any) -> None:
+    """Can the stacks be cut into stages that all do the same?"""
+    model, stages = config.model, config.mesh.stage
+    need(
+        config,
+        stages in (1, -1) or model.architecture in ("decoder", "encoder", "encoder_decoder"),
+        "mesh.stage",
+        f"config.model.architecture={model.architecture!r} has no stack of blocks: set it to 1.",
+    )
+    period = len(model.kinds)
+    of = f" of whole periods of model.layer_pattern={model.kinds!r}" if period > 1 else ""
+    for field in ("model.num_layers", "model.encoder_layers"):
+        layers = value_of(config, field)
+        fits = [n for n in range(1, abs(stages) + 1) if n == 1 or layers % (n * period) == 0]
+        need(
+            config,
+            fits[-1] == abs(stages),
+            "mesh.stage",
+            f"must cut config.{field}={layers} into equal parts{of}; nearest: {fits[-1]}.",
+        )
+
+
+def fill_mesh(mesh: Any, devices: int, of: str = "") -> Any:
+    """`mesh` (a MeshConfig) over so many devices: its -1 filled in. Raises UserError when the sizes
+    do not multiply to them; of: whose devices these are.
+    """
+    sizes = dataclasses.asdict(mesh)
+    left = max(1, devices // math.prod(size for size in sizes.values() if size > 0))
+    filled = {axis: left if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(filled.values()) != devices:
+        raise UserError(
+            f"config.mesh: {large_axes(sizes)} does not make {devices} devices{of}; "
+            f"set one axis to -1, or sizes whose product is {devices}."
+        )
+    return dataclasses.replace(mesh, **filled)
+
+
+def large_axes(sizes: Mapping[str, int]) -> str:
+    """'data 2 x fsdp 4': a mesh without its axes of one device."""
+    return " x ".join(f"{axis} {n}" for axis, n in sizes.items() if n != 1) or "data 1"
+
+
+def check_batch(batch_size: int, microbatches: int, mesh: Mapping[str, int]) -> None:
+    """Does a microbatch divide over the devices that share it? Raises UserError with the nearest
+    sizes that do; mesh: sizes by axis.
+    """
+    ways = math.prod(mesh[axis] for axis in BATCH_AXES)
+    step = ways * microbatches
+    if batch_size % step:
+        down, up = batch_size // step * step, -(-batch_size // step) * step
+        near = f"{down} or {up}" if down else f"{up}"
+        raise UserError(
+            f"config.batch_size={batch_size}: must be divisible by {ways} devices (mesh "
+            f"{' x '.join(BATCH_AXES)}) x {microbatches} microbatches; nearest: {near}."
+        )
