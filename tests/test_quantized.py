@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm_jax import ahead_of_time, parallel, quantized, sharding
+from lm_jax import ahead_of_time, products, quantized, sharding
 from lm_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, of_model
 from lm_jax.errors import MachineError, UserError
 from lm_jax.models import ragged
@@ -34,8 +34,8 @@ def branch(bits, x_BLD, up_DF, down_FD):
     axes = ("batch", "length", "mlp")
     x_BLD = shard(x_BLD, *sharding.stream(x_BLD.shape[2]))
     up_DF, down_FD = shard(up_DF, "embed", "mlp"), shard(down_FD, "mlp", "embed")
-    (h_BLF,) = parallel.expand(x_BLD, ("bld,df->blf", up_DF, axes), bits=bits)
-    return parallel.contract("blf,fd->bld", jnp.tanh(h_BLF), down_FD, *axes, bits=bits)
+    (h_BLF,) = products.expand(x_BLD, ("bld,df->blf", up_DF, axes), bits=bits)
+    return products.contract("blf,fd->bld", jnp.tanh(h_BLF), down_FD, *axes, bits=bits)
 
 
 def outcome(bits, mesh=None, devices=None, lower=False):
@@ -70,7 +70,7 @@ def test_a_branch_is_the_same_on_every_mesh(bits, mesh):
 
 def test_the_gradient_goes_straight_through_what_is_rounded():
     x, w = numbers(4, 8), numbers(8, 5, seed=1)
-    found = [jax.vjp(partial(parallel.product, "bd,df->bf", None, bits), x, w)[1]
+    found = [jax.vjp(partial(products.product, "bd,df->bf", None, bits), x, w)[1]
              for bits in ("int8", "none")]  # fmt: skip
     g = numbers(4, 5, seed=2)
     jax.tree.map(np.testing.assert_array_equal, *(back(g) for back in found))

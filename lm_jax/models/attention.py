@@ -13,7 +13,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.models import context, kernels
 from lm_jax.models.layers import Norm, constant, std_of, weight
 from lm_jax.models.positions import Rotation, rotate
-from lm_jax.parallel import contract, expand
+from lm_jax.products import contract, expand
 
 Cache = dict[str, jax.Array]  # keys and values so far, [B, S, K, H] each
 

@@ -11,7 +11,7 @@ from flax import nnx
 from lm_jax import parallel
 from lm_jax.config import ModelConfig, resolved
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
-from lm_jax.parallel import einsum
+from lm_jax.products import einsum
 from lm_jax.sharding import shard, table, ways
 
 WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one device

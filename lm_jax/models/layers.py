@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
-from lm_jax.parallel import contract, einsum, expand, first, lookup
+from lm_jax.products import contract, einsum, expand, first, lookup
 from lm_jax.sharding import gather, place, shard, stream, table
 
 

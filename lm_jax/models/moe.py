@@ -18,7 +18,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.models import context, ragged
 from lm_jax.models.kernels import Mask
 from lm_jax.models.layers import ACTIVATIONS, MLP, constant, std_of, weight
-from lm_jax.parallel import einsum
+from lm_jax.products import einsum
 from lm_jax.sharding import shard
 
 AXES = {

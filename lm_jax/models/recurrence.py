@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.parallel import einsum
+from lm_jax.products import einsum
 from lm_jax.sharding import shard
 
 State = tuple[jax.Array, ...]  # (h,), of an LSTM (h, c), each float32

@@ -1,6 +1,6 @@
 """What does a device send in a step, along which axes of the mesh and over which wires?
 
-The least that the layout of the code needs (lm_jax/parallel.py, models/*.py); the compiler may send
+The least that the layout of the code needs (lm_jax/products.py, models/*.py); the compiler may send
 more.
 """
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm_jax import parallel, sharding
+from lm_jax import products, sharding
 from lm_jax.config import LossConfig, MeshConfig
 from lm_jax.objectives import cross_entropy
 from lm_jax.sharding import make_mesh, shard
@@ -30,8 +30,8 @@ def numbers(*shape, seed=0):
 def branch(x_BLD, up_DF, gate_DF, down_FD):
     """Two weights read the stream, one writes to it."""
     axes = ("batch", "length", "mlp")
-    h, g = parallel.expand(x_BLD, ("bld,df->blf", up_DF, axes), ("bld,df->blf", gate_DF, axes))
-    return parallel.contract("blf,fd->bld", jnp.tanh(h) * g, down_FD, *axes)
+    h, g = products.expand(x_BLD, ("bld,df->blf", up_DF, axes), ("bld,df->blf", gate_DF, axes))
+    return products.contract("blf,fd->bld", jnp.tanh(h) * g, down_FD, *axes)
 
 
 def on(mesh, function, *args):
@@ -76,7 +76,7 @@ def test_a_branch_is_the_same_on_every_mesh(mesh, dim):
 @pytest.mark.parametrize("V", WORDS, ids=["by words", "not divisible"])
 def test_a_lookup_is_the_same_on_every_mesh(mesh, V):
     ids = np.random.default_rng(1).integers(0, V, (B, L)).astype(np.int32)
-    look = lambda table, ids: parallel.lookup(table, ids, jnp.float32)
+    look = lambda table, ids: products.lookup(table, ids, jnp.float32)
     same(look, (numbers(V, D), sharding.table), (ids, ("batch", None)), mesh=mesh)
 
 
@@ -107,7 +107,7 @@ def test_devices_that_share_the_heads_hold_a_part_of_each_state():
         assert sharding.stream(D) == ("batch", "length", "stream")
         assert sharding.stream(6) == ("batch", "length", None)
         table = shard(jnp.zeros((V, D)), *sharding.table(V))
-        x_BLD = parallel.lookup(
+        x_BLD = products.lookup(
             table, shard(jnp.zeros((B, L), jnp.int32), "batch", None), "float32"
         )
         assert x_BLD.sharding.shard_shape(x_BLD.shape) == (B // 2, L, D // 4)
@@ -121,6 +121,6 @@ def test_a_frequent_word_loses_no_gradient_to_bfloat16():
         ids = shard(ids, "batch", None)
 
         def total(table):
-            return jnp.sum(parallel.lookup(table, ids, jnp.bfloat16).astype(jnp.float32))
+            return jnp.sum(products.lookup(table, ids, jnp.bfloat16).astype(jnp.float32))
 
         assert jax.jit(jax.grad(total))(table)[0, 0] == 4096  # a sum in bfloat16 stops at 256
