@@ -1,4 +1,4 @@
-"""How do activations meet weights on a mesh? Products and the lookup of words, with their gradients."""
+"""How do activations meet weights on a mesh? Products and lookups, with gradients of their own."""
 
 # Shapes: B batch, L length, D model width; a device's own parts have the same letters.
 
