@@ -22,6 +22,9 @@ from lm_jax.train_step import init_state, make_train_step
 pytest.importorskip("qwix", reason="pip install 'lm_jax[quantization]' brings Qwix")
 
 MODES = ("int8", "int8_full", "fp8", "fp8_full")
+EACH = ["int8", "fp8_full"] + [
+    pytest.param(bits, marks=pytest.mark.slow) for bits in ("int8_full", "fp8")
+]
 MESHES = [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8}]
 
 
@@ -54,7 +57,7 @@ def outcome(bits, mesh=None, devices=None, lower=False):
         return jax.tree.map(np.asarray, jax.jit(run)(*arrays))
 
 
-@pytest.mark.parametrize("bits", MODES)
+@pytest.mark.parametrize("bits", EACH)
 def test_a_branch_and_its_gradients_are_near_those_of_floats(bits):
     error = lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
     errors = jax.tree.leaves(jax.tree.map(error, outcome(bits), outcome("none")))
@@ -62,7 +65,7 @@ def test_a_branch_and_its_gradients_are_near_those_of_floats(bits):
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("bits", ["int8", "int8_full", "fp8_full"])
+@pytest.mark.parametrize("bits", EACH)
 def test_a_branch_is_the_same_on_every_mesh(bits, mesh):
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, outcome(bits, mesh), outcome(bits))
@@ -83,7 +86,7 @@ def test_the_largest_of_a_row_is_no_tie():
     np.testing.assert_array_equal(jnp.max(jnp.abs(found.astype(jnp.int32)), 1), 127)
 
 
-@pytest.mark.parametrize("bits", MODES)
+@pytest.mark.parametrize("bits", EACH)
 def test_experts_are_near_those_of_floats(bits):
     sizes = jnp.asarray((0, 300, 0, 5))
     x, w = numbers(305 + ragged.ROOM, 24), numbers(4, 24, 16, seed=1)
