@@ -91,7 +91,10 @@ class ModelConfig:
     quantized: str = "attn,mlp,experts"  # which weights', of these
     # Parts of a batch that follow each other through the stages of mesh.stage: so many, or the
     # next lower number that divides it. More wait less, and fewer rows are multiplied at once.
-    pipeline_parts: int = 0  # 0: 4 a stage
+    pipeline_parts: int = 0  # 0: 4 a stage, over all rounds
+    # How often each part goes round through the stages, with so many times fewer layers each time:
+    # stages wait that much less for the first part, and send that much more.
+    pipeline_rounds: int = 1
 
     @property
     def kv_heads(self) -> int:

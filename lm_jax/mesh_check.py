@@ -76,17 +76,23 @@ def check_stages(config: Any) -> None:
         "mesh.stage",
         f"config.model.architecture={model.architecture!r} has no stack of blocks: set it to 1.",
     )
-    period = len(model.kinds)
+    period, rounds = len(model.kinds), model.pipeline_rounds
+    need(config, rounds >= 1, "model.pipeline_rounds", "must be at least 1.")
     of = f" of whole periods of model.layer_pattern={model.kinds!r}" if period > 1 else ""
     for field in ("model.num_layers", "model.encoder_layers"):
         layers = value_of(config, field)
-        fits = [n for n in range(1, abs(stages) + 1) if n == 1 or layers % (n * period) == 0]
-        need(
-            config,
-            fits[-1] == abs(stages),
-            "mesh.stage",
-            f"must cut config.{field}={layers} into equal parts{of}; nearest: {fits[-1]}.",
-        )
+        for name, asked, by in (
+            ("mesh.stage", abs(stages), period),
+            ("model.pipeline_rounds", rounds, abs(stages) * period),
+        ):
+            fits = (n for n in range(asked, 0, -1) if n == 1 or layers % (n * by) == 0)
+            nearest = next(fits)
+            need(
+                config,
+                nearest == asked,
+                name,
+                f"must cut config.{field}={layers} into equal parts{of}; nearest: {nearest}.",
+            )
 
 
 def fill_mesh(mesh: Any, devices: int, of: str = "") -> Any:

@@ -1,9 +1,13 @@
 """How do layers on different devices work at once? Parts of a batch follow each other through the
-stages (GPipe, Huang et al. 2019, arXiv:1811.06965, section 2.3).
+stages (GPipe, Huang et al. 2019, arXiv:1811.06965, section 2.3), once or, with fewer layers each
+time, in several rounds (the interleaved stages of Narayanan et al. 2021, arXiv:2104.04473, section
+2.2, with all parts forward before any goes back).
 """
 
-# Shapes: B batch, L length, D model width, N layers, S stages, M parts, T = M + S - 1 ticks.
+# Shapes: B batch, L length, D model width, N layers, S stages, M parts, R rounds, G parts that
+# follow each other through all rounds, T = M R + S - 1 ticks.
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,17 +18,27 @@ from jax.sharding import PartitionSpec
 
 from lm_jax import sharding
 from lm_jax.config import ModelConfig
-from lm_jax.models import moe
+from lm_jax.models import moe, remat
 from lm_jax.parallel import vary
 
 AXIS = "stage"  # RULES["layers"]
 PARTS = 4  # a stage, where no number is asked for: S - 1 of 5 S - 1 ticks are then waits
 
 
-def parts_of(rows: int, stages: int, asked: int) -> int:
-    """How many parts so many rows of a device make: a divisor, near what is asked or 4 a stage."""
-    most = min(rows, asked or PARTS * stages)
-    return next(parts for parts in range(most, 0, -1) if rows % parts == 0)
+def parts_of(rows: int, stages: int, asked: int, rounds: int = 1) -> int:
+    """How many parts so many rows of a device make: a divisor, near what is asked or 4 a stage; in
+    rounds, a multiple of the stages, which then take that much less to wait as little.
+    """
+    step = stages if rounds > 1 else 1
+    most = min(rows, asked or max(step, PARTS * stages // rounds // step * step))
+    fits = (parts for parts in range(most, 0, -1) if rows % parts == 0 and parts % step == 0)
+    return next(fits, step)
+
+
+def rounds_of(config: ModelConfig, rows: int, layers: int) -> int:
+    """How often a part goes round: as is asked, where rows and layers divide so."""
+    S, R = sharding.ways("layers"), config.pipeline_rounds
+    return R if rows % S == 0 and layers % (S * R * len(config.kinds)) == 0 else 1
 
 
 def pipelined(
@@ -32,12 +46,15 @@ def pipelined(
 ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
     """`through(x_BLD, seen, layers, kept)` of layers that are cut over the stages.
 
-    In tick t stage s computes part t - s of the batch, and hands it to the next stage. seen: rows
-    [B, ...], or what all rows share [1, ...]. layers: [N, ...]. kept: (what is renewed, what is
-    not), by layer and row [N, B, ...].
+    In tick t stage s does what is due as number t - s, and hands the part to the next stage; the
+    last one, of another round, to the first. seen: rows [B, ...], or what all rows share [1, ...].
+    layers: [N, ...]. kept: (what is renewed, what is not), by layer and row [N, B, ...].
     """
     S, B = sharding.ways("layers"), len(x_BLD)
-    M = parts_of(B // sharding.ways("rows"), S, config.pipeline_parts)
+    rows, number = B // sharding.ways("rows"), len(jax.tree.leaves(layers)[0])
+    R = rounds_of(config, rows, number) if not jax.tree.leaves(kept) else 1
+    M = parts_of(rows, S, config.pipeline_parts, R)
+    G = S if R > 1 else M  # what comes back from the last stage is due on the first in that tick
     x_BLD, seen = jax.tree.map(partial(of_all, B=B), (x_BLD, seen))
 
     def stage(x_BLD, seen, layers, kept):
@@ -45,25 +62,32 @@ def pipelined(
         x_BLD, seen = vary((x_BLD, seen), (AXIS,))
         x, seen = jax.tree.map(lambda x: cut(x, M) if len(x) == B else x[None], (x_BLD, seen))
         cache, keyed = jax.tree.map(lambda x: cut(x, M, 1), kept)
+        layers = jax.tree.map(lambda x: by_round(with_layers(x, 1, R, len(x) // R), S, R), layers)
+        run = lambda own, seen, round, *rest: through(own, seen, pick(layers, round), *rest)
+        run = remat.layers_taken(run, config.remat) if R > 1 else run
 
         def tick(carry, t):
             came, cache = carry
-            part = jnp.clip(t - here, 0, M - 1)
+            due = jnp.clip(t - here, 0, M * R - 1)
+            part = due // (G * R) * G + due % G
+            round = due % (G * R) // G
             # Where a stage has nothing to do it computes what nobody reads, of real numbers: they
             # cannot overflow.
-            own = jnp.where(here == 0, pick(x, part), came)
+            own = jnp.where((here == 0) & (round == 0), pick(x, part), came)
             old = pick(cache, part)
-            y, new, aux = through(own, pick(seen, part), layers, (old, pick(keyed, part)), part)
-            live = part == t - here
+            y, new, aux = run(own, pick(seen, part), round, (old, pick(keyed, part)), part)
+            live = due == t - here
             new = jax.tree.map(lambda new, old: jnp.where(live, new, old), new, old)
             put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, part, 0)
             cache = jax.tree.map(put, cache, new)
-            came = jax.lax.ppermute(y, AXIS, [(s, s + 1) for s in range(S - 1)])
-            return (came, cache), (y, aux)
+            to = [(s, (s + 1) % S) for s in range(S - (R == 1))]
+            return (jax.lax.ppermute(y, AXIS, to), cache), (y, aux)
 
-        (_, cache), (y, aux) = jax.lax.scan(tick, (x[0], cache), jnp.arange(M + S - 1))
-        y_BLD = joined(jnp.where(here == S - 1, y[S - 1 :], 0))
-        aux = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, here, M), aux)
+        (_, cache), (y, aux) = jax.lax.scan(tick, (x[0], cache), jnp.arange(M * R + S - 1))
+        last = [y[t : t + G] for t in range(S - 1 + (R - 1) * G, len(y), R * G)]
+        y_BLD = joined(jnp.where(here == S - 1, jnp.concatenate(last), 0))
+        aux = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, here, M * R), aux)
+        aux = jax.tree.map(lambda x: by_part(x, M, R, G), aux)
         cache = jax.tree.map(lambda x: joined(x, 1), cache)
         return jax.lax.psum(y_BLD, AXIS), cache, moe.together(aux) if aux else aux
 
@@ -72,6 +96,55 @@ def pipelined(
         x_BLD, seen, layers, kept
     )
     return sharding.shard(x_BLD, *sharding.stream(x_BLD.shape[2])), *rest
+
+
+def by_part(x: jax.Array, parts: int, rounds: int, group: int) -> jax.Array:
+    """[M, N, ...] in the order of the layers, of what a stage says one tick after the other, [M R,
+    N / R, ...].
+    """
+    x = jnp.swapaxes(x.reshape(parts // group, rounds, group, *x.shape[1:]), 0, 1)
+    x = x.reshape(rounds, parts, *x.shape[3:])
+    x = by_round(jnp.swapaxes(x, 1, 2), jax.lax.axis_size(AXIS), rounds, back=True)
+    return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, 1)
+
+
+def by_round(x: jax.Array, stages: int, rounds: int, back: bool = False) -> jax.Array:
+    """Of layers [R, N / R, ...], which lie one after the other through the stages, those of a stage
+    by the rounds in which it has them: the layers of all stages, in every round, are again one
+    after the other. back: the other way.
+
+    Once a step, and nothing is stored in another order. Chunk c of stage s is number s R + c, and
+    belongs to stage (s R + c) % S. Sent in R turns, in each by every stage one chunk, and one to
+    every stage.
+    """
+    S, R, found = stages, rounds, x
+    if R == 1:
+        return x
+    alike = S // math.gcd(S, R)  # stages in a row, whose chunks belong to unlike stages
+    for turn in range(R):
+        chunks = [(turn + s // alike) % R for s in range(S)]
+        numbers = [s * R + c for s, c in enumerate(chunks)]
+        to = [(s, number % S) for s, number in enumerate(numbers)]
+        rounds_in = [0] * S
+        for number in numbers:
+            rounds_in[number % S] = number // S
+        take, put = (rounds_in, chunks) if back else (chunks, rounds_in)
+        to = [(b, a) for a, b in to] if back else to
+        here = jax.lax.axis_index(AXIS)
+        sent = pick(x, jnp.array(take)[here])
+        if any(a != b for a, b in to):
+            sent = jax.lax.ppermute(sent, AXIS, to)
+        found = jax.lax.dynamic_update_index_in_dim(found, sent, jnp.array(put)[here], 0)
+    return found
+
+
+def with_layers(x: jax.Array, first: int, *sizes: int) -> jax.Array:
+    """x with its `first` dimensions, which are layers, in these sizes; the others lie as they do
+    (where one has size 1, a plain reshape would forget it).
+    """
+    place = sharding.place(x)
+    place = place and PartitionSpec(*(None,) * len(sizes), *place[first:])
+    return x.reshape(*sizes, *x.shape[first:], out_sharding=place)
 
 
 def on_stages(function: Callable, inputs: Any, output: Any) -> Callable:

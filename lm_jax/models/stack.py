@@ -8,30 +8,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
 from lm_jax import sharding
 from lm_jax.config import ModelConfig
 from lm_jax.errors import UserError
 from lm_jax.models import kernels
+from lm_jax.models import remat as again
 from lm_jax.models.attention import Attention
 from lm_jax.models.layers import MLP, Norm, dropout
 from lm_jax.models.moe import Experts
-from lm_jax.models.pipeline import pipelined
+from lm_jax.models.pipeline import pipelined, with_layers
 from lm_jax.models.positions import RelativeBias, Rotation, alibi
 from lm_jax.sharding import shard, ways
-
-POLICIES = {  # what is kept of a layer; "mlp" is what its last product reads
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names("product", "context"),
-    "names": jax.checkpoint_policies.save_only_these_names("qkv", "context", "mlp"),
-    # What a layer reads, and nothing else, goes to the memory of the host and comes back.
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input"],
-        offload_src="device", offload_dst="pinned_host",
-    ),
-}  # fmt: skip
 
 
 class Sight(NamedTuple):
@@ -155,13 +143,7 @@ class Stack(nnx.Module):
                 found.append(rest)
             return x_BLD, jax.tree.map(lambda *x: jnp.stack(x), *found)
 
-        def remat(body):
-            if config.remat == "none":
-                return body
-            if config.remat == "offload":
-                inner, body = body, lambda x, *more: inner(checkpoint_name(x, "layer_input"), *more)
-            return jax.checkpoint(body, policy=POLICIES[config.remat], prevent_cse=False)
-
+        remat = partial(again.layer, policy=config.remat)
         size = len(kinds)
         count, rest = divmod(len(jax.tree.leaves(blocks)[0]), size)
         unroll = max(1, min(config.scan_unroll // size, count))
@@ -188,12 +170,3 @@ class Stack(nnx.Module):
 def split(tree: Any, at: int) -> tuple[Any, Any]:
     """The first `at` layers, and the others."""
     return jax.tree.map(lambda x: x[:at], tree), jax.tree.map(lambda x: x[at:], tree)
-
-
-def with_layers(x: jax.Array, first: int, *sizes: int) -> jax.Array:
-    """x with its `first` dimensions, which are layers, in these sizes; the others lie as they do
-    (where one has size 1, a plain reshape would forget it).
-    """
-    place = sharding.place(x)
-    place = place and PartitionSpec(*(None,) * len(sizes), *place[first:])
-    return x.reshape(*sizes, *x.shape[first:], out_sharding=place)

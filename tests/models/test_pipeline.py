@@ -12,7 +12,7 @@ from lm_jax import sharding
 from lm_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig
 from lm_jax.errors import UserError
 from lm_jax.models import create
-from lm_jax.models.pipeline import parts_of
+from lm_jax.models.pipeline import by_round, parts_of
 from lm_jax.sampling import generate
 from lm_jax.train_step import init_state, make_train_step
 
@@ -64,9 +64,9 @@ def batch_of(step, inputs):
 
 
 @functools.cache
-def trained(name, mesh_name, parts=0, steps=3, optimizer="adamw", shard_state=False):
+def trained(name, mesh_name, parts=0, steps=3, optimizer="adamw", shard_state=False, rounds=1):
     """Metrics of some steps, and the shape of a device's part of the keys' weights."""
-    model = dataclasses.replace(MODELS[name], pipeline_parts=parts)
+    model = dataclasses.replace(MODELS[name], pipeline_parts=parts, pipeline_rounds=rounds)
     config = Config(
         steps=20, batch_size=B, model=model, data=DataConfig(sequence_length=L),
         loss=LossConfig(z_loss=1e-4),
@@ -95,9 +95,51 @@ def same(*asked, **more):
     return part
 
 
-def test_steps_are_those_of_one_device():
-    part = same("decoder", "stage 2 x fsdp 2 x tensor 2")
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_steps_are_those_of_one_device(rounds):
+    part = same("decoder", "stage 2 x fsdp 2 x tensor 2", rounds=rounds)
     assert part[0] == N // 2  # the layers of a stage, and no others
+
+
+@pytest.mark.parametrize(("stages", "rounds"), [(2, 2), (4, 2), (4, 3), (2, 4), (4, 6), (8, 4)])
+def test_in_each_round_the_layers_of_all_stages_follow_each_other(stages, rounds):
+    each, S, R = 2, stages, rounds  # layers of a stage and round
+    mesh = jax.make_mesh((S,), ("stage",), devices=jax.devices()[:S],
+                         axis_types=(jax.sharding.AxisType.Explicit,))  # fmt: skip
+    own = jax.sharding.PartitionSpec("stage")
+
+    def there(x):
+        x = by_round(x.reshape(R, each), S, R)
+        return x.reshape(-1), by_round(x, S, R, back=True).reshape(-1)
+
+    with jax.set_mesh(mesh):
+        layers = jax.device_put(np.arange(S * R * each), jax.NamedSharding(mesh, own))
+        found, back = jax.jit(jax.shard_map(there, in_specs=own, out_specs=(own, own)))(layers)
+    wanted = np.arange(S * R * each).reshape(R, S, each).swapaxes(0, 1)
+    np.testing.assert_array_equal(np.asarray(found).reshape(S, R, each), wanted)
+    np.testing.assert_array_equal(back, np.arange(S * R * each))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["stage 2 x fsdp 2 x tensor 2", "stage 2 x context 2 x slice 2"])
+@pytest.mark.parametrize("name", ["decoder", "encoder", "experts"])
+def test_twenty_steps_in_two_rounds_are_those_of_one_device(name, mesh):
+    same(name, mesh, steps=20, rounds=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_dropout_of_a_pipeline_draws_as_often_as_there_are_layers_and_parts(rounds, remat):
+    model = dataclasses.replace(MODEL, dropout=0.5, pipeline_rounds=rounds, remat=remat)
+    with jax.set_mesh(mesh_of("stage 2 x data 2")):
+        net = jax.jit(lambda: create(model, rngs=nnx.Rngs(0)))()
+        batch = {"tokens": np.ones((B, L), np.int32)}
+        say = jax.jit(lambda net, batch, key: net.forward(batch, key)[0])
+        one, again, other = (np.asarray(say(net, batch, jax.random.key(i))) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert len({row.tobytes() for row in one}) == B  # alike but for what is dropped
+    assert not np.array_equal(one, other)
 
 
 @pytest.mark.slow
@@ -142,12 +184,25 @@ def test_parts_divide_the_rows_of_a_device(rows, stages, asked, found):
 
 
 @pytest.mark.parametrize(
+    ("rows", "stages", "asked", "rounds", "found"),
+    [(32, 4, 0, 2, 8), (32, 4, 0, 8, 4), (24, 4, 0, 2, 8), (20, 4, 16, 2, 4), (32, 4, 2, 2, 4)],
+)
+def test_in_rounds_there_are_as_many_parts_as_stages_or_a_multiple(
+    rows, stages, asked, rounds, found
+):
+    assert parts_of(rows, stages, asked, rounds) == found
+
+
+@pytest.mark.parametrize(
     ("model", "stage", "message"),
     [
         ({"num_layers": 6}, 4, r"mesh.stage=4: .*num_layers=6 into equal parts; nearest: 3\."),
         ({"num_layers": 6, "window": 8, "layer_pattern": "lg"}, 2,
          r"num_layers=6 into equal parts of whole periods of model.layer_pattern='lg'; nearest: 1"),
         ({"architecture": "encoder_decoder", "encoder_layers": 3}, 2, r"encoder_layers=3 into"),
+        ({"num_layers": 8, "pipeline_rounds": 3}, 2,
+         r"pipeline_rounds=3: must cut config.model.num_layers=8 into equal parts; nearest: 2\."),
+        ({"pipeline_rounds": 0}, 2, r"pipeline_rounds=0: must be at least 1"),
         ({"architecture": "lstm"}, 2, r"'lstm' has no stack of blocks: set it to 1"),
     ],
 )  # fmt: skip

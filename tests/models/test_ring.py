@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm_jax import ahead_of_time, xla_options
 from lm_jax.errors import UserError
 from lm_jax.models import context, kernels, ring
-from lm_jax.models.stack import POLICIES
+from lm_jax.models.remat import POLICIES
 
 CUT = PartitionSpec(None, "context")
 RNG = np.random.default_rng(0)
