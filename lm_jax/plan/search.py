@@ -69,6 +69,18 @@ def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
 
     Raises UserError when the batch divides over no mesh.
     """
+    found = candidates(config, topology, remat)
+    limit = topology.chip.device_hbm
+    near = [tried for need, tried in found if need <= limit]
+    if not near:
+        near = [tried for _, tried in sorted(found, key=lambda each: each[0])[:SOME]]
+    plans = [Plan(estimate(tried, topology)) for tried in near]
+    alike = {(plan.config.mesh, plan.times.serial, plan.peak): plan for plan in plans}
+    return sorted(alike.values(), key=order)
+
+
+def candidates(config: Config, topology: Topology, remat: str = "") -> list[tuple[int, Config]]:
+    """Every mesh with every policy: (bytes of a device, config). Raises UserError without any."""
     found = [
         fewest(dataclasses.replace(with_remat(config, policy), mesh=mesh), topology)
         for mesh in meshes(config, topology)
@@ -80,13 +92,7 @@ def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
             f"{topology.devices} devices of {topology} that config.model can be cut over; "
             f"nearest: {-(-config.batch_size // topology.devices) * topology.devices}."
         )
-    limit = topology.chip.device_hbm
-    near = [tried for need, tried in found if need <= limit]
-    if not near:
-        near = [tried for _, tried in sorted(found, key=lambda each: each[0])[:SOME]]
-    plans = [Plan(estimate(tried, topology)) for tried in near]
-    alike = {(plan.config.mesh, plan.times.serial, plan.peak): plan for plan in plans}
-    return sorted(alike.values(), key=order)
+    return found
 
 
 def with_remat(config: Config, policy: str) -> Config:

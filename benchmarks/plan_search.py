@@ -1,0 +1,105 @@
+"""Is the plan that a search picks the best there is? Beside all that it could have picked.
+
+    python benchmarks/plan_search.py [--case=1] [--effort=-1]
+
+For each case, `python -m lm_jax.plan` without --mesh: the three plans that are estimated to be the
+fastest are compiled, and the fastest of these by its program is picked. Here every mesh with every
+policy of rematerialization whose parameters and optimizer have room is compiled, also those that
+the estimate takes for too large, and the picked one is put beside the best of them. The many are
+compiled with the compiler's `--effort`; the picked three and the three that are then best once more
+as a plan compiles them. The time is that of the roofline, one part after the other (by which plans
+are ranked) and, beside it, all parts at once.
+"""
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from lm_jax.config import Config
+from lm_jax.plan import chips, ranking, request, search, shapes
+
+CASES = (
+    ("gpt2_124m", "v5e:2x4", 0, ""),
+    ("llama3_1b", "v5e:2x4", 32, ""),
+    ("mixtral_8x7b", "v5p:2x2x2", 16, "full"),
+)
+FIRST = 3  # plans that a search compiles
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case", type=int, default=0)
+    parser.add_argument("--effort", type=float, default=-1.0)
+    asked = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
+    for case in CASES[asked.case - 1 : asked.case or None] if asked.case else CASES:
+        print(one(*case, asked.effort), flush=True)
+
+
+def one(name, topology, batch, remat, effort):
+    """A row of the table of docs/plans.md, after a line for each plan."""
+    print(f"== {name} {topology} batch {batch or 'of the config'} {remat}", flush=True)
+    topology = chips.parse(topology)
+    config = Config.parse(importlib.import_module(name).get_config())
+    config = request.anywhere(config, batch, remat)
+    plans = search.search(config, topology, remat)
+    every = {key(plan.config): plan.config for plan in plans}
+    for _, tried in search.candidates(config, topology, remat):
+        if key(tried) not in every and state(tried) < topology.chip.device_hbm:
+            every[key(tried)] = tried
+    first = [key(plan.config) for plan in plans[:FIRST]]
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+    swept = {each: compiled(tried, topology) for each, tried in every.items()}
+    best = sorted(swept, key=lambda each: search.order(swept[each]))[:FIRST]
+    jax.config.update("jax_exec_time_optimization_effort", 0.0)
+    again = {each: compiled(every[each], topology) for each in dict.fromkeys((*first, *best))}
+    found = []
+    for by in (swept, again):
+        picked = min((by[each] for each in first), key=search.order)
+        top = min(by.values(), key=search.order)
+        serial = picked.times.serial / top.times.serial
+        fast = min(plan.times.overlapped for plan in by.values() if plan.fits)
+        found += [(picked, top, serial, picked.times.overlapped / fast)]
+    (_, _, few, _), (picked, top, serial, overlapped) = found
+    fit = sum(plan.fits for plan in swept.values())
+    return (f"| {name} | {topology} | {len(swept)}, {fit} fit | {words(picked)} | {words(top)} | "
+            f"{few:.3f} | {serial:.3f} | {overlapped:.3f} |")  # fmt: skip
+
+
+def key(config):
+    """What tells plans apart."""
+    return config.mesh, config.model.remat, config.microbatches
+
+
+def state(config):
+    """Bytes of a device that nothing makes smaller."""
+    held = shapes.state(config)
+    sizes = shapes.sizes_of(config.mesh)
+    return held.bytes("parameters", sizes) + held.bytes("optimizer", sizes)
+
+
+def compiled(config, topology):
+    """The plan of it, and a line."""
+    began = time.process_time()
+    plan = search.with_compiler(search.Plan(search.estimate(config, topology)))
+    guess = plan.estimate
+    print(f"{words(plan)}: {plan.source} {'' if plan.fits else 'TOO MUCH '}"
+          f"{guess.memory.total / 1e9:.2f} -> {plan.peak / 1e9:.2f} GB, serial "
+          f"{guess.times.serial:.4g} -> {plan.times.serial:.4g} s, overlapped "
+          f"{guess.times.overlapped:.4g} -> {plan.times.overlapped:.4g} s, "
+          f"{time.process_time() - began:.0f} CPU s", flush=True)  # fmt: skip
+    return plan
+
+
+def words(plan):
+    """data:4,tensor:2 full x2."""
+    config = plan.config
+    return f"{ranking.mesh(plan)} {config.model.remat} x{config.microbatches}"
+
+
+if __name__ == "__main__":
+    main()
