@@ -62,16 +62,16 @@ def part_of(config: Config, topology: Topology) -> Part:
 def estimate(config: Config, topology: Topology) -> Estimate:
     """Of `config`, whose mesh has no -1. Raises UserError for a model without blocks."""
     part = part_of(config, topology)
-    matrix, moved = flops(config).matrix / topology.devices, traffic(part)
+    work, moved = flops(config).times(1 / topology.devices), traffic(part)
     sent = {axes: size for axes, size in sent_by(part).items() if size}
     wires = network(topology, tuple(part.sizes.items()))
     seconds: dict[str, float] = {}
     for axes, size in sent.items():
         for name, each in zip(("ici", "dcn"), wires[axes], strict=True):
             seconds |= {f"{name}:{axes}": size * each} if each else {}
-    times = roofline.times(topology, matrix, moved, seconds)
+    times = roofline.times(topology, work, moved, seconds)
     by_layers = layered(part, topology, phases(part, topology))
-    return Estimate(config, topology, memory(part), matrix, moved, sent, times, by_layers)
+    return Estimate(config, topology, memory(part), work.matrix, moved, sent, times, by_layers)
 
 
 def flops(config: Config) -> Flops:
@@ -95,10 +95,14 @@ def phases(part: Part, topology: Topology) -> Phases:
     model = config.model
     once = dataclasses.replace(config, model=dataclasses.replace(model, remat="none"))
     # A product costs as much for the gradient of each of what it multiplies as forward.
-    logits = 6.0 * model.dim * model.vocab_size * config.tokens_per_step
-    first = (flops(once).matrix - logits) / 3
-    ways = topology.devices * config.microbatches * chip.device_flops * chip.matmul
-    matrix = [work / ways for work in (first, flops(config).matrix - logits - first, logits)]
+    logits = Flops(products=6.0 * model.dim * model.vocab_size * config.tokens_per_step)
+    every, least = flops(config), flops(once)
+    share = 1 / 2 if model.quantization.endswith("_full") else 1  # forward, of what is in 8 bits
+    first = Flops(products=(least.matrix - logits.matrix) / 3, int8=least.int8 * share,
+                  fp8=least.fp8 * share)  # fmt: skip
+    ways = 1 / (topology.devices * config.microbatches)
+    back = every + (first + logits).times(-1)
+    matrix = [roofline.matrix(topology, work.times(ways)) for work in (first, back, logits)]
     passes = passes_of(part)
     layers = layers_traffic(part) / passes
     moved = [layers, (passes - 1) * layers, words_traffic(part)]

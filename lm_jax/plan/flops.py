@@ -40,6 +40,8 @@ class Flops:
     products: float = 0.0  # of matrices, convolutions
     attention: float = 0.0  # products inside of attention kernels, of the blocks that they visit
     other: float = 0.0
+    int8: float = 0.0  # of the products, those of numbers of eight bits
+    fp8: float = 0.0
     uncounted: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -50,14 +52,16 @@ class Flops:
     def __add__(self, more: "Flops") -> "Flops":
         names = {**self.uncounted, **more.uncounted}
         met = {n: self.uncounted.get(n, 0) + more.uncounted.get(n, 0) for n in names}
-        return Flops(self.products + more.products, self.attention + more.attention,
-                     self.other + more.other, met)  # fmt: skip
+        sums = {name: getattr(self, name) + getattr(more, name) for name in FLOPS}
+        return Flops(**sums, uncounted=met)
 
     def times(self, count: float) -> "Flops":
         """`count` such in a row."""
-        return Flops(
-            self.products * count, self.attention * count, self.other * count, self.uncounted
-        )
+        each = {name: getattr(self, name) * count for name in FLOPS}
+        return Flops(**each, uncounted=self.uncounted)
+
+
+FLOPS = [field.name for field in dataclasses.fields(Flops) if field.name != "uncounted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +144,14 @@ def unknown(what: str) -> Flops:
     return Flops(uncounted={what: 1})
 
 
+def product(eqn: Eqn, count: float) -> Flops:
+    """So many operations of a product of these operands."""
+    types = {np.dtype(var.aval.dtype).name for var in eqn.invars[:2]}
+    if types == {"int8"}:
+        return Flops(products=count, int8=count)
+    return Flops(products=count, fp8=count * all(name.startswith("float8") for name in types))
+
+
 def dot(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
     """dot_general. Of one device: a contracted dimension is cut where both sides are (their sums
     meet later); another one is cut as in its operand or in the result, since the operand that is
@@ -163,7 +175,7 @@ def dot(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
         axes = (side | result) - used
         used |= axes
         total *= counter.cut(out, size, axes)
-    return Flops(products=total)
+    return product(eqn, total)
 
 
 def conv(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
@@ -187,7 +199,7 @@ def ragged(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
     x, w = eqn.invars[0].aval.shape, eqn.invars[1].aval
     groups = math.prod(w.shape[i] for i in numbers.rhs_group_dimensions)
     rest = math.prod(w.shape) / groups / math.prod(x[i] for i in (*left, *batch))
-    return Flops(products=2.0 * math.prod(x) * rest * counter.ragged)
+    return product(eqn, 2.0 * math.prod(x) * rest * counter.ragged)
 
 
 def scan(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:

@@ -92,15 +92,15 @@ def measure(config: Config, topology: Topology) -> Measured:
     beside = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
     memory = dataclasses.replace(memory, peak=peak, temporaries=peak - beside)
     program = hlo.parse(compiled.as_text())
-    moved = count(program, step.mesh, topology, flops.matrix)
+    moved = count(program, step.mesh, topology, flops)
     unknown += tuple(f"the steps of the compiled loop {name}" for name in program.unknown)
     return Measured(memory, flops, everything, moved, unknown, took)
 
 
-def count(program: hlo.Program, mesh: Any, topology: Topology, matrix: float) -> Moved:
-    """Of a program for a mesh on this topology, with `matrix` FLOPs of products a device."""
+def count(program: hlo.Program, mesh: Any, topology: Topology, work: Flops) -> Moved:
+    """Of a program for a mesh on this topology, with so much work for a device."""
     found, own = collectives(program, mesh.shape), traffic(program)
-    times = roofline.times(topology, matrix, own, network(found, mesh, topology))
+    times = roofline.times(topology, work, own, network(found, mesh, topology))
     by_axes = bytes_by(found, lambda each: "+".join(each.axes))
     return Moved(own, by_axes, bytes_by(found, lambda each: each.kind), times)
 

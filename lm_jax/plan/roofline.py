@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_jax.plan.chips import Topology
+from lm_jax.plan.flops import Flops
 
 DIE_TO_DIE = 6  # links, in bandwidth, between the two devices of a tpu7x [cloud: tpu7x]
 
@@ -42,14 +43,23 @@ class Times:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-def times(topology: Topology, matrix: float, memory: float, network: Mapping[str, float]) -> Times:
-    """Of what one device does in a step: FLOPs of its matrix unit, bytes from and to its memory,
-    and seconds of the network (see `seconds`).
+def times(topology: Topology, work: Flops, memory: float, network: Mapping[str, float]) -> Times:
+    """Of what one device does in a step: operations, bytes from and to its memory, and seconds of
+    the network (see `seconds`).
+    """
+    own = {"matrix": matrix(topology, work), "memory": memory / topology.chip.device_hbm_rate}
+    return Times(own | dict(network))
+
+
+def matrix(topology: Topology, work: Flops) -> float:
+    """Seconds of the matrix unit of a device; numbers of eight bits that it does not multiply
+    faster are multiplied as bfloat16.
     """
     chip = topology.chip
-    own = {"matrix": matrix / (chip.device_flops * chip.matmul),
-           "memory": memory / chip.device_hbm_rate}  # fmt: skip
-    return Times(own | dict(network))
+    low = {"int8": max(chip.int8, chip.flops), "fp8": max(chip.fp8, chip.flops)}
+    full = work.matrix - work.int8 - work.fp8
+    whole = full / chip.flops + sum(getattr(work, name) / rate for name, rate in low.items())
+    return whole * chip.devices / chip.matmul
 
 
 def seconds(

@@ -51,7 +51,7 @@ def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -
              f"{gb(memory.batch)}, temporaries {gb(memory.temporaries)}"),
         ("FLOPs", f"{found.all_flops.matrix:.3g} a step in matrix products, attention "
                   f"{found.all_flops.attention / found.all_flops.matrix:.0%} of them; a device "
-                  f"{found.flops.matrix:.3g}, {again(found, topology)}"),
+                  f"{found.flops.matrix:.3g}, {again(found, topology)}{low(found)}"),
     ]  # fmt: skip
     if moved := found.moved:
         rows.append(("traffic", f"{gb(moved.traffic)} between a device and its memory"))
@@ -80,6 +80,13 @@ def again(found: Measured, topology: Topology) -> str:
     """What all devices do more than has to be done once."""
     more = found.flops.matrix * topology.devices / found.all_flops.matrix - 1
     return "none of them twice" if more < 0.001 else f"{more:.1%} of them again on another"
+
+
+def low(found: Measured) -> str:
+    """What a device multiplies in eight bits, if anything."""
+    kinds = {"int8": found.flops.int8, "fp8": found.flops.fp8}
+    whole = found.flops.matrix
+    return "".join(f"; {size / whole:.0%} in {kind}" for kind, size in kinds.items() if size)
 
 
 def line(run: Forecast) -> str:

@@ -185,6 +185,23 @@ def test_a_plan_has_its_figures_and_says_whether_it_fits():
     assert found.flops == pytest.approx(8 / 6 * model, rel=0.2)  # what is done again is 2 more
 
 
+@pytest.mark.parametrize(("bits", "forward"), [("int8", 1.0), ("int8_full", 0.5)])
+def test_products_of_eight_bits_are_counted_where_they_are_done_and_as_fast_as_the_chip_says(
+    bits, forward
+):
+    pytest.importorskip("qwix", reason="pip install 'lm_jax[quantization]' brings Qwix")
+    v5e, v4 = parse("v5e:2x4"), parse("v4:2x2x2")
+    plain, low = small({"data": 8}, remat="none"), small({"data": 8}, remat="none",
+                                                         quantization=bits)  # fmt: skip
+    found, least = estimate.flops(low), estimate.flops(plain)
+    assert found.matrix == pytest.approx(least.matrix, rel=1e-6)
+    blocks = 4 * (256 * (256 + 2 * 128) + 256 * 256 + 3 * 256 * 512)  # weights of the layers
+    assert found.int8 * forward == 2 * blocks * 16 * 256
+    of = lambda config, topology: estimate.estimate(config, topology)
+    assert of(low, v5e).times.parts["matrix"] < 0.95 * of(plain, v5e).times.parts["matrix"]
+    assert of(low, v4).times.parts == pytest.approx(of(plain, v4).times.parts)
+
+
 def test_a_recurrent_model_has_no_estimate():
     config = small({"data": 8})
     config = dataclasses.replace(

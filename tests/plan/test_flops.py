@@ -29,6 +29,8 @@ def test_batched_products_convolutions_and_ragged_products():
     dot = lambda x, w: jax.lax.ragged_dot(x, w, sizes)
     assert count(dot, rows, experts).products == 2 * 32 * 8 * 16
     assert count(dot, rows, experts, ragged=0.25).products == 32 * 8 * 16 / 2
+    low = count(dot, rows.astype(jnp.int8), experts.astype(jnp.int8))
+    assert (low.int8, low.products) == (2 * 32 * 8 * 16,) * 2
     grads = count(jax.grad(lambda x, w: dot(x, w).sum(), (0, 1)), rows, experts)
     assert grads.products == 2 * (2 * 32 * 8 * 16)
 

@@ -3,7 +3,8 @@
 import pytest
 
 from lm_jax.plan.chips import CHIPS, parse
-from lm_jax.plan.roofline import Times, forecast, rate, seconds, times
+from lm_jax.plan.flops import Flops
+from lm_jax.plan.roofline import Times, forecast, matrix, rate, seconds, times
 
 
 def line(length, dims=3, along=2):
@@ -44,10 +45,22 @@ def test_between_slices_each_device_moves_its_part_of_what_its_slice_has():
 
 def test_a_step_takes_at_least_its_slowest_part_and_at_most_all():
     v5p = parse("v5p:4x4x4")
-    found = times(v5p, 459e12 * 0.9, 2.765e12 / 2, {"ici:fsdp": 0.25})
+    found = times(v5p, Flops(products=459e12 * 0.9), 2.765e12 / 2, {"ici:fsdp": 0.25})
     assert found.parts == {"matrix": 1.0, "memory": 0.5, "ici:fsdp": 0.25}
     assert (found.overlapped, found.serial, found.bound) == (1.0, 1.75, "matrix")
     assert Times({"matrix": 1.0, "dcn:data": 2.0}).bound == "dcn:data"
+
+
+@pytest.mark.parametrize(
+    ("topology", "kind", "seconds"),
+    [("v5e:4x4", "int8", 1 + 197 / 393), ("v5e:4x4", "fp8", 2.0), ("v5p:4x4x4", "int8", 1.5),
+     ("v5p:4x4x4", "fp8", 2.0), ("tpu7x:4x4x4", "int8", 2.0), ("tpu7x:4x4x4", "fp8", 1.5)],
+)  # fmt: skip
+def test_products_of_eight_bits_take_as_long_as_the_chip_says(topology, kind, seconds):
+    topology = parse(topology)
+    rate = topology.chip.device_flops * topology.chip.matmul
+    work = Flops(products=2 * rate, **{kind: rate})
+    assert matrix(topology, work) == pytest.approx(seconds)
 
 
 def test_a_forecast_is_tokens_days_and_money():
