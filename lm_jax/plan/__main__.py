@@ -114,9 +114,9 @@ def ranked(plans: list[Any], tokens: float, price: dict[str, float], asked: Any)
 
 def measured(config: Config, topology: Any, tokens: float, price: float, asked: Any) -> int:
     """Compiles one plan and prints what it is; 0 where it fits."""
-    from lm_jax.plan import measure, roofline, show
+    from lm_jax.plan import apart, measure, roofline, show
 
-    found = measure.measure(config, topology)
+    found = apart.measure(config, topology)
     needed = measure.model_flops(config)
     runs = {
         name: roofline.forecast(topology, step, config.tokens_per_step, needed, tokens, price)

@@ -4,7 +4,9 @@ let through is estimated, and the best few are compiled.
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -12,10 +14,10 @@ from lm_jax.config import Config, MeshConfig
 from lm_jax.config_check import CHOICES
 from lm_jax.errors import UserError
 from lm_jax.mesh_check import BATCH_AXES
-from lm_jax.plan import request
+from lm_jax.plan import apart, request
 from lm_jax.plan.chips import CHIPS, Topology
 from lm_jax.plan.estimate import Estimate, estimate, part_of
-from lm_jax.plan.measure import Measured, measure
+from lm_jax.plan.measure import Measured
 from lm_jax.plan.memory import memory
 from lm_jax.plan.roofline import Times
 
@@ -156,18 +158,19 @@ def fewest(config: Config, topology: Topology) -> tuple[int, Config]:
 
 
 def compiled(plans: Sequence[Plan], count: int) -> list[Plan]:
-    """The plans with the first `count` of them compiled, the best first.
-
-    Raises MachineError without the compiler.
+    """The plans with the first `count` of them compiled, as many at once as there are cores, the
+    best first. Raises MachineError without the compiler.
     """
-    return sorted([with_compiler(plan) for plan in plans[:count]], key=order) + list(plans[count:])
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        first = list(pool.map(with_compiler, plans[:count]))
+    return sorted(first, key=order) + list(plans[count:])
 
 
 def with_compiler(plan: Plan) -> Plan:
     """The plan and what the compiler says of it."""
     try:
-        return Plan(plan.estimate, measure(plan.config, plan.estimate.topology))
-    except jax.errors.JaxRuntimeError as error:
+        return Plan(plan.estimate, apart.measure(plan.config, plan.estimate.topology))
+    except (jax.errors.JaxRuntimeError, apart.CompilerError) as error:
         return Plan(plan.estimate, failed=" ".join(str(error).split())[:120])
 
 

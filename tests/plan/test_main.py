@@ -1,5 +1,6 @@
 """The command: refuses in a blink, compiles for real, and says what it found."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,9 +16,11 @@ import pytest
 from lm_jax import ahead_of_time
 from lm_jax.config import Config
 from lm_jax.errors import UserError
-from lm_jax.plan import measure
+from lm_jax.plan import apart, measure
 from lm_jax.plan.chips import parse
+from lm_jax.plan.flops import Flops
 from lm_jax.plan.request import asked
+from lm_jax.plan.roofline import Times
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
@@ -52,6 +55,7 @@ def run(monkeypatch, call):
     """The command, of one mesh."""
     pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")
     monkeypatch.setattr(ahead_of_time.Step, "compile", lambda self: Compiled())
+    monkeypatch.setattr(apart, "measure", measure.measure)  # where it is replaced
     return partial(call, config=SMALL, topology="v5e:2x2", mesh="fsdp:4")
 
 
@@ -142,7 +146,7 @@ def test_a_real_step_is_compiled_and_measured():
     model = {**SMALL["model"], "attention": "auto", "remat": "full", "num_layers": 3}
     topology = parse("v5p:2x2x1")
     config = asked(Config.parse({**SMALL, "model": model}), topology, "fsdp:2,tensor:2")
-    found = measure.measure(config, topology)
+    found = apart.measure(config, topology)
     assert found.fits
     assert not found.unknown
     assert found.flops.attention > 0
@@ -152,6 +156,35 @@ def test_a_real_step_is_compiled_and_measured():
     assert found.moved.sent["fsdp"] > (2 + 1) * 2 * matrices / 2
     assert {"matrix", "memory", "ici:fsdp", "ici:tensor"} <= found.moved.times.parts.keys()
     assert 0 < found.memory.temporaries < found.memory.peak < found.memory.limit
+
+
+def test_a_compiler_that_aborts_is_one_line_with_what_it_said(monkeypatch):
+    config, topology = Config.parse(SMALL), parse("v5e:2x2")
+    script = (
+        "import os, sys; print('F1 x.cc:676] Check failed: a == b', file=sys.stderr); os.abort()"
+    )
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **more: run([command[0], "-c", script],
+                                                                       **more))  # fmt: skip
+    with pytest.raises(apart.CompilerError, match=r"aborts \(signal 6\).* Check failed: a == b;"):
+        apart.measure(config, topology)
+
+
+def test_what_is_measured_comes_back_from_another_process_as_it_was():
+    flops, times = Flops(products=2.5, int8=1.0, uncounted={"cond": 1}), Times({"matrix": 0.1})
+    memory = measure.Memory(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    moved = measure.Moved(1e9, {"fsdp": 2.0}, {"all-gather": 2.0}, times)
+    for there in (moved, None):
+        found = measure.Measured(memory, flops, flops, there, ("one",), 3.5, ("set it",))
+        text = json.dumps(dataclasses.asdict(found), default=float)
+        assert apart.of_dict(json.loads(text)) == found
+
+
+def test_what_is_refused_in_a_process_of_its_own_is_refused_here():
+    topology = parse("v5e:2x2")
+    config = asked(Config.parse(SMALL), topology, "fsdp:4")
+    with pytest.raises(UserError, match="batch_size=6: must be divisible by 4"):
+        apart.measure(dataclasses.replace(config, batch_size=6), topology)
 
 
 def test_the_command_looks_for_no_tpu_where_there_is_none():

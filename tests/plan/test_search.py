@@ -13,7 +13,7 @@ from test_estimate import SMALL
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config_check import check
 from lm_jax.errors import UserError
-from lm_jax.plan import ranking, request, search, terms
+from lm_jax.plan import apart, ranking, request, search, terms
 from lm_jax.plan.chips import parse
 
 MOE = SMALL | {"model": SMALL["model"] | {"num_experts": 4}}
@@ -102,8 +102,8 @@ def measured(peak, serial):
 
 
 def test_the_best_are_compiled_and_the_compilers_figures_rank_them(monkeypatch, plans):
-    answers = iter([measured(2e9, 3.0), measured(1e9, 2.0)])
-    monkeypatch.setattr(search, "measure", lambda config, topology: next(answers))
+    answer = {id(plan.config): measured(2e9 - 1e9 * i, 3.0 - i) for i, plan in enumerate(plans[:2])}
+    monkeypatch.setattr(apart, "measure", lambda config, topology: answer[id(config)])
     found = search.compiled(plans, 2)
     assert [plan.source for plan in found[:3]] == ["compiled", "compiled", "estimated"]
     assert [plan.times.serial for plan in found[:2]] == [2.0, 3.0]
@@ -117,7 +117,7 @@ def test_a_plan_on_which_the_compiler_breaks_is_last_and_says_so(monkeypatch, pl
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
         return measured(1e9, 2.0)
 
-    monkeypatch.setattr(search, "measure", measure)
+    monkeypatch.setattr(apart, "measure", measure)
     found = search.compiled(plans, 2)
     assert [plan.source for plan in found[:2]] == ["compiled", "failed"]
     assert not found[1].fits
