@@ -19,9 +19,9 @@ if [ $# = 0 ]; then set -- -n 2 --dist loadfile --no-loadscope-reorder; fi
 export JAX_PLATFORMS=cpu
 failed=()
 for stack in "${which[@]}"; do
-    constraints=""
-    if [ "$stack" = colab ]; then constraints=launch/constraints/colab.txt; fi
-    setup test ".venv-$stack" "$constraints" python3.13
+    extras=test,quantization constraints=""
+    if [ "$stack" = colab ]; then extras=test constraints=launch/constraints/colab.txt; fi  # Qwix needs flax 0.12
+    setup "$extras" ".venv-$stack" "$constraints" python3.13
     say "== $stack: $("$python" -c 'import importlib.metadata as m, sys
 print("Python", sys.version.split()[0], *(f"{n} {m.version(n)}" for n in ("jax", "flax", "numpy")), sep=", ")')"
     "$python" -m pytest -m "not parity and not slow" "$@" || failed+=("$stack")

@@ -28,7 +28,7 @@ if [ "$part" = parity ]; then
         say "kenlm could not be installed: the tests against it are SKIPPED"
     exec "$python" -m pytest tests/parity -m parity "$@"
 fi
-setup test
+setup test,quantization
 if [ $# = 0 ] && [ "$part" = all ]; then
     "$python" -m ruff format --check . || fail "formatting: $python -m ruff format ." 1
     "$python" -m ruff check . || fail "style: see above." 1
