@@ -216,11 +216,21 @@ def test_samples_are_made_anew_only_after_more_training(launch):
     assert len(launch.told("generate")) == 2
 
 
+def test_colabs_pins_are_tested_without_what_they_do_not_allow(launch):
+    (launch.python.parent / "python3.13").symlink_to(launch.python)
+    assert launch("matrix.sh")[0] == 0
+    newest, colab = launch.told("pip")
+    assert newest.endswith("[test,quantization]")
+    assert "--constraint launch/constraints/colab.txt" in colab
+    assert colab.endswith("[test]")  # Qwix needs a newer flax
+    assert len(launch.told("-m pytest")) == 2
+
+
 def test_the_whole_check_runs_style_types_and_suite(launch):
     assert launch("test.sh")[0] == 0
     asked = [line.split("-m ")[1].split()[0] for line in launch.log()]
     assert asked == ["pip", "ruff", "ruff", "mypy", "pytest"]
-    assert launch.told("pip")[0].endswith("[test]")
+    assert launch.told("pip")[0].endswith("[test,quantization]")
     launch("test.sh", "tests/test_x.py", "-k", "one")
     assert launch.log()[-1].endswith("tests/test_x.py -k one")
     launch("test.sh", "--slow")
