@@ -2,6 +2,7 @@
 on the chips that have them?
 """
 
+import functools
 import re
 import sys
 from functools import partial
@@ -113,7 +114,13 @@ def test_the_tpu_compiler_multiplies_in_eight_bits(topology, bits, wanted):
     assert {(out, of[x], of[w]) for out, x, w in products} >= wanted
 
 
-def losses(steps, bits, mesh=None, **model):
+@functools.cache
+def end(bits, seed):
+    """The mean loss of the last of 200 steps."""
+    return losses(200, bits, seed=seed)[-20:].mean()
+
+
+def losses(steps, bits, mesh=None, seed=0, **model):
     """Of steps of a small model on this file, on one device or on a mesh of eight."""
     text = np.frombuffer(Path(__file__).read_bytes(), np.uint8).astype(np.int32)
     model = ModelConfig(vocab_size=256, num_layers=1, dim=32, num_heads=4, mlp_dim=64,
@@ -121,7 +128,7 @@ def losses(steps, bits, mesh=None, **model):
     optimizer = OptimizerConfig(warmup_steps=min(steps, 20), learning_rate=3e-3)
     config = of_model(model, 32, steps=steps, batch_size=8, optimizer=optimizer)
     mesh = make_mesh(MeshConfig(**(mesh or {})), jax.devices()[: 8 if mesh else 1])
-    at, found = np.random.default_rng(0).integers(0, len(text) - 33, (steps, 1, 8)), []
+    at, found = np.random.default_rng(seed).integers(0, len(text) - 33, (steps, 1, 8)), []
     with jax.set_mesh(mesh):
         state, step = jax.jit(lambda: init_state(config))(), jax.jit(make_train_step(config))
         for starts in at:
@@ -141,8 +148,8 @@ def test_a_model_is_the_same_on_a_mesh():
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", MODES)
 def test_a_model_learns_as_much_as_with_floats(bits):
-    end, wanted = losses(200, bits)[-20:].mean(), losses(200, "none")[-20:].mean()
-    assert abs(end / wanted - 1) < 0.01
+    # Of one run the loss differs by up to 2 % either way, as does that of another order of sums.
+    assert abs(np.mean([end(bits, seed) / end("none", seed) for seed in range(4)]) - 1) < 0.01
 
 
 def test_a_chip_that_is_no_faster_is_told_with_what_would_be():
