@@ -85,7 +85,8 @@ AXES: dict[str, tuple[str | None, ...]] = {"table": ("vocab", None), "bias": ("v
 
 def read(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> jax.Array:
     """Logits [B, L, V] float32: readout has the `table` [V, D] and, or not, a `bias` [V]."""
-    table_VD = readout["table"].astype(x_BLD.dtype)
+    # Collected first: jax 0.12 aborts on the product of a table that fsdp cuts along the words.
+    table_VD = shard(readout["table"].astype(x_BLD.dtype), *AXES["table"])
     logits_BLV = einsum("bld,vd->blv", x_BLD, table_VD, "batch", "length", "vocab")
     return as_logits(logits_BLV, readout.get("bias"), cap)
 
