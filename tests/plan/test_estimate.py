@@ -139,22 +139,29 @@ def test_what_is_traced_on_a_mesh_of_ones_is_what_the_mesh_has():
 # What libtpu 0.0.42.1 said of programs compiled for these slices: bytes of the arguments, and the
 # peak of memory_analysis(), in GB (10^9) a device. (Its temp_size_in_bytes counts places that are
 # never used at the same time.)
-COMPILED = {
-    "llama3_8b fsdp 16 x tensor 4": ("llama3_8b", "v5p:4x4x4", {"fsdp": 16, "tensor": 4},
-                                     {"batch_size": 16}, 1.509, 3.455),
-    "llama3_8b fsdp 256": ("llama3_8b", "v5e:16x16", {"fsdp": 256}, {"batch_size": 256},
-                           0.380, 6.705),
-    "gpt2_124m": ("gpt2_124m", "v5e:4x4", {"data": 16}, {}, 1.495, 12.272),
-    "mixtral_8x7b": ("mixtral_8x7b", "v5p:4x4x8", {"fsdp": 32, "expert": 4}, {}, 4.834, 51.314),
-    "bert:large": ("bert:large", "v5e:16x16", {"data": 256}, {}, 4.036, 7.794),
+COMPILED = {  # the rows of docs/plans.md
+    "gpt2_124m": ("gpt2_124m", {"data": 16}, {}, 1.495, 12.14),
+    "bert:large": ("bert:large", {"data": 256}, {}, 4.036, 7.08),
+    "t5:1.1_xxl": ("t5:1.1_xxl", {"fsdp": 256}, {"batch_size": 256}, None, 8.81),
+    "llama3_8b fsdp 64": ("llama3_8b", {"fsdp": 64}, {}, 1.51, 31.34),
+    "llama3_8b fsdp 16 x tensor 4": ("llama3_8b", {"fsdp": 16, "tensor": 4}, {"batch_size": 16},
+                                     1.509, 3.455),
+    "llama3_8b fsdp 256": ("llama3_8b", {"fsdp": 256}, {"batch_size": 256}, 0.380, 6.705),
+    "llama3_8b fsdp 256, v6e": ("llama3_8b", {"fsdp": 256}, {}, 0.38, 8.43),
+    "llama3_8b fsdp 128": ("llama3_8b", {"fsdp": 128}, {}, 0.75, 15.42),
+    "mixtral_8x7b": ("mixtral_8x7b", {"fsdp": 32, "expert": 4}, {}, 4.834, 50.80),
+    "llama3:70b fsdp 512": ("llama3:70b", {"fsdp": 512}, {}, 1.67, 19.70),
+    "llama3:70b slice 2": ("llama3:70b", {"slice": 2, "fsdp": 256}, {}, 3.33, 21.33),
+    "llama3:3.1_8b": ("llama3:3.1_8b", {"fsdp": 16, "context": 8}, {}, 6.03, 24.03),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_memory_is_within_15_percent_of_the_compilers(name):
-    file, _, mesh, changes, arguments, peak = COMPILED[name]
+    file, mesh, changes, arguments, peak = COMPILED[name]
     found = memory.memory(memory.Part(of_file(file, mesh, **changes)))
-    assert found.arguments / 1e9 == pytest.approx(arguments, rel=0.01)
+    if arguments:
+        assert found.arguments / 1e9 == pytest.approx(arguments, rel=0.01, abs=0.02)
     assert found.total / 1e9 == pytest.approx(peak, rel=0.15)
 
 
@@ -169,7 +176,7 @@ SENT = {
 
 @pytest.mark.parametrize("name", SENT)
 def test_what_is_sent_is_what_compiled_programs_send(name):
-    file, _, mesh, changes, *_ = COMPILED[name]
+    file, mesh, changes, *_ = COMPILED[name]
     found = sent_by(memory.Part(of_file(file, mesh, **changes)))
     for axes, sent in SENT[name].items():
         assert found[axes] / 1e9 == pytest.approx(sent, rel=0.1)
