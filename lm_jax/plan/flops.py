@@ -203,10 +203,19 @@ def ragged(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def scan(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """The body, once for each step."""
-    consts = eqn.params["num_consts"]
+    """The body, once for each step. What it is given is constants, what is carried and what is
+    taken apart, which alone has another shape inside; how many of each, jax says since 0.12 in
+    another way than before.
+    """
+    body = eqn.params["jaxpr"]
+    inside = getattr(body, "jaxpr", body)
+    unlike = lambda out, inner: sum(
+        a.aval.shape != b.aval.shape for a, b in zip(out, inner, strict=True)
+    )
+    carried = len(eqn.outvars) - unlike(eqn.outvars, inside.outvars)
+    consts = len(eqn.invars) - carried - unlike(eqn.invars, inside.invars)
     args = [*values[:consts], *[None] * (len(values) - consts)]
-    return counter.inner(eqn.params["jaxpr"], args).times(eqn.params["length"])
+    return counter.inner(body, args).times(eqn.params["length"])
 
 
 def loop(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
