@@ -102,6 +102,7 @@ def same_run(folder, name, other):
         np.testing.assert_allclose(mine[array], theirs[array], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.jax10
 def test_two_processes_make_the_run_of_one_stop_together_and_go_on_as_one(folder):
     assert codes(begin(folder, "one", 1)) == [0], log(folder, "one")
     processes = begin(folder, "two", 2)

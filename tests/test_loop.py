@@ -50,6 +50,7 @@ TOO_LARGE = """  # 64 TiB of logits
 """
 
 
+@pytest.mark.jax10
 def test_a_run_that_needs_too_much_memory_ends_with_one_line_and_keeps_what_was_said(
     commands, tmp_path
 ):

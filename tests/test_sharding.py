@@ -106,6 +106,7 @@ def test_an_axis_of_the_rows_is_named_only_where_devices_share_them():
                 assert sharding.ways("tokens") == sharding.ways("batch")
 
 
+@pytest.mark.jax10
 def test_a_pipeline_beside_fsdp_is_warned_of_where_jax_collects_its_weights(monkeypatch):
     beside = make_mesh(MeshConfig(stage=2, fsdp=2, tensor=2))
     for version, warned in (((0, 10, 2), True), ((0, 12, 0), False)):

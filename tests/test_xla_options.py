@@ -78,6 +78,7 @@ def test_on_cpu_there_are_none_and_a_program_is_what_it_was(mesh, capsys):
     assert plain.compile().as_text() == same.compile().as_text()
 
 
+@pytest.mark.jax10
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 def test_the_tpu_compiler_takes_every_option_of_a_generation(generation, capsys):
     mesh = of_slice(TOPOLOGIES[generation])
@@ -85,6 +86,7 @@ def test_the_tpu_compiler_takes_every_option_of_a_generation(generation, capsys)
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.jax10
 def test_between_slices_there_are_more(capsys):
     mesh = of_slice("v5e:4x4", slices=2)
     assert xla_options.accepted(mesh) == xla_options.TABLE["v5e"] | xla_options.SLICES

@@ -95,6 +95,7 @@ def same(*asked, **more):
     return part
 
 
+@pytest.mark.jax10
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_steps_are_those_of_one_device(rounds):
     part = same("decoder", "stage 2 x fsdp 2 x tensor 2", rounds=rounds)

@@ -35,6 +35,7 @@ def test_a_topology_counts_its_chips_devices_and_hosts():
     assert seven.chip.device_hbm == 94.75 * GiB
 
 
+@pytest.mark.jax10
 @pytest.mark.parametrize("text", ["v4:2x2x2", "v5e:4x4", "v5p:4x4x4", "v6e:4x8*2", "tpu7x:2x2x2"])
 def test_the_compiler_has_as_many_devices_and_hosts(text):
     pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")

@@ -60,12 +60,14 @@ def compiled_arguments(config):
     return same.memory_analysis().argument_size_in_bytes
 
 
+@pytest.mark.jax10
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_parameters_and_optimizer_are_what_the_compiler_is_given(mesh):
     config = small(mesh)
     assert held(config) == pytest.approx(compiled_arguments(config), abs=16)
 
 
+@pytest.mark.jax10
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_so_are_those_of_an_optimizer_whose_state_is_spread(optimizer):
     config = small({"data": 4, "tensor": 2}, optimizer, shard_state=True, num_experts=0)
@@ -73,6 +75,7 @@ def test_so_are_those_of_an_optimizer_whose_state_is_spread(optimizer):
     assert held(config) < held(small({"data": 4, "tensor": 2}, optimizer))
 
 
+@pytest.mark.jax10
 @pytest.mark.parametrize("model", [
     {"num_experts": 4}, {"architecture": "encoder_decoder", "positions": "relative"},
     {"tie_embeddings": False, "vocab_size": 516},  # words that do not divide
@@ -106,6 +109,7 @@ def test_full_rematerialization_saves_the_states_between_blocks():
     assert 4 * states <= found < 6.5 * states  # and what the last norm and the rotations keep
 
 
+@pytest.mark.jax10
 def test_what_waits_in_the_memory_of_the_host_takes_none_of_the_device():
     states = 4 * 2 * 256 * 256 * 2  # layers, windows, tokens, width, bytes
     full, offload = (
