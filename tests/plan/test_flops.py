@@ -41,6 +41,14 @@ def test_a_scan_counts_its_body_once_for_each_step():
     assert found.products == 7 * 2 * 4 * 8 * 8
 
 
+def test_what_a_scan_is_given_for_all_its_steps_is_known_inside():
+    times, ones = jnp.array(3), jnp.zeros((8, 8))
+    step = lambda c, w: (jax.lax.fori_loop(0, times, lambda i, c: c @ ones + w, c), c)
+    found = count(lambda x, w: jax.lax.scan(step, x, w), X, jnp.zeros((7, 1, 8)))
+    assert found.products == 7 * 3 * 2 * 4 * 8 * 8
+    assert not found.uncounted
+
+
 def test_a_loop_counts_its_body_as_often_as_it_runs_or_says_that_nobody_knows():
     body = lambda i, c: c @ jnp.zeros((8, 8))
     assert count(lambda x: jax.lax.fori_loop(2, 12, body, x), X).products == 10 * 2 * 4 * 8 * 8
