@@ -27,6 +27,7 @@ def get_config(variant: str = "cpu"):
     config.model.init_std = 0.0
     config.model.zero_init = True
     config.model.scan_unroll = 4
+    config.model.matmul_precision = "auto"
 
     config.data.input = "stdlib"
     config.data.tokenizer = "bpe"

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Any
 
-from lm_jax import config_check
+from lm_jax import config_check, runtime
 from lm_jax.config_values import from_dict
 from lm_jax.errors import UserError, nearest
 
@@ -80,6 +80,9 @@ class ModelConfig:
     context_attention: str = "gather"  # of devices that share rows: ring sends keys round
     attention: str = "auto"  # splash on TPU, cudnn on GPU, xla elsewhere and where it must be
     dtype: str = "auto"  # of the computation: bfloat16, on CPU float32; parameters are float32
+    # Of products of float32 in training, as jax.default_matmul_precision has it: default, bfloat16,
+    # float32; auto: bfloat16 on a CPU with AMX, which is faster, and default elsewhere.
+    matmul_precision: str = "default"
     # What is computed again for the way back: none; dots: all but products with weights and what
     # attention says; names: also products, but those of queries, keys and values; full: all;
     # offload: all, and what each layer reads waits in the memory of the host.
@@ -315,4 +318,9 @@ def resolved(config: ModelConfig, platform: str, prefix: bool = False) -> ModelC
         raise UserError(
             f"config.model.attention={attention!r}: cannot have {why}; set it to auto or xla."
         )
-    return dataclasses.replace(config, attention="xla" if why else attention, dtype=dtype)
+    attention = "xla" if why else attention
+    precision = config.matmul_precision
+    if precision == "auto":
+        fast = platform == "cpu" and dtype == "float32" and runtime.has_amx()
+        precision = "bfloat16" if fast else "default"
+    return dataclasses.replace(config, attention=attention, dtype=dtype, matmul_precision=precision)

@@ -29,6 +29,7 @@ CHOICES = {
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "model.context_attention": ("gather", "ring"),
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.matmul_precision": ("default", "auto", "bfloat16", "float32"),
     "model.remat": ("none", "full", "dots", "names", "offload"),
     "model.quantization": ("none", "int8", "int8_full", "fp8", "fp8_full"),
     "optimizer.name": ("adamw", "adafactor", "lion", "muon"),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lm_jax import parallel, sharding
 from lm_jax.config import LossConfig
+from lm_jax.matmul import einsum
 from lm_jax.models.head import AXES, as_logits, chunk_size, read, split, target_log_probs
 from lm_jax.parallel import on_each_device
 from lm_jax.sharding import shard
@@ -113,7 +114,7 @@ def chunked(part, size, x_BLD, readout, targets_BL, weights_BL):
     def local(x_BLD, readout, targets_BL, weights_BL):
         def body(sums, xs):
             x, *target = xs
-            products = jnp.einsum("bld,vd->blv", x, readout["table"])
+            products = einsum("bld,vd->blv", x, readout["table"])
             return jax.tree.map(jnp.add, sums, part(products, readout.get("bias"), *target)), None
 
         start = parallel.varying((jnp.zeros(()), jnp.zeros(())), "tokens")
@@ -139,13 +140,13 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
         def body(carry, xs):
             *sums, grads = carry
             x, *target = xs
-            products = jnp.einsum("bld,vd->blv", x, table)
+            products = einsum("bld,vd->blv", x, table)
             found, (g, of_bias) = gradient(products, bias, *target)
             # In float32 as it comes, and added in place: the table of a large vocabulary is large.
-            of_table = jnp.einsum("bld,blv->vd", x, g, preferred_element_type=jnp.float32)
+            of_table = einsum("bld,blv->vd", x, g, jnp.float32)
             new = {"table": of_table} if bias is None else {"table": of_table, "bias": of_bias}
             sums = [total + one for total, one in zip(sums, found, strict=True)]
-            return (*sums, jax.tree.map(jnp.add, grads, new)), jnp.einsum("blv,vd->bld", g, table)
+            return (*sums, jax.tree.map(jnp.add, grads, new)), einsum("blv,vd->bld", g, table)
 
         # Made when the table is here: while it is collected there may be two of it.
         zero = parallel.varying(jnp.float32(0), "tokens", "vocab")

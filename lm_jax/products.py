@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from lm_jax import sharding
+from lm_jax import matmul, sharding
 from lm_jax.parallel import index, on_each_device, summed, summed_gradient, summed_part, varying
 from lm_jax.quantized import BACKWARD, FORWARD, dot, letters, multiply, operands
 from lm_jax.sharding import mesh_is_set, spec
@@ -48,10 +48,15 @@ def product_backward(equation, axes, bits, saved, g):
     of_x, of_w, out = letters(equation)
     x, w = saved
     dx = multiply(f"{out},{of_w}->{of_x}", g, w, BACKWARD.get(bits), sharding.place(x))
-    return dx, jnp.einsum(f"{of_x},{out}->{of_w}", x, g, out_sharding=sharding.place(w))
+    return dx, matmul.einsum(f"{of_x},{out}->{of_w}", x, g, out_sharding=sharding.place(w))
 
 
 product.defvjp(product_forward, product_backward)
+
+
+def apart(x: jax.Array) -> jax.Array:
+    """x, made before it is transposed: on CPU, products are slower in the order of the result."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def weight_names(of_w: str, known: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
@@ -95,7 +100,7 @@ def expanded_backward(equations, names, bits, saved, gs):
     x_BLD, ws = saved
     whole_BLD, of = sharding.whole(x_BLD), [letters(equation) for equation in equations]
     dws = tuple(
-        jnp.einsum(f"{of_x},{out}->{of_w}", whole_BLD, g, out_sharding=sharding.place(w))
+        matmul.einsum(f"{of_x},{out}->{of_w}", whole_BLD, g, out_sharding=sharding.place(w))
         for (of_x, of_w, out), w, g in zip(of, ws, gs, strict=True)
     )
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lm_jax.errors import MachineError
+from lm_jax.matmul import einsum
 
 Types = tuple[str, str]  # of the two operands
 FORWARD: dict[str, Types] = {  # by config.model.quantization
@@ -105,7 +106,7 @@ def dot(equation: str, x: Any, w: Any, dtype: Any = None, axes: Any = None) -> j
     with the result in another order, in `dtype`.
     """
     if isinstance(x, jax.Array):
-        return jnp.einsum(equation, x, w, out_sharding=axes)
+        return einsum(equation, x, w, out_sharding=axes)
     of_x, of_w, out = letters(equation)
     x, w = laid(x, of_x, out, axes), laid(w, of_w, out, axes)
     summed = [letter for letter in of_x if letter not in out]

@@ -3,7 +3,9 @@ where compiled programs are kept.
 """
 
 import glob
+import hashlib
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,29 @@ def devices() -> list[Any]:
 def cache_folder() -> str:
     """Where compiled programs are kept when nothing else is set."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(root, "lm_jax", "xla")
+    own = os.path.join(root, "lm_jax", "xla", processor())
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or own
+
+
+def processor() -> str:
+    """A name for processors that run each other's compiled programs well: as many cores, with the
+    same instructions. XLA's own key has neither, so a program compiled on one core would stay on
+    one core wherever it is found, and one of a newer processor of a shared home would crash.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = f"{platform.machine()} {platform.processor()} {instructions()}"
+    return f"{cores}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def instructions() -> str:
+    """What the processor can do, as Linux lists it; nothing elsewhere."""
+    lines = read("/proc/cpuinfo").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of bfloat16 (Intel, from 2023 on)."""
+    return "amx_bf16" in instructions()
 
 
 def tpu_is_here() -> bool:

@@ -63,10 +63,12 @@ def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
     peak = peak_flops(kind)
     speed = f"; peak {human(peak * mesh.size)}FLOP/s" if peak else ""
     step = human(flops * config.tokens_per_step)
+    precision = model.matmul_precision
+    products = "" if precision == "default" else f" with products in {precision}"
     return [
         ("parameters", f"{human(sum(parts.values()))}: {shares}"),
         ("mesh", f"{axes} on {mesh.size} {kind}, {jax.process_count()} process(es)"),
-        ("compute", f"{model.dtype}, attention {model.attention}, remat {model.remat}"),
+        ("compute", f"{model.dtype}{products}, attention {model.attention}, remat {model.remat}"),
         ("memory", f"{human(held)}B of parameters and optimizer a device; it has {has}"),
         ("FLOPs", f"{human(flops)} a token, {step} a step{speed}"),
     ]

@@ -2,8 +2,10 @@
 applied.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,6 +50,14 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     rate = optimizers.schedule(config.optimizer, config.steps)
     layout = optimizers.layout(config.optimizer)
 
+    precision = config.model.matmul_precision
+    # "default" leaves what the user may have told jax.
+    multiplied = (
+        contextlib.nullcontext
+        if precision == "default"
+        else partial(jax.default_matmul_precision, precision)
+    )
+
     def sums(model, batch, key):
         return loss(model, batch, key if config.model.dropout else None, config.loss)
 
@@ -55,7 +65,8 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         if config.data.carry:
             batch = {**batch, "state": jax.tree.map(lambda x: x[None], state.carry)}
-        (_, totals), grads = accumulate(sums, state.model, batch, key, layout)
+        with multiplied():
+            (_, totals), grads = accumulate(sums, state.model, batch, key, layout)
         tokens = jnp.maximum(totals["tokens"], 1.0)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))) / tokens
         clip = config.optimizer.clip_norm

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lm_jax import runtime
+
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 FAULTS = """
 import os, resource
@@ -37,3 +39,18 @@ def test_a_program_that_runs_again_takes_its_memory_in_huge_pages():
     assert process.returncode == 0
     assert pid == process.pid, "signals must reach the process that was started"
     assert faults < 5000  # 65,536 without
+
+
+def test_programs_of_other_processors_are_kept_elsewhere(monkeypatch):
+    """XLA's key has no number of cores: a program of one core would run on one core for ever."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    folders = {runtime.cache_folder()}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(97)), raising=False)
+    folders.add(runtime.cache_folder())
+    monkeypatch.setattr(runtime, "read", lambda _: "flags : fpu avx2")
+    folders.add(runtime.cache_folder())
+    monkeypatch.setattr(runtime, "read", lambda _: "flags : fpu avx2 avx512f")
+    folders.add(runtime.cache_folder())
+    assert len(folders) == 4
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
+    assert runtime.cache_folder() == "/mine"

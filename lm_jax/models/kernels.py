@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.errors import UserError
+from lm_jax.matmul import einsum
 from lm_jax.models.layers import softcap
+from lm_jax.products import apart
 from lm_jax.sharding import mesh_is_set, spec
 
 NEVER = -1e30  # a score that softmax turns into 0, and whose gradient is finite
@@ -126,10 +129,56 @@ def product(
     bias: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q k) v with float32 scores, [B, K, G, L, H]."""
-    a = jnp.einsum("bkglh,bksh->bkgls", q_BKGLH, k_BKSH, preferred_element_type=jnp.float32)
+    a = products_of(q_BKGLH, k_BKSH)
     a = softcap(a, cap) if bias is None else softcap(a, cap) + bias
-    p = jax.nn.softmax(jnp.where(allowed_BLS[:, None, None], a, NEVER), -1).astype(v_BKSH.dtype)
-    return jnp.einsum("bkgls,bksh->bkglh", p, v_BKSH)
+    return weighted(jnp.where(allowed_BLS[:, None, None], a, NEVER), v_BKSH)
+
+
+@jax.custom_vjp
+def products_of(q_BKGLH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+    """q k in float32, [B, K, G, L, S]."""
+    return einsum("bkglh,bksh->bkgls", q_BKGLH, k_BKSH, jnp.float32)
+
+
+def products_backward(saved, g_BKGLS):
+    """Gradients of q and k."""
+    q_BKGLH, k_BKSH = saved
+    g_BKGLS = g_BKGLS.astype(q_BKGLH.dtype)
+    return einsum("bkgls,bksh->bkglh", g_BKGLS, k_BKSH), summed_queries(q_BKGLH, g_BKGLS)
+
+
+products_of.defvjp(lambda q, k: (products_of(q, k), (q, k)), products_backward)
+
+
+@jax.custom_vjp
+def weighted(a_BKGLS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
+    """softmax(a) v, [B, K, G, L, H]. Its gradient has sum(g o) over a head where that of softmax
+    has sum(dp p) over all keys, the same number (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
+    """
+    return weighted_forward(a_BKGLS, v_BKSH)[0]
+
+
+def weighted_forward(a_BKGLS, v_BKSH):
+    """The values, and what the gradient needs."""
+    p_BKGLS = jax.nn.softmax(a_BKGLS, -1).astype(v_BKSH.dtype)
+    o_BKGLH = checkpoint_name(einsum("bkgls,bksh->bkglh", p_BKGLS, v_BKSH), "context")
+    return o_BKGLH, (p_BKGLS, v_BKSH, o_BKGLH)
+
+
+def weighted_backward(saved, g_BKGLH):
+    """Gradients of the scores, in float32, and of the values."""
+    p_BKGLS, v_BKSH, o_BKGLH = saved
+    mean_BKGL = apart(jnp.sum(g_BKGLH.astype(jnp.float32) * o_BKGLH, -1, keepdims=True))
+    of_p = einsum("bkglh,bksh->bkgls", g_BKGLH, v_BKSH, jnp.float32)
+    return p_BKGLS * (of_p - mean_BKGL), summed_queries(g_BKGLH, p_BKGLS)
+
+
+weighted.defvjp(weighted_forward, weighted_backward)
+
+
+def summed_queries(x_BKGLH: jax.Array, p_BKGLS: jax.Array) -> jax.Array:
+    """p x summed over the queries, [B, K, S, H]: x is transposed and not p, which is larger."""
+    return jnp.swapaxes(apart(einsum("bkglh,bkgls->bkhs", x_BKGLH, p_BKGLS)), 2, 3)
 
 
 def splash_kernel(

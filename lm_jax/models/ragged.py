@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm_jax.matmul import einsum
 from lm_jax.quantized import BACKWARD, FORWARD, Types, low, sums_in
 
 # Rows that are multiplied at once on CPU: as many of the first size as fit into a group, the rest
@@ -53,7 +54,7 @@ def forward(x_RD, w_EDF, sizes_E, preferred_element_type: Any = None) -> jax.Arr
     """`grouped` in blocks. The last one of a group reaches into the next group, which is written
     later.
     """
-    product = partial(jnp.einsum, "rd,df->rf", preferred_element_type=preferred_element_type)
+    product = partial(einsum, "rd,df->rf", dtype=preferred_element_type)
 
     def expert(y, group):
         w, start, size = group
@@ -79,9 +80,8 @@ def backward(x_RD, w_EDF, sizes_E, g_RF) -> tuple[jax.Array, jax.Array]:
             # Rows of the next group are not this one's.
             mine = (at + jnp.arange(rows) < start + size)[:, None]
             part = jnp.where(mine, take(g_RF, at, rows), 0)
-            dx = put(dx, jnp.einsum("rf,df->rd", part, w), at)
-            more = jnp.einsum("rd,rf->df", take(x_RD, at, rows), part,
-                              preferred_element_type=jnp.float32)  # fmt: skip
+            dx = put(dx, einsum("rf,df->rd", part, w), at)
+            more = einsum("rd,rf->df", take(x_RD, at, rows), part, jnp.float32)
             return dx, dw + more
 
         dx, dw = in_blocks(start, size, len(x_RD), block, (dx, zeros(w.shape, jnp.float32, size)))

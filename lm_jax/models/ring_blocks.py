@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.errors import UserError
+from lm_jax.matmul import einsum
 from lm_jax.models import kernels
 from lm_jax.models.kernels import NEVER, Mask
 from lm_jax.models.layers import softcap
@@ -43,7 +44,7 @@ def xla_backward(queries, keys, causal: bool, cap: float):
 
 def scores(q, k, q_ids, k_ids, causal: bool, cap: float) -> jax.Array:
     """[B, K, G, L, S], float32."""
-    a = jnp.einsum("bkglh,bksh->bkgls", q, k, preferred_element_type=jnp.float32)
+    a = einsum("bkglh,bksh->bkgls", q, k, jnp.float32)
     L, S = a.shape[-2:]
     allowed = np.tri(L, S, dtype=bool)[None] if causal else np.ones((1, L, S), bool)
     if q_ids is not None:
@@ -55,7 +56,7 @@ def weighed(a_BKGLS, lse_BKGL, v_BKSH) -> tuple[jax.Array, jax.Array]:
     """The mean of the values and the sum of the weights, float32."""
     p = jnp.exp(a_BKGLS - lse_BKGL[..., None])
     p_v = p.astype(v_BKSH.dtype)
-    o = jnp.einsum("bkgls,bksh->bkglh", p_v, v_BKSH, preferred_element_type=jnp.float32)
+    o = einsum("bkgls,bksh->bkglh", p_v, v_BKSH, jnp.float32)
     return o, p.sum(-1)
 
 

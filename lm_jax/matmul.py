@@ -1,0 +1,28 @@
+"""How are two arrays multiplied? As jax.default_matmul_precision says, on CPU, too."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def einsum(
+    equation: str, x: jax.Array, w: jax.Array, dtype: Any = None, out_sharding: Any = None
+) -> jax.Array:
+    """jnp.einsum of two arrays, its result in `dtype`. Under jax.default_matmul_precision
+    "bfloat16", float32 is rounded to bfloat16, and products are summed in float32: what a TPU does
+    with float32 anyway. XLA's CPU backend does not know the setting, so it is done here; a
+    processor with AMX is four times as fast that way.
+    """
+
+    def plain(x, w, dtype=dtype):
+        return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out_sharding)
+
+    def rounded(x, w):
+        return plain(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), jnp.float32)
+
+    settings: Any = jax.config
+    wanted = settings.jax_default_matmul_precision == "bfloat16"
+    if not wanted or not x.dtype == w.dtype == jnp.float32:
+        return plain(x, w)
+    return jax.lax.platform_dependent(x, w, cpu=rounded, default=plain)
