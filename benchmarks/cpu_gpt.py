@@ -1,8 +1,9 @@
 """Training a small character GPT on CPU: lm_jax beside eager PyTorch, in turns, whole processes.
 
-    python benchmarks/cpu_gpt.py [--torch=PYTHON_WITH_TORCH] [--rounds=3] [--steps=10]
+    python benchmarks/cpu_gpt.py [--torch=PYTHON_WITH_TORCH] [--rounds=3] [--steps=10] [--bfloat16]
 
 6 layers, 6 heads, 384 wide, 256 context, batch 12, float32, exact GELU, 2 threads, AdamW, clipping.
+--bfloat16: products in bfloat16, by config.model.matmul_precision here and torch.autocast there.
 Prints tokens a second and tokens a CPU-second of each round, and the median ratio of the pairs.
 """
 
@@ -18,10 +19,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def run(python: str, script: str, steps: int) -> dict:
+def run(python: str, script: str, *flags: str) -> dict:
     """One process of one side."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "2"}
-    command = [python, str(HERE / script), f"--steps={steps}"]
+    command = [python, str(HERE / script), *flags]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -31,13 +32,15 @@ def main():
     parser.add_argument("--torch", default=sys.executable, help="a Python that has torch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--bfloat16", action="store_true", help="products of float32 in bfloat16")
     args = parser.parse_args()
+    flags = [f"--steps={args.steps}", *["--bfloat16"] * args.bfloat16]
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
     print(f"{'':<24}{'tokens/s':>12}{'tokens/CPU-s':>14}")
     for _ in range(args.rounds):
-        ours = run(sys.executable, "lm_jax_gpt.py", args.steps)
-        theirs = run(args.torch, "torch_gpt.py", args.steps)
+        ours = run(sys.executable, "lm_jax_gpt.py", *flags)
+        theirs = run(args.torch, "torch_gpt.py", *flags)
         for row in (ours, theirs):
             name = f"{row['name']} {row['version']}"
             print(f"{name:<24}{row['wall']:>12.0f}{row['cpu']:>14.0f}", flush=True)

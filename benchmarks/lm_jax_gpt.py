@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser()
     for name, value in {**SHAPE, "steps": 10}.items():
         p.add_argument(f"--{name}", type=int, default=value)
+    p.add_argument("--bfloat16", action="store_true", help="products in bfloat16")
     return p
 
 
@@ -32,6 +33,7 @@ def config(a) -> Config:
         "vocab_size": a.vocab, "num_layers": a.layers, "dim": a.dim, "num_heads": a.heads,
         "max_length": a.length, "norm": "layernorm", "positions": "learned", "activation": "gelu",
         "gated": False, "scan_unroll": a.layers,
+        "matmul_precision": "bfloat16" if a.bfloat16 else "default",
     }  # fmt: skip
     data = {"sequence_length": a.length, "packed": False}
     c = Config.parse({"steps": 1000, "batch_size": a.batch, "model": model, "data": data})

@@ -54,6 +54,7 @@ def main():
     shape = {"layers": 6, "heads": 6, "dim": 384, "length": 256, "batch": 12, "vocab": 128}
     for name, value in {**shape, "threads": 2, "steps": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--bfloat16", action="store_true", help="autocast")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
@@ -64,7 +65,8 @@ def main():
     def step():
         starts = torch.randint(0, len(text) - a.length - 1, (a.batch,))
         rows = torch.stack([text[i : i + a.length + 1] for i in starts])
-        loss = model(rows[:, :-1], rows[:, 1:])
+        with torch.autocast("cpu", torch.bfloat16, enabled=a.bfloat16):
+            loss = model(rows[:, :-1], rows[:, 1:])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
