@@ -19,6 +19,7 @@ import numpy as np
 from lm_jax import loop, rundir, sharding
 from lm_jax.checkpoint import Checkpoints
 from lm_jax.config import Config, resolved
+from lm_jax.data import views
 from lm_jax.train_step import init_state
 
 
@@ -63,9 +64,8 @@ def main():
             run = loop.Run(config, workdir, mesh, store, saved, abstract)
             bare, run.step = run.step, Timed(run.step)
             run.go(profile=False)
-            batch = run.on_device(
-                {k: v[None] for k, v in run.windows("train", 0).batch(0, 12).items()}
-            )
+            windows = views.make(store, "train", config, config.seed)
+            batch = run.on_device({k: v[None] for k, v in windows.batch(0, 12).items()})
             alone = Timed(bare)
             for _ in range(args.steps):
                 run.state, metrics = alone(run.state, batch)
