@@ -321,6 +321,6 @@ def resolved(config: ModelConfig, platform: str, prefix: bool = False) -> ModelC
     attention = "xla" if why else attention
     precision = config.matmul_precision
     if precision == "auto":
-        fast = platform == "cpu" and dtype == "float32" and runtime.has_amx()
+        fast = platform == "cpu" and dtype == "float32" and runtime.bfloat16_is_faster()
         precision = "bfloat16" if fast else "default"
     return dataclasses.replace(config, attention=attention, dtype=dtype, matmul_precision=precision)

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+MIXED_SINCE = (0, 10)  # jax: bfloat16 times bfloat16 is float32 on CPU; 0.7.2 ends in an error
+
 
 def einsum(
     equation: str, x: jax.Array, w: jax.Array, dtype: Any = None, out_sharding: Any = None
@@ -19,6 +21,8 @@ def einsum(
         return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out_sharding)
 
     def rounded(x, w):
+        if jax.__version_info__ < MIXED_SINCE:
+            return plain(jax.lax.reduce_precision(x, 8, 7), jax.lax.reduce_precision(w, 8, 7))
         return plain(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), jnp.float32)
 
     settings: Any = jax.config

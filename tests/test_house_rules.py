@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "sampling": "errors config sharding models",
     "scoring": "errors config sharding models sampling progress data",
     "baselines": "errors config data models progress",
-    "runtime": "errors",
+    "runtime": "errors versions",
     "hosts": "errors runtime sharding",
     "watchdog": "errors config hosts",
     "doctor": "errors cli config metrics runtime versions",

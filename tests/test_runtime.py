@@ -52,5 +52,11 @@ def test_programs_of_other_processors_are_kept_elsewhere(monkeypatch):
     monkeypatch.setattr(runtime, "read", lambda _: "flags : fpu avx2 avx512f")
     folders.add(runtime.cache_folder())
     assert len(folders) == 4
+    assert not runtime.bfloat16_is_faster()
+    monkeypatch.setattr(runtime, "read", lambda _: "flags : fpu avx512f amx_bf16")
+    monkeypatch.setattr(runtime, "installed", lambda _: "0.10.2")
+    assert runtime.bfloat16_is_faster()
+    monkeypatch.setattr(runtime, "installed", lambda _: "0.7.2")
+    assert not runtime.bfloat16_is_faster()
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
     assert runtime.cache_folder() == "/mine"
