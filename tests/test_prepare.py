@@ -21,7 +21,7 @@ from lm_jax import prepare as prepare_module
 from lm_jax.config import Config, DataConfig
 from lm_jax.data import inspect as store_inspect
 from lm_jax.data.store import TokenStore
-from lm_jax.data.tokenizer import Tokenizer, cores
+from lm_jax.data.tokenizer import Tokenizer
 from lm_jax.data.writer import Writer
 from lm_jax.errors import DataError, MachineError
 from lm_jax.prepare import prepare
@@ -89,9 +89,6 @@ def test_the_store_is_the_same_again_and_for_any_number_of_cores(
     folder, store, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("lm_jax.data.tokenizer.cores", lambda: 5)
-    monkeypatch.setattr("lm_jax.data.corpus.cores", lambda: 5)
-    monkeypatch.setattr("lm_jax.data.corpus.BATCH_BYTES", 100)
-    assert cores is not None
     again = open_prepared(folder, tmp_path / "again", heldout_fraction=0.1)
     assert again.fingerprint == store.fingerprint
 
