@@ -16,6 +16,7 @@ def einsum(
     with float32 anyway. XLA's CPU backend does not know the setting, so it is done here; a
     processor with AMX is four times as fast that way.
     """
+    equation = in_order(equation)
 
     def plain(x, w, dtype=dtype):
         return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out_sharding)
@@ -30,3 +31,14 @@ def einsum(
     if not wanted or not x.dtype == w.dtype == jnp.float32:
         return plain(x, w)
     return jax.lax.platform_dependent(x, w, cpu=rounded, default=plain)
+
+
+def in_order(equation: str) -> str:
+    """`equation` with its letters renamed so that x's order is kept in the sum.
+
+    jnp.einsum sums over letters in alphabetical order. A sum over heads and what is in them, `kgh`,
+    runs over `ghk` then, and on CPU every operand is copied into that order first.
+    """
+    of_x, out = equation.split(",")[0], equation.split("->")[1]
+    summed = [letter for letter in of_x if letter not in out]
+    return equation.translate(str.maketrans(dict(zip(summed, sorted(summed), strict=True))))

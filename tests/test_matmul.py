@@ -1,6 +1,7 @@
 """Are products rounded where, and only where, they were asked to be?"""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -159,3 +160,14 @@ def test_attentions_own_gradient_is_that_of_its_formula(cap):
         results.append((o, *pull(jnp.sin(jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape))))
     for right, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, right, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("equation", ["blkgh,kghd->bld", "blkgh,dkgh->bld", "bld,dkgh->blkgh"])
+def test_a_sum_over_several_axes_runs_in_the_order_of_memory(equation):
+    sizes = dict(zip("blkghd", (2, 3, 4, 5, 6, 7), strict=True))
+    inputs = equation.split("->")[0].split(",")
+    x, w = arrays(*[[sizes[letter] for letter in of] for of in inputs])
+    y = matmul.einsum(equation, x, w)
+    np.testing.assert_allclose(y, jnp.einsum(equation, x, w), rtol=1e-5, atol=1e-5)
+    [product] = jax.make_jaxpr(partial(matmul.einsum, equation))(x, w).jaxpr.eqns
+    assert all(list(axes) == sorted(axes) for axes in product.params["dimension_numbers"][0])
