@@ -144,6 +144,7 @@ class DataConfig:
     max_bad_fraction: float = 0.01  # of the input's records; above it, the input is refused
     sequence_length: int = 256  # tokens a window, targets aside
     packed: bool = True  # documents that share a window do not see each other
+    shifted: bool = False  # causal: in each epoch, windows begin elsewhere in the text
     carry: bool = False  # recurrent: windows follow each other, and the state goes on
     workers: int = 0  # processes that read ahead; batches are the same for any number
 

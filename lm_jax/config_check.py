@@ -157,6 +157,11 @@ def check_steps(config: Any) -> None:
         "needs config.microbatches=1 and config.loss.objective=causal.",
     )
     need_it(
+        not data.shifted or (config.loss.objective == "causal" and not data.carry),
+        "data.shifted",
+        "needs config.loss.objective=causal and config.data.carry=False.",
+    )
+    need_it(
         data.sequence_length <= model.max_length,
         "data.sequence_length",
         f"longer than config.model.max_length={model.max_length}.",

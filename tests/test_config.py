@@ -97,6 +97,21 @@ def test_experts_divide_over_their_devices_and_without_any_these_share_the_batch
     assert Config.parse(changed(mesh={"expert": 4})).mesh.expert == 4
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"loss": {"objective": "fim"}},
+        {"model": {"architecture": "lstm"}, "data": {"carry": True}},
+    ],
+)
+def test_windows_are_shifted_only_where_they_stand_for_themselves(other):
+    Config.parse({"data": {"shifted": True}})
+    with pytest.raises(
+        UserError, match=r"config.data.shifted=True: .* config.loss.objective=causal"
+    ):
+        Config.parse({**other, "data": {**other.get("data", {}), "shifted": True}})
+
+
 ENCODER = {"architecture": "encoder", "pooler": True, "token_types": 2}
 
 

@@ -76,8 +76,10 @@ class Windows:
     0; else its tokens are left out. consecutive: the batch size, for a model that carries its state
     from step to step: row r of batch s is window r * n + s mod n, in order, of the n that each row
     has of the split (the rest of it, less than a batch, is left out); positions then count on from
-    window to window, and are 0 where the state must start anew. Raises DataError when the split
-    holds less than one window, or than one a row.
+    window to window, and are 0 where the state must start anew. shifted: the windows of an epoch
+    begin so many tokens later, less than `length`, as (seed, epoch) say, so that no token always
+    has the same context; an epoch is one window shorter, and leaves out other tokens each time.
+    Raises DataError when the split holds less than one window, or than one a row.
     """
 
     consecutive = 0  # also of views that have no such order
@@ -91,18 +93,19 @@ class Windows:
         packed: bool = True,
         partial: bool = False,
         consecutive: int = 0,
+        shifted: bool = False,
     ):
         if split not in store.splits:
             raise DataError(f"{store.path}: no {split} text. It has {', '.join(store.splits)}.")
         self.store, self.split, self.length = store, split, length
         self.seed, self.packed, self.partial = seed, packed, partial
-        self.num_tokens = store.num_tokens(split)
-        whole = (self.num_tokens - 1) // length
+        self.shifted, self.num_tokens = shifted, store.num_tokens(split)
+        whole = (self.num_tokens - 1) // length - shifted
         self.size = -(-(self.num_tokens - 1) // length) if partial else whole
         if self.size < 1:
             raise DataError(
-                f"{store.path}: {split} has {self.num_tokens} tokens, one window needs"
-                f" {length + 1}; more text or a smaller config.data.sequence_length."
+                f"{store.path}: {split} has {self.num_tokens} tokens, one window needs "
+                f"{length * (1 + shifted) + 1}; more text or a smaller config.data.sequence_length."
             )
         if consecutive and self.size < consecutive:
             raise DataError(
@@ -167,11 +170,18 @@ class Windows:
 
     def rows(self, position: np.ndarray) -> dict[str, np.ndarray]:
         """The batch at places [n] of the endless stream of examples."""
-        return self.windows(self.example(position))
+        return self.windows(self.example(position), self.shift(position // self.size))
 
-    def windows(self, example: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch of the windows `example` [n] int64."""
-        starts, length = example * self.length, self.length
+    def shift(self, epoch: np.ndarray) -> np.ndarray | int:
+        """How many tokens later the windows of each `epoch` [n] begin."""
+        if not self.shifted:
+            return 0
+        keys = [round_keys(self.seed or 0, e)[:1] for e in epoch.tolist()]
+        return (mix(np.concatenate(keys)) % np.uint64(self.length)).astype(np.int64)
+
+    def windows(self, example: np.ndarray, shift: np.ndarray | int = 0) -> dict[str, np.ndarray]:
+        """The batch of the windows `example` [n] int64, `shift` tokens later."""
+        starts, length = example * self.length + shift, self.length
         full = starts + length < self.num_tokens
         if full.all():
             ids = self.store.gather(self.split, starts, length + 1)

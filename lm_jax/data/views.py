@@ -55,7 +55,10 @@ def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Win
             if view is Windows:
                 length, packed = config.data.sequence_length, config.data.packed
                 rows = config.batch_size if config.data.carry and split == "train" else 0
-                members.append(Windows(store, split, length, seed, packed, consecutive=rows))
+                shifted = config.data.shifted and seed is not None
+                members.append(
+                    Windows(store, split, length, seed, packed, consecutive=rows, shifted=shifted)
+                )
             else:
                 members.append(view(store, split, config, seed))
             weights.append(weight / len(VIEWS[name]))

@@ -126,12 +126,30 @@ def test_batches_run_on_over_the_end_of_an_epoch(store):
     np.testing.assert_array_equal(large, seen)
 
 
-def test_a_batch_depends_on_nothing_but_its_step(store):
-    windows, fresh = (Windows(store, "train", 16, seed=5) for _ in range(2))
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_batch_depends_on_nothing_but_its_step(store, shifted):
+    windows, fresh = (Windows(store, "train", 16, seed=5, shifted=shifted) for _ in range(2))
     steps = [windows.batch(s, 4) for s in range(100)]
     for s in (57, 99, 0, 3):
         for name, value in fresh.batch(s, 4).items():
             assert value.tobytes() == steps[s][name].tobytes()
+
+
+def test_shifted_windows_begin_elsewhere_in_each_epoch(store):
+    windows = Windows(store, "train", 32, seed=3, shifted=True)
+    ids, size, shifts = store.tokens("train"), len(windows), []
+    assert size == (len(ids) - 1) // 32 - 1
+    for epoch in range(8):
+        batch = windows.batch(epoch, size)
+        order = np.argsort(batch["example"])
+        text = batch["tokens"][order].ravel()
+        [shift] = [s for s in range(32) if np.array_equal(text, ids[s : s + len(text)])]
+        targets = batch["targets"][order].ravel()
+        np.testing.assert_array_equal(targets, ids[shift + 1 : shift + 1 + len(text)])
+        shifts.append(shift)
+    assert len(set(shifts)) > 4
+    other = Windows(store, "train", 32, seed=4, shifted=True)
+    assert other.shift(np.arange(8)).tolist() != shifts == windows.shift(np.arange(8)).tolist()
 
 
 @pytest.mark.parametrize("packed", [True, False])
