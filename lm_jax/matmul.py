@@ -41,4 +41,4 @@ def in_order(equation: str) -> str:
     """
     of_x, out = equation.split(",")[0], equation.split("->")[1]
     summed = [letter for letter in of_x if letter not in out]
-    return equation.translate(str.maketrans(dict(zip(summed, sorted(summed), strict=True))))
+    return equation.translate(str.maketrans("".join(summed), "".join(sorted(summed))))

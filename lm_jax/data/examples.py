@@ -170,7 +170,7 @@ class Windows:
 
     def rows(self, position: np.ndarray) -> dict[str, np.ndarray]:
         """The batch at places [n] of the endless stream of examples."""
-        return self.windows(self.example(position), self.shift(position // self.size))
+        return self.batch_of(self.example(position), self.shift(position // self.size))
 
     def shift(self, epoch: np.ndarray) -> np.ndarray | int:
         """How many tokens later the windows of each `epoch` [n] begin."""
@@ -179,8 +179,12 @@ class Windows:
         keys = [round_keys(self.seed or 0, e)[:1] for e in epoch.tolist()]
         return (mix(np.concatenate(keys)) % np.uint64(self.length)).astype(np.int64)
 
-    def windows(self, example: np.ndarray, shift: np.ndarray | int = 0) -> dict[str, np.ndarray]:
-        """The batch of the windows `example` [n] int64, `shift` tokens later."""
+    def windows(self, example: np.ndarray) -> dict[str, np.ndarray]:
+        """The batch of the windows `example` [n] int64, in epoch 0 where that matters."""
+        return self.batch_of(example, self.shift(np.zeros_like(example)))
+
+    def batch_of(self, example: np.ndarray, shift: np.ndarray | int) -> dict[str, np.ndarray]:
+        """The batch of the windows `example` [n], `shift` tokens later."""
         starts, length = example * self.length + shift, self.length
         full = starts + length < self.num_tokens
         if full.all():
