@@ -8,7 +8,7 @@ settings.
 
 The text is ASCII, so a byte is a character. Both shapes are nanoGPT's, which publishes validation
 losses of 1.88 and 1.47 nats. `cpu` (0.8 M parameters, 2,000 steps, four minutes on two cores)
-reaches 1.60 with Muon and branches that start at zero. `accelerator` (10.7 M) reaches 1.46 in 640
+reaches 1.61 with Muon and branches that start at zero. `accelerator` (10.7 M) reaches 1.46 in 640
 steps where nanoGPT has 5,000 (45 minutes on two cores with AMX): rotary positions besides, windows
 that begin elsewhere in each epoch and twice the weight decay. More steps of Muon overfit a megabyte
 of text.
