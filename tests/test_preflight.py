@@ -63,6 +63,33 @@ def test_a_wrong_kernel_is_refused(mesh, monkeypatch, kernel, message):
     assert "\n" not in str(error.value)
 
 
+def top(jaxpr):
+    """Names of the operations of a program outside of its loops."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        if equation.primitive.name in ("jit", "pjit"):
+            yield from top(equation.params["jaxpr"].jaxpr)
+
+
+def test_no_program_has_a_loop_beside_collectives(monkeypatch):
+    """jax 0.12 on CPU runs both at once, and devices would wait for each other in unlike ones."""
+    programs, compiled = [], jax.jit
+
+    def watched(function, **options):
+        def call(*args):
+            programs.append(list(top(jax.make_jaxpr(function, **options)(*args).jaxpr)))
+            return compiled(function, **options)(*args)
+
+        return call
+
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, context=2, tensor=2))):
+        monkeypatch.setattr(jax, "jit", watched)
+        preflight.check_attention(CONFIG)
+    assert any("shard_map" in program for program in programs)
+    assert any("scan" in program for program in programs)
+    assert not [program for program in programs if {"shard_map", "scan"} <= set(program)]
+
+
 def test_a_large_parameter_that_is_whole_on_every_device_is_refused(mesh):
     def leaf(*axes):
         place = NamedSharding(mesh, PartitionSpec(*axes))
