@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from lm_jax import runtime, sharding
 from lm_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
-from lm_jax.train_step import init_state, make_train_step
+from lm_jax.devices import runtime, sharding
+from lm_jax.training.train_step import init_state, make_train_step
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns.")
 STEPS = flags.DEFINE_integer("steps", 2, "Steps a turn.")

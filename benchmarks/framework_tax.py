@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import lm_jax_gpt
 import numpy as np
 
-from lm_jax import runtime, sharding
-from lm_jax.models.kernels import BLOCK
-from lm_jax.optimizers import schedule
-from lm_jax.train_step import init_state, make_train_step
+from lm_jax.devices import runtime, sharding
+from lm_jax.models.attention.kernels import BLOCK
+from lm_jax.training.optimizers import schedule
+from lm_jax.training.train_step import init_state, make_train_step
 
 
 def norm(x, scale):

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lm_jax import runtime
+from lm_jax.config.cost import flops_per_token
+from lm_jax.devices import runtime
+from lm_jax.devices.chips import peak_flops
 
 CONFIG = Path(__file__).parent.parent / "configs" / "gpt2_124m.py"
 
@@ -28,7 +30,8 @@ def parsed(a, attention: str):
     """The config of one backend."""
     import jax
 
-    from lm_jax.config import Config, resolved
+    from lm_jax.config import Config
+    from lm_jax.devices.resolve import resolved
 
     raw = runpy.run_path(str(CONFIG))["get_config"]()
     raw.batch_size, raw.model.attention = a.batch_size, attention
@@ -64,8 +67,8 @@ def main():
     runtime.start()
     import jax
 
-    from lm_jax import metrics, sharding
-    from lm_jax.train_step import init_state, make_train_step
+    from lm_jax.devices import sharding
+    from lm_jax.training.train_step import init_state, make_train_step
 
     device = runtime.devices()[0]
     built, losses = {}, {}
@@ -95,8 +98,8 @@ def main():
                 jax.block_until_ready(out)
             built[name][1] = state
             rates[name].append(batch["tokens"].size * a.steps / (time.perf_counter() - started))
-    peak = metrics.peak_flops(device.device_kind)
-    flops = metrics.flops_per_token(c.model, c.data.sequence_length)
+    peak = peak_flops(device.device_kind)
+    flops = flops_per_token(c.model, c.data.sequence_length)
     machine = f"{device.device_kind}, jax {jax.__version__}, batch {c.batch_size}"
     print(f"{machine}, {flops:.3g} FLOPs a token")
     for name, values in rates.items():

@@ -11,9 +11,10 @@ import time
 import jax
 import numpy as np
 
-from lm_jax import runtime, sharding
-from lm_jax.config import Config, resolved
-from lm_jax.train_step import init_state, make_train_step
+from lm_jax.config import Config
+from lm_jax.devices import runtime, sharding
+from lm_jax.devices.resolve import resolved
+from lm_jax.training.train_step import init_state, make_train_step
 
 SHAPE = {"layers": 6, "heads": 6, "dim": 384, "length": 256, "batch": 12, "vocab": 128}
 

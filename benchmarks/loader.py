@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import app, flags
 
-from lm_jax.data.examples import Windows, permute
-from lm_jax.data.store import TokenStore
 from lm_jax.data.stream import batches
-from lm_jax.data.tokenizer import Tokenizer
-from lm_jax.data.writer import Writer
+from lm_jax.data.tokens.store import TokenStore
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.tokens.writer import Writer
+from lm_jax.data.views.windows import Windows, permute
 
 TOKENS = flags.DEFINE_integer("tokens", 50_000_000, "Tokens of the made-up text.")
 SECONDS = flags.DEFINE_float("seconds", 2.0, "How long each row runs.")

@@ -16,11 +16,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm_jax import loop, rundir, sharding
-from lm_jax.checkpoint import Checkpoints
-from lm_jax.config import Config, resolved
-from lm_jax.data import views
-from lm_jax.train_step import init_state
+from lm_jax.config import Config
+from lm_jax.data.views import by_objective
+from lm_jax.devices import sharding
+from lm_jax.devices.resolve import resolved
+from lm_jax.run import rundir
+from lm_jax.run.checkpoint import Checkpoints
+from lm_jax.training import loop
+from lm_jax.training.train_step import init_state
 
 
 class Timed:
@@ -64,7 +67,7 @@ def main():
             run = loop.Run(config, workdir, mesh, store, saved, abstract)
             bare, run.step = run.step, Timed(run.step)
             run.go(profile=False)
-            windows = views.make(store, "train", config, config.seed)
+            windows = by_objective.make(store, "train", config, config.seed)
             batch = run.on_device({k: v[None] for k, v in windows.batch(0, 12).items()})
             alone = Timed(bare)
             for _ in range(args.steps):

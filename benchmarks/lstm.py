@@ -20,7 +20,7 @@ SHAPE = {"layers": 2, "dim": 512, "length": 64, "batch": 32, "threads": 2, "step
 
 def lm_jax_side(a):
     """(name, a step)."""
-    from lm_jax import runtime
+    from lm_jax.devices import runtime
 
     runtime.huge_pages()  # as every command of lm_jax does
     import jax

@@ -16,9 +16,9 @@ import time
 import jax
 import lm_jax_gpt
 
-from lm_jax import runtime, sharding
-from lm_jax.metrics import flops_per_token
-from lm_jax.train_step import init_state, make_train_step
+from lm_jax.config.cost import flops_per_token
+from lm_jax.devices import runtime, sharding
+from lm_jax.training.train_step import init_state, make_train_step
 
 
 def main():

@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lm_jax.config import Config
-from lm_jax.plan import chips, ranking, request, search, shapes
+from lm_jax.devices import chips
+from lm_jax.plan import ranking, request, search, shapes
 
 CASES = (
     ("gpt2_124m", "v5e:2x4", 0, ""),

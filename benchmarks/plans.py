@@ -14,7 +14,8 @@ import sys
 import time
 
 from lm_jax.config import Config
-from lm_jax.plan import chips, estimate, request
+from lm_jax.devices import chips
+from lm_jax.plan import estimate, request
 
 ROWS = (
     ("GPT-2 124M", "gpt2_124m.py", "v5e:4x4", "config", 0),

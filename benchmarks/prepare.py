@@ -14,11 +14,11 @@ import time
 from absl import app, flags
 
 from lm_jax.config import DataConfig
-from lm_jax.data.clean import tidy
-from lm_jax.data.sources import documents
-from lm_jax.data.tokenizer import Tokenizer, chunks, cores
-from lm_jax.data.tokenizer_training import SAMPLE_BYTES, train
-from lm_jax.prepare import prepare
+from lm_jax.data.build import prepare
+from lm_jax.data.text.clean import tidy
+from lm_jax.data.text.sources import documents
+from lm_jax.data.tokens.tokenizer import Tokenizer, chunks, cores
+from lm_jax.data.tokens.tokenizer_training import SAMPLE_BYTES, train
 
 INPUT = flags.DEFINE_string("input", "stdlib", "Text, as for lm_jax.prepare.")
 REPEAT = flags.DEFINE_integer("repeat", 3, "Each row is the best of so many runs, taken in turns.")

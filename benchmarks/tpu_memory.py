@@ -16,8 +16,8 @@ import os
 import runpy
 import time
 
-from lm_jax.ahead_of_time import devices, trace_step
 from lm_jax.config import Config, MeshConfig
+from lm_jax.training.ahead_of_time import devices, trace_step
 
 CONFIG = os.path.join(os.path.dirname(__file__), os.pardir, "configs", "llama3_8b.py")
 ROWS = (  # topology, fsdp, tensor, sequences a step; MaxText: arguments and temporaries in GB

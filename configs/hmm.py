@@ -3,7 +3,7 @@
     python -m lm_jax.train --config=configs/hmm.py --workdir=runs/hmm
 
 The text is the Python standard library of the machine unless --config.data.input names another.
-lm_jax.models.hmm has expectation maximisation as well.
+lm_jax.models.classical.hmm has expectation maximisation as well.
 """
 
 from lm_jax import config as lm_config

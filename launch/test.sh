@@ -8,7 +8,7 @@ Without arguments: ruff, mypy and the whole suite, except what the option runs.
 --parity   the tests against transformers and torch, in .venv-parity (PyTorch is large: where pip would
            bring the CUDA one, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids that)
 --slow     what takes minutes: more families killed and resumed, compiled for TPU, on more meshes
-tests/test_cli.py -k name ...   those tests alone"
+tests/commands/test_cli.py -k name ...   those tests alone"
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 part=all

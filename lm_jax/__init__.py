@@ -7,9 +7,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {"load": "lm_jax.language_model", "LanguageModel": "lm_jax.language_model",
+_HOMES = {"load": "lm_jax.api", "LanguageModel": "lm_jax.inference.language_model",
           "Transformer": "lm_jax.models", "ModelConfig": "lm_jax.config", "Config": "lm_jax.config",
-          "doctor": "lm_jax.doctor"}  # fmt: skip
+          "diagnose": "lm_jax.devices.checks"}  # fmt: skip
 __all__ = ["__version__", *_HOMES]
 
 

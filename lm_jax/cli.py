@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from lm_jax import runtime
+from lm_jax.devices import runtime
 from lm_jax.errors import MachineError, UserError, nearest
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback behind an error.")
@@ -71,9 +71,8 @@ def machine_trouble(error: Exception) -> str:
         return ("out of memory; lower config.batch_size, or raise config.microbatches, or set "
                 f"config.model.remat=full. {text[:120]}")  # fmt: skip
     if "Unable to initialize backend" in text:
-        return (
-            f"{text.split('(you may')[0].strip(' .')}; unset JAX_PLATFORMS, or run lm_jax.doctor."
-        )
+        return (f"{text.split('(you may')[0].strip(' .')}; unset JAX_PLATFORMS, or run "
+                "python -m lm_jax.doctor.")  # fmt: skip
     return ""
 
 

@@ -10,14 +10,15 @@ objective on the run's held-out text.
 
 import json
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from lm_jax import cli, runtime
-from lm_jax.errors import DataError, UserError
+from lm_jax import cli
+from lm_jax.devices import runtime
+from lm_jax.errors import UserError
+from lm_jax.evaluation.perplexity import on_heldout, on_text
 
 
 def define_flags() -> None:
@@ -44,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
     asked = flags.FLAGS
     if not asked.checkpoint:
         raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
-    from lm_jax.language_model import load
-    from lm_jax.scoring import checked
+    from lm_jax.api import load
+    from lm_jax.inference.scoring import checked
 
     runtime.start()
     runtime.devices()
@@ -79,73 +80,6 @@ def main(argv: Sequence[str]) -> int:
     }  # JSON has no NaN
     print(json.dumps(finite) if asked.json else table(finite))
     return 0
-
-
-def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, Any]:
-    """(path, result) of the held-out text of the run's token store; raises DataError."""
-    from etils import epath
-
-    from lm_jax.data.store import TokenStore
-    from lm_jax.scoring import evaluate_heldout
-
-    recorded = lm.metadata.get("store", "")
-    # A run that was moved carries its store along.
-    beside = [
-        f"{parent}/data" for parent in (checkpoint, f"{checkpoint}/..", f"{checkpoint}/../..")
-    ]
-    is_store = lambda path: path and (epath.Path(path) / "store.json").exists()
-    path = next(filter(is_store, (recorded, *beside)), None)
-    if path is None:
-        raise DataError(
-            f"{recorded or checkpoint}: the token store of this run is gone; "
-            "give a text with --data=PATH."
-        )
-    store = TokenStore.open(path)
-    if store.tokenizer_hash != lm.tokenizer.hash:
-        raise DataError(
-            f"{path}: made with another tokenizer ({store.tokenizer_hash[:12]}) than the "
-            f"checkpoint's ({lm.tokenizer.hash[:12]}); give a text with --data=PATH."
-        )
-    if lm.metadata.get("data_fingerprint", store.fingerprint) != store.fingerprint:
-        raise DataError(
-            f"{path}: has changed since the checkpoint was saved, so the model may have learned "
-            "its held-out text; give a text with --data=PATH."
-        )
-    if not store.num_documents("heldout"):
-        raise DataError(f"{path}: has no held-out text; give a text with --data=PATH.")
-    if lm.model.config.architecture == "encoder_decoder":
-        return path, objective_loss(lm, store)
-    return path, evaluate_heldout(lm.model, store, **sizes)
-
-
-def objective_loss(lm: Any, store: Any) -> Any:
-    """The result of an encoder_decoder: the loss of its objective on all held-out windows."""
-    from lm_jax.heldout import Heldout
-    from lm_jax.scoring import Result
-
-    since, total = time.perf_counter(), store.num_tokens("heldout")
-    loss, tokens = Heldout(lm.config, store, None).loss(lm.model, total)
-    count = store.num_documents("heldout")
-    return Result(loss * tokens, tokens, 0, count, time.perf_counter() - since)
-
-
-def on_text(lm: Any, spec: str, text_field: str | None, sizes: dict[str, Any]) -> Any:
-    """The result on any text that `data.sources` reads."""
-    from lm_jax.data.sources import documents, total_bytes
-    from lm_jax.progress import Progress
-    from lm_jax.scoring import evaluate
-
-    field = text_field or lm.config.data.text_field
-
-    def texts() -> Iterator[str]:
-        with Progress("reading", total_bytes(spec)) as progress:
-            for document in documents(spec, field, advance=progress.add):
-                yield document.text
-
-    try:
-        return evaluate(lm.model, lm.tokenizer, texts(), **sizes)
-    except DataError as error:
-        raise DataError(str(error).replace("config.data.input", "--data")) from None
 
 
 def table(rows: dict[str, Any]) -> str:

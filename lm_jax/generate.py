@@ -9,7 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from lm_jax import cli, runtime
+from lm_jax import cli
+from lm_jax.devices import runtime
 from lm_jax.errors import UserError
 
 
@@ -32,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
     asked = flags.FLAGS
     if not asked.checkpoint:
         raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
-    from lm_jax.language_model import load
-    from lm_jax.sampling import check_settings
+    from lm_jax.api import load
+    from lm_jax.inference.sampling import check_settings
 
     names = ("temperature", "top_k", "top_p")
     settings: dict[str, Any] = {name: asked[name].value for name in names}

@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir: missing. Name a folder for this run, e.g. --workdir=runs/q.")
     config = Config.parse(CONFIG.value)
 
-    from lm_jax import hosts, loop, runtime
+    from lm_jax.devices import hosts, runtime
+    from lm_jax.training import loop
 
     runtime.start()
     hosts.join(ADDRESS.value, PROCESSES.value, PROCESS.value)

@@ -5,14 +5,14 @@ What was exported is read again with transformers, where it is installed, and co
 certificate.json beside the weights.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from lm_jax import cli, runtime
+from lm_jax import cli
+from lm_jax.devices import runtime
 from lm_jax.errors import UserError
 
 
@@ -41,13 +41,15 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--to={target}: exists and is not an empty directory; name another.")
     runtime.start()
     runtime.devices()
-    from lm_jax.language_model import load
+    from lm_jax.api import load
 
     ours = any((Path(source) / name).exists() for name in ("checkpoints", "manifest"))
     if not ours:
         if values["family"]:
             raise UserError("--family: only an export has one to choose.")
         lm = load(f"hf:{source}")
+        from lm_jax.inference.language_model import save
+
         save(lm, target)
         print(f"{lm}\ncheckpoint  {path / 'checkpoints' / '0'}\n"
               f"next        python -m lm_jax.generate --checkpoint={target}")  # fmt: skip
@@ -59,23 +61,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def save(lm: Any, directory: str) -> None:
-    """A checkpoint of step 0 that `load`, evaluate and generate read."""
-    from lm_jax import rundir
-    from lm_jax.checkpoint import Checkpoints
-
-    metadata = {"step": 0, "config": lm.config.to_dict(), "versions": rundir.installed(),
-                **lm.metadata}  # fmt: skip
-    files = {}
-    if lm.tokenizer is not None:
-        metadata["tokenizer_hash"] = lm.tokenizer.hash
-        with tempfile.TemporaryDirectory() as folder:
-            lm.tokenizer.save(folder)
-            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    with Checkpoints(directory) as checkpoints:
-        checkpoints.save(0, {"model": lm.model}, metadata, files)
-
-
 def export(lm: Any, path: Path, family: str) -> dict[str, Any]:
     """The certificate of a new Hugging Face directory, which until then is PATH.unproven, and stays
     so when it is not the model: that raises CheckpointError.
@@ -84,7 +69,7 @@ def export(lm: Any, path: Path, family: str) -> dict[str, Any]:
 
     kind = lm.config.model.architecture
     if kind not in ("decoder", "encoder", "encoder_decoder"):
-        also = " (lm_jax.models.arpa writes n-grams for KenLM)" if kind == "ngram" else ""
+        also = " (lm_jax.models.classical.arpa writes n-grams for KenLM)" if kind == "ngram" else ""
         raise UserError(f"config.model.architecture={kind!r}: has no family in transformers{also}.")
     draft = path.with_name(f"{path.name}.unproven")
     convert.export_hf(lm.model, lm.config.model, draft, lm.tokenizer, family=family)

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lm_jax import versions
+from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError
+from lm_jax.inference.sampling import generate
 from lm_jax.models import Transformer
-from lm_jax.sampling import generate
 
 FILE = "certificate.json"
 TOLERANCE = 1e-4  # of the largest logit: float32 in another order of sums

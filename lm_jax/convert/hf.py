@@ -13,9 +13,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm_jax.checkpoint import flatten
 from lm_jax.config import ModelConfig
-from lm_jax.convert import bert, gemma, gpt2, llama, mistral, olmo2, qwen, t5
+from lm_jax.convert.families import bert, gemma, gpt2, llama, mistral, olmo2, qwen, t5
 from lm_jax.convert.mapping import Family, Row, check_model, layers_of, sizes_of
 from lm_jax.convert.safetensors_file import (
     WEIGHTS,
@@ -27,9 +26,10 @@ from lm_jax.convert.safetensors_file import (
 )
 from lm_jax.convert.tokenizer import special_ids
 from lm_jax.convert.values import short
+from lm_jax.devices.sharding import mesh_is_set
 from lm_jax.errors import CheckpointError, MachineError, UserError, nearest
 from lm_jax.models import Transformer
-from lm_jax.sharding import mesh_is_set
+from lm_jax.run.checkpoint import flatten
 
 # A model goes out as the first that can say its options.
 FAMILIES: dict[str, Family] = {

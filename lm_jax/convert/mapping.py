@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.config import MeshConfig, ModelConfig, of_model
-from lm_jax.config_check import check
-from lm_jax.config_values import differences
+from lm_jax.config import MeshConfig, ModelConfig, from_model
+from lm_jax.config.check import check
+from lm_jax.config.values import differences
 from lm_jax.convert.pattern import MOST_LAYERS, repeated, shortest
 from lm_jax.convert.safetensors_file import Tensor
 from lm_jax.convert.values import chosen, short, sized
@@ -281,6 +281,6 @@ def effective(config: ModelConfig) -> ModelConfig:
 def check_model(config: ModelConfig, where: str, mesh: Mapping[str, int] | None = None) -> None:
     """Raises UserError when the model cannot work, or not on a mesh of these axis sizes."""
     try:
-        check(of_model(config, sequence_length=1, mesh=MeshConfig(**(mesh or {}))))
+        check(from_model(config, sequence_length=1, mesh=MeshConfig(**(mesh or {}))))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

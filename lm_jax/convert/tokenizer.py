@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.config import ModelConfig
-from lm_jax.data.hf_tokenizer import ALPHABET, ROLES, HFTokenizer
-from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.tokens.hf_tokenizer import ALPHABET, ROLES, HFTokenizer
+from lm_jax.data.tokens.load import load_tokenizer
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import MachineError, UserError
 
 NAMES = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
@@ -29,10 +30,10 @@ def import_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a directory with tokenizer.json, of transformers' `save_pretrained`.
 
     Its ids are those there with add_special_tokens=False and split_special_tokens=True: see
-    lm_jax.data.hf_tokenizer.HFTokenizer. Raises DataError, or UserError without the `tokenizers`
-    library (pip install lm_jax[hf]).
+    lm_jax.data.tokens.hf_tokenizer.HFTokenizer. Raises DataError, or UserError without the
+    `tokenizers` library (pip install lm_jax[hf]).
     """
-    return Tokenizer.load(directory)
+    return load_tokenizer(directory)
 
 
 def export_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> None:

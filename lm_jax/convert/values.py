@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lm_jax.config_values import typed
+from lm_jax.config.values import typed
 from lm_jax.errors import UserError, nearest
 
 MOST = 2**31  # no size of a model is larger; also keeps a hostile config.json from long loops

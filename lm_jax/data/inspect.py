@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from lm_jax.config import Config
-from lm_jax.data import views
-from lm_jax.data.specials import Specials
-from lm_jax.data.store import TokenStore
-from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.tokens.specials import Specials
+from lm_jax.data.tokens.store import TokenStore
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.views import by_objective
 
 WIDTH = 100
 ROWS = 6  # pairs of lines that are shown of an example
@@ -56,7 +56,7 @@ def examples(store: TokenStore, config: Config, count: int) -> Iterator[str]:
     """
     if count <= 0:
         return
-    windows = views.make(store, "train", config, config.seed)
+    windows = by_objective.make(store, "train", config, config.seed)
     names = Names(store.tokenizer, Specials.of(store.tokenizer, config.model.vocab_size))
     batch = windows.batch(0, count)
     for i in range(count):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.data.examples import Shard, Windows
+from lm_jax.data.views.windows import Shard, Windows
 
 AHEAD = 8  # batches that wait ready
 STEPS = 2**40  # an endless stream

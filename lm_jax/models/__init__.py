@@ -6,8 +6,8 @@ import jax
 from flax import nnx
 
 from lm_jax.config import ModelConfig
-from lm_jax.models.counted import NGram
-from lm_jax.models.hmm import HMM
+from lm_jax.models.classical.counted import NGram
+from lm_jax.models.classical.hmm import HMM
 from lm_jax.models.recurrent import Recurrent
 from lm_jax.models.transformer import Transformer
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax import parallel
-from lm_jax.config import ModelConfig, resolved
+from lm_jax.config import ModelConfig
+from lm_jax.devices import collectives
+from lm_jax.devices.products import einsum
+from lm_jax.devices.resolve import resolved
+from lm_jax.devices.sharding import shard, table, ways
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
-from lm_jax.products import einsum
-from lm_jax.sharding import shard, table, ways
 
 WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one device
 
@@ -104,19 +105,19 @@ def target_log_probs(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.
     target is found by comparison: a gather would move a sharded vocabulary.
     """
     V = logits_BLV.shape[-1]
-    ids = jax.lax.broadcasted_iota(jnp.int32, (1, 1, V), 2) + parallel.index("vocab") * V
+    ids = jax.lax.broadcasted_iota(jnp.int32, (1, 1, V), 2) + collectives.index("vocab") * V
     hit_BLV = shard(ids, None, None, "vocab") == targets_BL[..., None]
-    hit_BL = parallel.summed(jnp.sum(jnp.where(hit_BLV, logits_BLV, 0.0), -1), "vocab")
+    hit_BL = collectives.summed(jnp.sum(jnp.where(hit_BLV, logits_BLV, 0.0), -1), "vocab")
     log_z_BL = logsumexp(logits_BLV)
     return hit_BL - log_z_BL, log_z_BL
 
 
 def logsumexp(logits_BLV: jax.Array) -> jax.Array:
     """log Z [B, L], also of a vocabulary whose parts are on several devices."""
-    if not parallel.inside("vocab"):
+    if not collectives.inside("vocab"):
         return jax.nn.logsumexp(logits_BLV, -1)
-    top_BL = parallel.highest(jnp.max(logits_BLV, -1), "vocab")
-    z_BL = parallel.summed(jnp.sum(jnp.exp(logits_BLV - top_BL[..., None]), -1), "vocab")
+    top_BL = collectives.highest(jnp.max(logits_BLV, -1), "vocab")
+    z_BL = collectives.summed(jnp.sum(jnp.exp(logits_BLV - top_BL[..., None]), -1), "vocab")
     return jnp.log(z_BL) + top_BL
 
 
@@ -138,7 +139,7 @@ def log_probs(x_BLD, readout: dict[str, jax.Array], targets_BL, cap: float = 0.0
     low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
     rows = ("batch", "length")
     inputs = ((*rows, None), AXES, rows)
-    return parallel.on_each_device(local, inputs, rows, own=False)(x_BLD, low, targets_BL)
+    return collectives.on_each_device(local, inputs, rows, own=False)(x_BLD, low, targets_BL)
 
 
 def chunk_size(shape: tuple[int, ...], vocab_size: int, asked: int) -> int:

@@ -14,8 +14,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
-from lm_jax.products import contract, einsum, expand, first, lookup
-from lm_jax.sharding import gather, place, shard, stream, table
+from lm_jax.devices.products import contract, einsum, expand, first, lookup
+from lm_jax.devices.sharding import gather, place, shard, stream, table
 
 
 def gelu(x: jax.Array) -> jax.Array:

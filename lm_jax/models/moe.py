@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lm_jax import parallel, sharding
 from lm_jax.config import ModelConfig
-from lm_jax.models import context, ragged
-from lm_jax.models.kernels import Mask
+from lm_jax.devices import collectives, sharding
+from lm_jax.devices.products import einsum
+from lm_jax.devices.sharding import shard
+from lm_jax.models import ragged
+from lm_jax.models.attention import context
+from lm_jax.models.attention.kernels import Mask
 from lm_jax.models.layers import ACTIVATIONS, MLP, constant, std_of, weight
-from lm_jax.products import einsum
-from lm_jax.sharding import shard
 
 AXES = {
     "up": ("experts", None, None, "mlp"),
@@ -62,7 +63,7 @@ class Experts(nnx.Module):
             ids_BLK = self.dropped(ids_BLK, mask.balanced)
         kernels = {name: getattr(self, name)[...] for name in AXES if hasattr(self, name)}
         rows = ("batch", "length", None)
-        y_BLD = parallel.on_each_device(self.local, (rows,) * 3 + (AXES,), rows)(
+        y_BLD = collectives.on_each_device(self.local, (rows,) * 3 + (AXES,), rows)(
             x_BLD, ids_BLK, weights_BLK, kernels
         )
         if self.config.bias:
@@ -98,7 +99,7 @@ class Experts(nnx.Module):
             "router_z": jnp.sum(jnp.square(log_z_BL) * real_BL) / tokens,
             "load": load_E,
         }
-        if parallel.inside("layers"):  # of a part of the batch: what `together` needs
+        if collectives.inside("layers"):  # of a part of the batch: what `together` needs
             aux |= {"prob": prob_E, "tokens": jnp.sum(real_BL, dtype=jnp.float32)}
         return ids_BLK, weights_BLK, aux
 
@@ -128,10 +129,10 @@ class Experts(nnx.Module):
         """What the experts of this device say to the tokens of all devices that share them, summed
         over these; without a mesh, all.
         """
-        x, ids, weights = (parallel.joined(x, "experts") for x in (x_BLD, ids_BLK, weights_BLK))
+        x, ids, weights = (collectives.joined(x, "experts") for x in (x_BLD, ids_BLK, weights_BLK))
         E, D, C, F = kernels["up"].shape
         dtype, K, bits = x.dtype, ids.shape[-1], self.config.bits("experts")
-        ids = ids.reshape(-1, K) - parallel.index("experts") * E
+        ids = ids.reshape(-1, K) - collectives.index("experts") * E
         ids = jnp.where((ids >= 0) & (ids < E), ids, E)  # E: of another device, or nowhere
         choice_R, row_TK, sizes_E = ragged.plan(ids, E)
         x_RD = ragged.dispatch(x.reshape(-1, D), choice_R, row_TK)
@@ -146,8 +147,8 @@ class Experts(nnx.Module):
         y_RD = ragged.grouped(bits, h_RF, kernels["down"].astype(dtype), sizes_E)
         y_RD = checkpoint_name(y_RD, "product")
         y_TD = ragged.combine(y_RD, weights.reshape(-1, K), choice_R, row_TK)
-        y_TD = parallel.summed(y_TD, "mlp").reshape(x.shape)
-        return parallel.summed_part(y_TD, "experts")
+        y_TD = collectives.summed(y_TD, "mlp").reshape(x.shape)
+        return collectives.summed_part(y_TD, "experts")
 
 
 def together(aux: dict[str, jax.Array]) -> dict[str, jax.Array]:

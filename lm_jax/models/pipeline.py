@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lm_jax import sharding
 from lm_jax.config import ModelConfig
+from lm_jax.devices import sharding
+from lm_jax.devices.collectives import vary
 from lm_jax.models import moe, remat
-from lm_jax.parallel import vary
 
 AXIS = "stage"  # RULES["layers"]
 PARTS = 4  # a stage, where no number is asked for: S - 1 of 5 S - 1 ticks are then waits

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm_jax.matmul import einsum
-from lm_jax.quantized import BACKWARD, FORWARD, Types, low, sums_in
+from lm_jax.devices.matmul import einsum
+from lm_jax.devices.quantized import BACKWARD, FORWARD, Types, low, sums_in
 
 # Rows that are multiplied at once on CPU: as many of the first size as fit into a group, the rest
 # in the second. Large ones are faster, small ones leave less of the last one empty.

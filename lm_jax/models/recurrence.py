@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.products import einsum
-from lm_jax.sharding import shard
+from lm_jax.devices.products import einsum
+from lm_jax.devices.sharding import shard
 
 State = tuple[jax.Array, ...]  # (h,), of an LSTM (h, c), each float32
 

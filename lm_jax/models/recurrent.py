@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.config import ModelConfig
+from lm_jax.devices.sharding import shard, whole
 from lm_jax.models.head import Network
 from lm_jax.models.layers import Embed, Norm, constant, dropout, std_of, weight
 from lm_jax.models.recurrence import CELLS, recurrence
-from lm_jax.sharding import shard, whole
 
 Carried = dict[str, jax.Array]  # h, of an LSTM also c: [N, B, D] float32
 NAMES = ("h", "c")

@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax import sharding
 from lm_jax.config import ModelConfig
+from lm_jax.devices import sharding
+from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
-from lm_jax.models import kernels
 from lm_jax.models import remat as again
-from lm_jax.models.attention import Attention
+from lm_jax.models.attention.attention import Attention, kernels
+from lm_jax.models.attention.positions import RelativeBias, Rotation, alibi
 from lm_jax.models.layers import MLP, Norm, dropout
 from lm_jax.models.moe import Experts
 from lm_jax.models.pipeline import pipelined, with_layers
-from lm_jax.models.positions import RelativeBias, Rotation, alibi
-from lm_jax.sharding import shard, ways
 
 
 class Sight(NamedTuple):

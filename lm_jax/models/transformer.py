@@ -12,18 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax import sharding
 from lm_jax.config import ModelConfig
+from lm_jax.devices import sharding
+from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
-from lm_jax.models import context
-from lm_jax.models.attention import Cache
+from lm_jax.models.attention.attention import Cache, context
+from lm_jax.models.attention.kernels import Mask
+from lm_jax.models.attention.positions import rotations
 from lm_jax.models.head import Network
-from lm_jax.models.kernels import Mask
 from lm_jax.models.layers import Embed, Pooler, dropout
 from lm_jax.models.pipeline import by_stage
-from lm_jax.models.positions import rotations
 from lm_jax.models.stack import Sight, Stack
-from lm_jax.sharding import shard, ways
 
 Batch = dict[str, jax.Array]
 

@@ -18,8 +18,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from lm_jax import cli, runtime
+from lm_jax import cli
 from lm_jax.config import Config
+from lm_jax.devices import runtime
 from lm_jax.errors import UserError
 
 
@@ -53,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--config: missing. Name a file, e.g. --config=configs/llama3_8b.py.")
     if not asked.topology:
         raise UserError("--topology: missing. Name chip and shape, e.g. --topology=v5p:4x4x4.")
-    from lm_jax.plan import chips, request, terms
+    from lm_jax.devices import chips
+    from lm_jax.plan import request, terms
 
     price, deadline = terms.prices(asked.price), terms.days(asked.deadline)
     config = Config.parse(asked.config)

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from lm_jax.config import Config
+from lm_jax.devices import chips
+from lm_jax.devices.chips import Topology
 from lm_jax.errors import MachineError, UserError
-from lm_jax.plan import chips
 from lm_jax.plan import measure as here
-from lm_jax.plan.chips import Topology
 from lm_jax.plan.flops import Flops
 from lm_jax.plan.roofline import Times
 

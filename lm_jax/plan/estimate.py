@@ -10,16 +10,17 @@ import functools
 
 import jax
 
-from lm_jax.config import Config, MeshConfig, resolved
+from lm_jax.config import Config, MeshConfig
+from lm_jax.config.mesh_check import ATTENTION
+from lm_jax.devices.chips import Topology
+from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
-from lm_jax.mesh_check import ATTENTION
-from lm_jax.objectives import loss
 from lm_jax.plan import roofline, shapes
-from lm_jax.plan.chips import Topology
 from lm_jax.plan.flops import Flops, count
 from lm_jax.plan.memory import LANES, Memory, Part, memory
 from lm_jax.plan.overlap import Layered, Phases, layered
 from lm_jax.plan.sent import forgets, makes_again, network, sent_by, stacks
+from lm_jax.tasks.objectives import loss
 
 
 @dataclasses.dataclass(frozen=True)

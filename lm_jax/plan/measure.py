@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 
-from lm_jax import ahead_of_time, out_of_memory
 from lm_jax.config import Config
-from lm_jax.metrics import flops_per_token
+from lm_jax.config.cost import flops_per_token
+from lm_jax.devices.chips import Topology
+from lm_jax.devices.sharding import bytes_per_device
 from lm_jax.plan import hlo, roofline
-from lm_jax.plan.chips import Topology
 from lm_jax.plan.collectives import Collective, bytes_by, collectives
 from lm_jax.plan.flops import Counter, Flops
 from lm_jax.plan.traffic import traffic
-from lm_jax.summary import bytes_per_device
+from lm_jax.training import ahead_of_time, out_of_memory
 
 
 @dataclasses.dataclass(frozen=True)

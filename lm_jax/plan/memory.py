@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm_jax.config import Config
+from lm_jax.devices.sharding import RULES
 from lm_jax.models.head import chunk_size
 from lm_jax.plan import shapes
 from lm_jax.plan.shapes import Leaf
-from lm_jax.sharding import RULES
 
 LANES = 128  # the TPU holds the last dimension of what a kernel reads in rows of so many numbers
 BLOCK = 1024  # queries and keys that splash attention meets at a time, at most (models/kernels.py)

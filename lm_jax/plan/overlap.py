@@ -10,8 +10,8 @@ waits for.
 
 import dataclasses
 
+from lm_jax.devices.chips import Topology
 from lm_jax.plan import shapes
-from lm_jax.plan.chips import Topology
 from lm_jax.plan.memory import Part
 from lm_jax.plan.sent import network, of_states, of_weight, others, stacks
 

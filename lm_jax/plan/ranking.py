@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lm_jax.chart import label
-from lm_jax.metrics import flops_per_token
+from lm_jax.config.cost import flops_per_token
 from lm_jax.plan.roofline import Forecast, forecast
 from lm_jax.plan.search import Plan
 from lm_jax.plan.show import gb
-from lm_jax.report_style import STYLE
+from lm_jax.run.chart import label
+from lm_jax.run.report_style import STYLE
 
 SHOWN = 12  # plans in a table
 COLOURS = ("#2a6fd6", "#d9622b", "#3c9a5f", "#8a5fc7", "#c2a12c", "#4fb3bf", "#b8577e", "#8794a3",

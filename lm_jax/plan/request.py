@@ -3,9 +3,9 @@
 import dataclasses
 
 from lm_jax.config import Config, MeshConfig
+from lm_jax.config.mesh_check import FAR_AXES, check_batch, check_mesh, fill_mesh, large_axes
+from lm_jax.devices.chips import Topology
 from lm_jax.errors import UserError, nearest
-from lm_jax.mesh_check import FAR_AXES, check_batch, check_mesh, fill_mesh, large_axes
-from lm_jax.plan.chips import Topology
 
 AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 

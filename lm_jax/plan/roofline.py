@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_jax.plan.chips import Topology
+from lm_jax.devices.chips import Topology
 from lm_jax.plan.flops import Flops
 
 DIE_TO_DIE = 6  # links, in bandwidth, between the two devices of a tpu7x [cloud: tpu7x]

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 from lm_jax.config import Config, MeshConfig
-from lm_jax.config_check import CHOICES
+from lm_jax.config.check import CHOICES
+from lm_jax.config.mesh_check import BATCH_AXES
+from lm_jax.devices.chips import CHIPS, Topology
 from lm_jax.errors import UserError
-from lm_jax.mesh_check import BATCH_AXES
 from lm_jax.plan import apart, request
-from lm_jax.plan.chips import CHIPS, Topology
 from lm_jax.plan.estimate import Estimate, estimate, part_of
 from lm_jax.plan.measure import Measured
 from lm_jax.plan.memory import memory

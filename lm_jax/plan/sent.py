@@ -1,7 +1,7 @@
 """What does a device send in a step, along which axes of the mesh and over which wires?
 
-The least that the layout of the code needs (lm_jax/products.py, models/*.py); the compiler may send
-more.
+The least that the layout of the code needs (lm_jax/devices/products.py, models/*.py); the
+compiler may send more.
 """
 
 import functools
@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax import sharding
 from lm_jax.config import ModelConfig
+from lm_jax.devices import sharding
+from lm_jax.devices.chips import Topology
+from lm_jax.devices.sharding import RULES
 from lm_jax.plan import roofline, shapes
-from lm_jax.plan.chips import Topology
 from lm_jax.plan.memory import TABLES, Part
 from lm_jax.plan.shapes import Leaf
-from lm_jax.sharding import RULES
 
 KINDS = {
     "v4": "TPU v4",

@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from lm_jax import sharding
-from lm_jax.ahead_of_time import abstract_batch
 from lm_jax.config import CheckpointConfig, Config, EvalConfig, MeshConfig, OptimizerConfig
+from lm_jax.devices import sharding
 from lm_jax.models import create
-from lm_jax.train_step import init_state
+from lm_jax.training.ahead_of_time import abstract_batch
+from lm_jax.training.train_step import init_state
 
 
 class Leaf(NamedTuple):

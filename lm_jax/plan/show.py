@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 from lm_jax.config import Config
-from lm_jax.mesh_check import large_axes
-from lm_jax.metrics import human
-from lm_jax.plan.chips import Topology
+from lm_jax.config.mesh_check import large_axes
+from lm_jax.devices.chips import Topology
 from lm_jax.plan.measure import Measured
 from lm_jax.plan.roofline import Forecast
+from lm_jax.progress import human
 
 Forecasts = dict[str, Forecast]  # overlapped and serial
 

@@ -1,7 +1,7 @@
 """What may a run cost, and how long may it take? What --price and --deadline say."""
 
+from lm_jax.devices.chips import CHIPS
 from lm_jax.errors import UserError
-from lm_jax.plan.chips import CHIPS
 
 
 def prices(text: str) -> dict[str, float]:

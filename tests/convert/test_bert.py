@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lm_jax import convert
-from lm_jax.convert import bert
+from lm_jax.convert.families import bert
 from lm_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"

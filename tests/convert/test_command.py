@@ -14,7 +14,7 @@ from lm_jax.config import Config
 from lm_jax.convert.__main__ import export
 from lm_jax.convert.hf import read_config
 from lm_jax.errors import UserError
-from lm_jax.language_model import LanguageModel
+from lm_jax.inference.language_model import LanguageModel
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 
@@ -94,7 +94,9 @@ def test_an_imported_model_has_an_objective_that_it_can_have(run, tmp_path, name
     assert (lm.config.loss.objective, lm.metadata["family"]) == (objective, name)
 
 
-@pytest.mark.parametrize(("kind", "hint"), [("ngram", "lm_jax.models.arpa"), ("lstm", "no family")])
+@pytest.mark.parametrize(
+    ("kind", "hint"), [("ngram", "lm_jax.models.classical.arpa"), ("lstm", "no family")]
+)
 def test_what_transformers_has_not_is_refused_before_anything_is_written(tmp_path, kind, hint):
     config = Config.parse({"model": {"architecture": kind}})
     with pytest.raises(UserError, match=f"architecture='{kind}': has no family.*") as error:

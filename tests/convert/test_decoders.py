@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lm_jax.convert import gemma, hf, llama, mistral, pattern, qwen, rope
+from lm_jax.convert import hf, pattern
+from lm_jax.convert.families import gemma, llama, mistral, qwen, rope
 from lm_jax.convert.mapping import effective
 from lm_jax.errors import UserError
 from lm_jax.models import ModelConfig

@@ -14,10 +14,10 @@ import pytest
 
 from lm_jax.convert import export_tokenizer
 from lm_jax.convert.tokenizer import splits
-from lm_jax.data import tokenizer_training
-from lm_jax.data.hf_tokenizer import ALPHABET, decoder_steps, piece_bytes, prefix_of
-from lm_jax.data.tokenizer import KINDS, Tokenizer
-from lm_jax.data.tokenizer_training import SCORE_STEPS, train
+from lm_jax.data.tokens import tokenizer_training
+from lm_jax.data.tokens.hf_tokenizer import ALPHABET, decoder_steps, piece_bytes, prefix_of
+from lm_jax.data.tokens.tokenizer import KINDS, Tokenizer
+from lm_jax.data.tokens.tokenizer_training import SCORE_STEPS, train
 from lm_jax.errors import MachineError, UserError
 
 TEXTS = [inspect.getsource(module) for module in (inspect, string, textwrap, tokenizer_training)]

@@ -12,10 +12,10 @@ from host_memory import peaks, zeros
 from safetensors.numpy import load_file
 
 from lm_jax import convert
-from lm_jax.checkpoint import flatten
-from lm_jax.convert import gpt2, llama, rope
+from lm_jax.convert.families import gpt2, llama, rope
 from lm_jax.errors import MachineError, UserError
 from lm_jax.models import ModelConfig, Transformer
+from lm_jax.run.checkpoint import flatten
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 

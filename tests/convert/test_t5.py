@@ -9,9 +9,9 @@ import pytest
 from host_memory import peaks, zeros
 
 from lm_jax import convert
-from lm_jax.checkpoint import flatten
-from lm_jax.convert import t5
+from lm_jax.convert.families import t5
 from lm_jax.errors import UserError
+from lm_jax.run.checkpoint import flatten
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 SIZES = {"vocab_size": 8, "d_model": 16, "d_kv": 4, "d_ff": 8, "num_layers": 2, "num_heads": 4}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from lm_jax.config import Config
-from lm_jax.config_check import OF_PAIRS
-from lm_jax.data import views
-from lm_jax.data.store import TokenStore
-from lm_jax.data.tokenizer import Tokenizer
-from lm_jax.data.tokenizer_training import train
-from lm_jax.data.writer import Writer
+from lm_jax.config.check import OF_PAIRS
+from lm_jax.data.tokens.store import TokenStore
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.tokens.tokenizer_training import train
+from lm_jax.data.tokens.writer import Writer
+from lm_jax.data.views import by_objective
 
 
 def written(path, sizes=(40, 1, 300, 7, 0, 95), heldout=(20, 30), tokenizer=None):
@@ -84,7 +84,7 @@ def configured(objective, length, architecture="decoder", packed=True, vocab_siz
 
 
 def viewed(store, *options, seed=0, split="train", **loss):
-    return views.make(store, split, configured(*options, **loss), seed)
+    return by_objective.make(store, split, configured(*options, **loss), seed)
 
 
 @pytest.fixture

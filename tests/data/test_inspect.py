@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lm_jax.data import inspect
-from lm_jax.data.specials import Specials
+from lm_jax.data.tokens.specials import Specials
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from lm_jax.data.examples import Windows
 from lm_jax.data.stream import batches
+from lm_jax.data.views.windows import Windows
 from lm_jax.errors import UserError
 
 
@@ -76,8 +76,8 @@ def test_what_does_not_divide_is_refused_at_once(store):
 def test_workers_die_with_a_killed_parent(tmp_path, store):
     script = (
         "import multiprocessing, os, signal, sys\n"
-        "from lm_jax.data.store import TokenStore\n"
-        "from lm_jax.data.examples import Windows\n"
+        "from lm_jax.data.tokens.store import TokenStore\n"
+        "from lm_jax.data.views.windows import Windows\n"
         "from lm_jax.data.stream import batches\n"
         "if __name__ == '__main__':\n"
         f"    stream = batches(Windows(TokenStore.open({store.path!r}), 'train', 16), workers=1)\n"

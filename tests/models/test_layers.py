@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lm_jax.config import MeshConfig
+from lm_jax.devices.sharding import make_mesh, shard
 from lm_jax.models.layers import dropout, gelu
-from lm_jax.sharding import make_mesh, shard
 
 
 @pytest.mark.parametrize("derivative", [False, True])

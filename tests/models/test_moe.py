@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm_jax import optimizers, sharding
-from lm_jax.checkpoint import flatten
 from lm_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig
-from lm_jax.models import Transformer, context, ragged
-from lm_jax.models.kernels import Mask
+from lm_jax.devices import sharding
+from lm_jax.models import Transformer, ragged
+from lm_jax.models.attention import context
+from lm_jax.models.attention.kernels import Mask
 from lm_jax.models.layers import ACTIVATIONS, MLP
 from lm_jax.models.moe import Experts
-from lm_jax.train_step import init_state, make_train_step
+from lm_jax.run.checkpoint import flatten
+from lm_jax.training import optimizers
+from lm_jax.training.train_step import init_state, make_train_step
 
 B, L, D, E, K = 8, 12, 16, 4, 2
 CONFIG = ModelConfig(

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from lm_jax.config import MeshConfig
+from lm_jax.devices.sharding import make_mesh, put
 from lm_jax.models import ModelConfig, Recurrent, Transformer, create
 from lm_jax.models.recurrence import CELLS, forward, recurrence
-from lm_jax.sharding import make_mesh, put
 
 KINDS = pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
 TOKENS = np.random.default_rng(0).integers(0, 24, (8, 8)).astype(np.int32)

@@ -12,8 +12,8 @@ import pytest
 from random_models import make, rebuilt
 
 from lm_jax.models import ModelConfig
-from lm_jax.models.kernels import Mask
-from lm_jax.models.positions import rotations
+from lm_jax.models.attention.kernels import Mask
+from lm_jax.models.attention.positions import rotations
 from lm_jax.models.stack import Sight
 
 LLAMA = ModelConfig(

@@ -13,8 +13,9 @@ from flax import nnx
 from random_models import abstract, make, rebuilt
 
 from lm_jax.config import MeshConfig
-from lm_jax.models import ModelConfig, kernels
-from lm_jax.sharding import make_mesh, shard
+from lm_jax.devices.sharding import make_mesh, shard
+from lm_jax.models import ModelConfig
+from lm_jax.models.attention import kernels
 
 LLAMA = ModelConfig(
     vocab_size=24, num_layers=3, dim=16, num_heads=4, num_kv_heads=2, max_length=32,

@@ -10,7 +10,7 @@ import lm_jax
 from lm_jax import convert
 from lm_jax.convert.__main__ import export
 from lm_jax.convert.certificate import TEXT
-from lm_jax.data.tokenizer import Tokenizer
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import CheckpointError
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from lm_jax import convert
-from lm_jax.checkpoint import flatten
 from lm_jax.config import MeshConfig
 from lm_jax.convert.mapping import effective
-from lm_jax.sharding import make_mesh
+from lm_jax.devices.sharding import make_mesh
+from lm_jax.run.checkpoint import flatten
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.name for path in GOLDEN.iterdir())

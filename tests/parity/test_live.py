@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from lm_jax import convert
-from lm_jax.checkpoint import flatten
 from lm_jax.convert.mapping import effective
 from lm_jax.models import ModelConfig, Transformer
+from lm_jax.run.checkpoint import flatten
 
 pytestmark = [
     pytest.mark.parity,

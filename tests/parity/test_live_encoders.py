@@ -10,11 +10,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from lm_jax import convert, objectives, sampling
+from lm_jax import convert
 from lm_jax.config import LossConfig
 from lm_jax.errors import UserError
+from lm_jax.inference import sampling
 from lm_jax.models import ModelConfig, Transformer
-from lm_jax.models.positions import bucket
+from lm_jax.models.attention.positions import bucket
+from lm_jax.tasks import objectives
 
 pytestmark = [
     pytest.mark.parity,

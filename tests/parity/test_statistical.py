@@ -13,9 +13,9 @@ from flax import nnx
 from real_text import KENLM, LICENSE, documents
 
 from lm_jax.config import ModelConfig
-from lm_jax.models import arpa
-from lm_jax.models.hmm import HMM, expected_counts
-from lm_jax.models.ngram import KneserNey
+from lm_jax.models.classical import arpa
+from lm_jax.models.classical.hmm import HMM, expected_counts
+from lm_jax.models.classical.ngram import KneserNey
 
 pytestmark = [
     pytest.mark.parity,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm_jax.checkpoint import flatten
 from lm_jax.models import ModelConfig, Transformer
+from lm_jax.run.checkpoint import flatten
 
 pytestmark = pytest.mark.parity
 REASON = "torch is not installed; the parity extra has it: pip install 'lm_jax[parity]'"

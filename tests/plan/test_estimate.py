@@ -7,13 +7,14 @@ import runpy
 import jax
 import pytest
 
-from lm_jax import sharding
-from lm_jax.config import Config, MeshConfig, resolved
+from lm_jax.config import Config, MeshConfig
+from lm_jax.devices import sharding
+from lm_jax.devices.chips import parse
+from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
 from lm_jax.plan import estimate, memory, search, shapes
-from lm_jax.plan.chips import parse
 from lm_jax.plan.sent import sent_by
-from lm_jax.train_step import init_state
+from lm_jax.training.train_step import init_state
 
 CONFIGS = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "configs")
 SMALL = {"batch_size": 16, "steps": 1000, "data": {"sequence_length": 256}, "model": {

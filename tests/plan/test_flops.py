@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from lm_jax.config import Config
-from lm_jax.metrics import flops_per_token
+from lm_jax.config.cost import flops_per_token
 from lm_jax.plan.flops import Flops, count
-from lm_jax.train_step import init_state, make_train_step
+from lm_jax.training.train_step import init_state, make_train_step
 
 X, W = jnp.zeros((4, 8)), jnp.zeros((8, 16))
 
@@ -117,7 +117,7 @@ def test_a_shard_map_is_done_by_each_device():
 
 
 def attention(length, heads, causal, window=0):
-    from lm_jax.models.kernels import Mask, attention
+    from lm_jax.models.attention.kernels import Mask, attention
 
     def run(q, k, v):
         return attention(q, k, v, Mask(causal, window), "splash").sum()

@@ -13,14 +13,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from lm_jax import ahead_of_time
 from lm_jax.config import Config
+from lm_jax.devices.chips import parse
 from lm_jax.errors import UserError
 from lm_jax.plan import apart, measure
-from lm_jax.plan.chips import parse
 from lm_jax.plan.flops import Flops
 from lm_jax.plan.request import asked
 from lm_jax.plan.roofline import Times
+from lm_jax.training import ahead_of_time
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from test_estimate import of_file
 
+from lm_jax.devices.chips import parse
 from lm_jax.plan import overlap
-from lm_jax.plan.chips import parse
 from lm_jax.plan.estimate import estimate, part_of, phases
 from lm_jax.plan.sent import sent_by
 

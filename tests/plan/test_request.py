@@ -3,8 +3,8 @@
 import pytest
 
 from lm_jax.config import Config, MeshConfig
+from lm_jax.devices.chips import parse
 from lm_jax.errors import UserError
-from lm_jax.plan.chips import parse
 from lm_jax.plan.request import asked, mesh_of
 
 LLAMA = {"batch_size": 128, "model": {"num_heads": 32, "num_kv_heads": 8, "dim": 4096}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm_jax.plan.chips import CHIPS, parse
+from lm_jax.devices.chips import CHIPS, parse
 from lm_jax.plan.flops import Flops
 from lm_jax.plan.roofline import Times, forecast, matrix, rate, seconds, times
 

@@ -11,10 +11,10 @@ import pytest
 from test_estimate import SMALL
 
 from lm_jax.config import Config, MeshConfig
-from lm_jax.config_check import check
+from lm_jax.config.check import check
+from lm_jax.devices.chips import parse
 from lm_jax.errors import UserError
 from lm_jax.plan import apart, ranking, request, search, terms
-from lm_jax.plan.chips import parse
 
 MOE = SMALL | {"model": SMALL["model"] | {"num_experts": 4}}
 

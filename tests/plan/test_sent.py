@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm_jax.plan.chips import parse
+from lm_jax.devices.chips import parse
 from lm_jax.plan.sent import network
 
 

@@ -1,0 +1,28 @@
+"""The entry point for Python: `lm = lm_jax.load("runs/q")` or `lm_jax.load("hf:DIR")`."""
+
+from typing import Any
+
+from lm_jax.devices import runtime
+from lm_jax.inference import language_model
+from lm_jax.inference.language_model import LanguageModel
+
+
+def load(path: Any, step: int | None = None) -> LanguageModel:
+    """Loads the language model of a run (runs/q), of one checkpoint (runs/q/checkpoints/2000), or
+    of a Hugging Face directory (hf:DIR).
+
+    Everything comes from the checkpoint, local or gs://: config, tokenizer, weights.
+
+    Args:
+      path: the run, checkpoint or Hugging Face directory.
+      step: the checkpoint of a run; the newest intact one by default.
+
+    Returns the model on the default device, or laid out over the mesh of jax.set_mesh. Raises
+    CheckpointError.
+    """
+    runtime.start()
+    if str(path).startswith("hf:"):
+        from lm_jax.convert.load import load_hf
+
+        return load_hf(str(path).removeprefix("hf:"))
+    return language_model.load(path, step)

@@ -1,0 +1,218 @@
+"""Can these values work at all? The checks of a config that need no machine."""
+
+from functools import partial
+from typing import Any
+
+from lm_jax.config.mesh_check import ATTENTION, check_mesh
+from lm_jax.errors import UserError, nearest, need, value_of
+
+PAIRS = ("span_corruption", "prefix_lm", "ul2", "seq2seq")  # an input, and an answer to it
+OF_PAIRS = ("bert", "sop")  # of sentences, which the pooler tells apart
+DECODER = ("causal", "fim", *PAIRS)
+OBJECTIVES = {  # that an architecture can have; the first one is what an imported model is given
+    "decoder": DECODER,
+    "encoder": ("mlm", *OF_PAIRS),
+    "encoder_decoder": PAIRS,
+    "rnn": DECODER,
+    "lstm": DECODER,
+    "gru": DECODER,
+    "hmm": ("causal",),
+    "ngram": ("causal",),
+}
+CHOICES = {
+    "model.architecture": tuple(OBJECTIVES),
+    "model.norm_order": ("pre", "post", "sandwich", "output"),
+    "model.norm": ("rmsnorm", "layernorm"),
+    "model.positions": ("rope", "learned", "sinusoidal", "relative", "alibi", "none"),
+    "model.activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "model.rope_scaling": ("none", "linear", "llama3", "yarn"),
+    "model.attention": ("auto", "xla", "splash", "cudnn"),
+    "model.context_attention": ("gather", "ring"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.matmul_precision": ("default", "auto", "bfloat16", "float32"),
+    "model.remat": ("none", "full", "dots", "names", "offload"),
+    "model.quantization": ("none", "int8", "int8_full", "fp8", "fp8_full"),
+    "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
+    "optimizer.schedule": ("cosine", "wsd", "rsqrt", "constant"),
+    "data.tokenizer": ("bpe", "unigram", "bytes"),
+}
+AT_LEAST_1 = (
+    "steps", "batch_size", "microbatches", "log_every", "model.vocab_size", "model.num_layers",
+    "model.dim", "model.num_heads", "model.max_length", "model.scan_unroll",
+    "model.relative_buckets", "model.relative_distance", "loss.mean_span",
+    "data.sequence_length", "data.vocab_size", "checkpoint.every", "checkpoint.keep", "eval.tokens",
+    "watchdog.pause",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.init_std",
+    "model.encoder_layers", "model.value_dim", "model.window", "model.attn_scale",
+    "model.attn_softcap", "model.logit_softcap", "model.token_types", "model.num_experts",
+    "model.shared_experts", "model.capacity_factor", "model.rope_local_theta",
+    "model.position_offset", "loss.balance_loss", "loss.router_z_loss", "optimizer.learning_rate",
+    "optimizer.muon_learning_rate", "optimizer.weight_decay", "optimizer.clip_norm",
+    "optimizer.warmup_steps", "optimizer.decay_steps", "loss.z_loss", "loss.chunk_size",
+    "eval.every", "eval.samples", "eval.sample_tokens", "data.workers", "checkpoint.keep_every",
+    "watchdog.least",
+)  # fmt: skip
+FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
+             "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
+QUANTIZED = ("attn", "mlp", "experts")  # whose products with states may be in eight bits
+SHARES = ("loss.fim_rate", "loss.spm_rate")
+RECURRENT = ("rnn", "lstm", "gru")
+
+
+def check(config: Any) -> None:
+    """Raises UserError at the first field whose value cannot work, whatever the machine is."""
+    for field, allowed in CHOICES.items():
+        value = value_of(config, field)
+        need(config, value in allowed, field, f"not known.{nearest(value, allowed)}")
+    for field in AT_LEAST_1:
+        need(config, value_of(config, field) >= 1, field, "must be at least 1.")
+    for field in NOT_NEGATIVE:
+        need(config, value_of(config, field) >= 0, field, "must not be negative.")
+    for field in FRACTIONS:
+        need(config, 0 <= value_of(config, field) < 1, field, "must be at least 0 and below 1.")
+    for field in SHARES:
+        need(config, 0 <= value_of(config, field) <= 1, field, "must be 0 to 1.")
+    check_model(config)
+    check_steps(config)
+    check_objective(config)
+    check_mesh(config)
+
+
+def check_model(config: Any) -> None:
+    """Can the parts of the model be put together?"""
+    model, need_it = config.model, partial(need, config)
+    heads = model.architecture not in ("hmm", "ngram")  # which have none
+    need_it(
+        not heads or model.head_dim or model.dim % model.num_heads == 0,
+        "model.dim",
+        f"not divisible by model.num_heads={model.num_heads}; or set model.head_dim.",
+    )
+    need_it(
+        model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0,
+        "model.num_kv_heads",
+        f"must divide model.num_heads={model.num_heads}.",
+    )
+    need_it(
+        not heads or model.positions != "rope" or model.head_size % 2 == 0,
+        "model.head_dim",
+        "rotary positions need an even head size.",
+    )
+    need_it(
+        not model.layer_pattern.strip("lg") and model.layer_pattern,
+        "model.layer_pattern",
+        "letters l (local) and g (global), one a layer, repeated: 'lg', 'lllllg'.",
+    )
+    relative, exact = model.positions == "relative", model.relative_buckets // 2
+    need_it(not relative or exact >= 2, "model.relative_buckets", "must be at least 4.")
+    need_it(
+        not relative or model.relative_distance > exact,
+        "model.relative_distance",
+        f"must be above {exact}, half of model.relative_buckets.",
+    )
+    need_it(
+        not (model.qk_norm and model.qk_norm_all),
+        "model.qk_norm_all",
+        "one of model.qk_norm and this.",
+    )
+    for kind in model.quantized.split(","):
+        near = nearest(kind, QUANTIZED)
+        need_it(kind in QUANTIZED, "model.quantized", f"{kind!r} is not known.{near}")
+    need_it(
+        model.quantization == "none" or model.architecture in ATTENTION,
+        "model.quantization",
+        f"config.model.architecture={model.architecture!r} has no such products: set it to none.",
+    )
+    need_it(1 <= model.order <= 6, "model.order", "must be 1 to 6.")
+    most = model.num_experts or model.experts_per_token
+    need_it(
+        1 <= model.experts_per_token <= most, "model.experts_per_token", f"must be 1 to {most}."
+    )
+    need_it(
+        not model.encoder_layers or model.architecture == "encoder_decoder",
+        "model.encoder_layers",
+        f"config.model.architecture={model.architecture!r} has one "
+        "stack: set model.num_layers, and this to 0.",
+    )
+    need_it(
+        not model.pooler or model.architecture == "encoder",
+        "model.pooler",
+        f"config.model.architecture={model.architecture!r} has none: set it to False.",
+    )
+
+
+def check_steps(config: Any) -> None:
+    """Do windows fit the model, parts the batch, and the warm-up the steps?"""
+    model, data, need_it = config.model, config.data, partial(need, config)
+    need_it(
+        not data.carry or model.architecture in RECURRENT,
+        "data.carry",
+        f"only a recurrent model ({', '.join(RECURRENT)}) has a state to carry.",
+    )
+    simple = config.microbatches == 1 and config.loss.objective == "causal"
+    need_it(
+        not data.carry or simple,
+        "data.carry",
+        "needs config.microbatches=1 and config.loss.objective=causal.",
+    )
+    need_it(
+        not data.shifted or (config.loss.objective == "causal" and not data.carry),
+        "data.shifted",
+        "needs config.loss.objective=causal and config.data.carry=False.",
+    )
+    need_it(
+        data.sequence_length <= model.max_length,
+        "data.sequence_length",
+        f"longer than config.model.max_length={model.max_length}.",
+    )
+    need_it(
+        config.batch_size % config.microbatches == 0,
+        "batch_size",
+        f"must be divisible by config.microbatches={config.microbatches}.",
+    )
+    need_it(
+        config.optimizer.warmup_steps <= config.steps,
+        "optimizer.warmup_steps",
+        f"longer than config.steps={config.steps}.",
+    )
+    times = config.watchdog.times
+    need_it(times > 1 or times == 0, "watchdog.times", "must be above 1, or 0: no watchdog.")
+
+
+def check_objective(config: Any) -> None:
+    """Can this architecture be trained with this objective, and with each part of a mixture?"""
+    model, parts = config.model, mixture(config.loss.objective)
+    allowed = OBJECTIVES[model.architecture]
+    known = {name for names in OBJECTIVES.values() for name in names}
+    refuse = partial(need, config, False, "loss.objective")
+    for name, weight in parts:
+        if name not in known:
+            refuse(f"{name!r} is not known." + nearest(name, allowed))
+        if name not in allowed:
+            refuse(
+                f"config.model.architecture={model.architecture!r} cannot have {name}."
+                + nearest(name, allowed)
+            )
+        if weight <= 0:
+            refuse(f"the weight of {name} must be above 0.")
+        if name in OF_PAIRS and len(parts) > 1:
+            refuse(f"{name} has pairs to tell apart, and cannot be mixed.")
+        if name in OF_PAIRS and not model.pooler:
+            refuse(f"{name} has pairs to tell apart: set config.model.pooler=True.")
+        if name in OF_PAIRS and model.token_types < 2:
+            refuse(f"{name} has two segments: set config.model.token_types=2.")
+
+
+def mixture(objective: str) -> list[tuple[str, float]]:
+    """'span_corruption:3,causal:1' -> [(name, weight)]; a name alone has weight 1."""
+    parts = []
+    for part in objective.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            parts.append((name, float(weight or 1)))
+        except ValueError:
+            raise UserError(
+                f"config.loss.objective={objective!r}: the weight {weight!r} is not a number."
+            ) from None
+    return parts

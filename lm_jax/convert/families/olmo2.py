@@ -1,0 +1,37 @@
+"""How is an OLMo 2 of `transformers` ours? As a Llama whose norms stand after its branches, and
+over all of a token's queries and keys together (transformers/models/olmo2).
+"""
+
+from dataclasses import replace
+
+from lm_jax.config import ModelConfig
+from lm_jax.convert.families import llama
+from lm_jax.convert.mapping import Row
+
+LIKE = llama.like(
+    "olmo2",
+    "Olmo2ForCausalLM",
+    defaults={"rms_norm_eps": 1e-5},
+    ours={"norm_order": "output", "qk_norm_all": True},
+    only={"attention_bias": False},
+    divides=True,
+)
+NORMS = {
+    "attn_norm/scale": ("D", "post_attention_layernorm"),
+    "mlp_norm/scale": ("D", "post_feedforward_layernorm"),
+    "attn/q_norm/scale": ("KGH", "self_attn.q_norm"),
+    "attn/k_norm/scale": ("KH", "self_attn.k_norm"),
+}
+
+
+def rows(config: ModelConfig) -> list[Row]:
+    """Llama's, but for the norms."""
+    kept = [row for row in LIKE.rows(config) if "_norm" not in row.ours]
+    norms = (
+        Row(f"{llama.BLOCK}/{ours}", axes, f"{llama.LAYER}.{theirs}.weight", axes)
+        for ours, (axes, theirs) in NORMS.items()
+    )
+    return [*kept, *norms]
+
+
+FAMILY = replace(LIKE, rows=rows)

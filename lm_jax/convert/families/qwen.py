@@ -1,0 +1,59 @@
+"""How are a Qwen 2 and a Qwen 3 of `transformers` ours? As a Llama, with biases on queries, keys
+and values or norms on their heads, and a window for some layers (transformers/models/qwen2, qwen3).
+"""
+
+from typing import Any
+
+from lm_jax.config import ModelConfig
+from lm_jax.config.values import typed
+from lm_jax.convert.families import llama, windows
+from lm_jax.convert.mapping import REQUIRED
+from lm_jax.convert.pattern import joined, repeated
+from lm_jax.convert.values import sized
+
+
+def read(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Without `layer_types`, layers from `max_window_layers` on have the window."""
+    window = 0
+    if typed(values.get("use_sliding_window") or False, bool, f"{where}: use_sliding_window"):
+        window = windows.read_window(values, 4096, where)
+    most = sized(values.get("num_hidden_layers"), int, f"{where}: num_hidden_layers")
+    first = sized(values.get("max_window_layers", 28), int, f"{where}: max_window_layers")
+    first = min(first, most) if window else most
+    letters = joined(("g", first), ("l", most - first))
+    return windows.read_layers(values, window, letters, where)
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The window both ways: by layer and, where that says the same, by number."""
+    letters = repeated(config.kinds, config.num_layers)
+    return {
+        **windows.write_layers(config),
+        "use_sliding_window": bool(config.window),
+        "max_window_layers": len(letters) - len(letters.lstrip("g")),
+    }
+
+
+KEYS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+SIZES = {"max_position_embeddings": 32_768, "num_key_value_heads": REQUIRED}
+
+QWEN2 = llama.like(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    defaults=SIZES,
+    ours={"qkv_bias": True},
+    keys=KEYS,
+    read=read,
+    write=write,
+)
+
+QWEN3 = llama.like(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    defaults={**SIZES, "head_dim": 128},
+    ours={"qk_norm": True},
+    only={"attention_bias": False},
+    keys=KEYS,
+    read=read,
+    write=write,
+)

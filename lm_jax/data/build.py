@@ -1,0 +1,145 @@
+"""Raw text to a token store: clean, split, train a tokenizer, encode."""
+
+import contextlib
+import dataclasses
+import errno
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lm_jax.config import DataConfig
+from lm_jax.errors import DataError, MachineError
+
+
+def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None) -> str:
+    """Makes the token store `output` from the text `data.input` and returns its path.
+
+    `tokenizer`: an existing one, else `data.tokenizer` and `data.vocab_size` say which is trained.
+    The store is the same for any number of cores. Raises DataError (unusable text; something is at
+    `output`) or MachineError (disk), and then leaves nothing behind. `seed` is kept in the
+    metadata only: the split follows the text.
+    """
+    from lm_jax.data.text.corpus import Corpus
+    from lm_jax.data.tokens.tokenizer_training import SAMPLE_BYTES, train
+    from lm_jax.data.tokens.writer import Writer, refuse_existing, unfinished
+
+    started = time.monotonic()
+    refuse_existing(output)
+    folder = None
+    parents = [] if "://" in output else Path(output).absolute().parents
+    made = [parent for parent in parents if not parent.exists()]
+    try:
+        folder = unfinished(output)
+        with Corpus(data, folder) as corpus:
+            corpus.read()
+            parts = corpus.split()
+            if tokenizer is None:
+                size = sum(p.end - p.begin for p in parts if p.split == "train")
+                say(data, min(size, SAMPLE_BYTES))
+                sample = corpus.sample(parts, SAMPLE_BYTES)
+                tokenizer = train(data.tokenizer, sample, data.vocab_size)
+            with Writer(output, tokenizer) as writer:
+                lost = write(corpus, parts, tokenizer, writer)
+                writer.finish(
+                    {
+                        "data": dataclasses.asdict(data),
+                        "seed": seed,
+                        "round_trips_checked": len(parts),
+                        "round_trips_failed": lost,
+                        "seconds": round(time.monotonic() - started, 1),
+                        **corpus.about(),
+                    }
+                )
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if full else f"cannot write here ({error.strerror or error})"
+        raise MachineError(f"{output}: {why}; name another place.") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:  # those that hold nothing after a failure
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+    return output
+
+
+def write(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
+    """Encodes every part on all cores, in order; how many texts do not come back from their ids,
+    which is 0 unless the tokenizer is one that is not lossless.
+    """
+    from lm_jax.data.tokens.tokenizer import cores
+    from lm_jax.progress import Progress
+
+    lost = 0
+
+    def finish(batch: list[Any], future: Future) -> None:
+        nonlocal lost
+        for part, (text, ids) in zip(batch, future.result(), strict=True):
+            lost += not (tokenizer.lossless or tokenizer.restores(text, ids))
+            writer.add(part.split, ids, len(text))
+            if part.split == "heldout":
+                writer.keep_text(text.decode(), part.source)
+            progress.add(len(text))
+
+    pending: deque[tuple[list[Any], Future]] = deque()
+    with (
+        Progress("encoding", sum(p.end - p.begin for p in parts)) as progress,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
+        for batch in batches(parts):
+            pending.append((batch, pool.submit(encode, corpus, batch, tokenizer)))
+            if len(pending) > 2 * cores():
+                finish(*pending.popleft())
+        for each in pending:
+            finish(*each)
+    if lost:
+        print(
+            f"WARNING: this tokenizer is not lossless: {lost:,} of {len(parts):,} documents do not"
+            " come back from their ids unchanged, and the model will not see what is lost.",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    return lost
+
+
+def batches(parts: Iterable[Any]) -> Iterator[list[Any]]:
+    """Runs of parts of about a quarter megabyte together."""
+    batch, size = [], 0
+    for part in parts:
+        batch.append(part)
+        size += part.end - part.begin
+        if size > 1 << 18:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def encode(corpus: Any, batch: list[Any], tokenizer: Any) -> list[tuple[bytes, Any]]:
+    """[(text, ids)] of `batch`; raises DataError when a lossless tokenizer loses some of it."""
+    texts = [corpus.text(part) for part in batch]
+    # One thread each, since the batches have one each; a large document alone may use all.
+    threads = 0 if len(batch) == 1 else 1
+    found = tokenizer.encode_batch([text.decode() for text in texts], threads)
+    for part, text, ids in zip(batch, texts, found, strict=True):
+        if tokenizer.lossless and not tokenizer.restores(text, ids):
+            raise DataError(
+                f"{part.source}: the tokenizer does not give this text back; use another"
+                " (config.data.tokenizer), and report it as a bug."
+            )
+    return list(zip(texts, found, strict=True))
+
+
+def say(data: DataConfig, size: int) -> None:
+    """A line before the wait for SentencePiece, which tells nothing itself."""
+    if data.tokenizer != "bytes":
+        about = f"{data.tokenizer}, {data.vocab_size} pieces, {size / 1e6:.1f} MB"
+        seconds = max(1, round(size / (8e5 if data.tokenizer == "bpe" else 3e5)))
+        if seconds > 2:
+            print(
+                f"training the tokenizer ({about}), about {seconds} s", file=sys.stderr, flush=True
+            )

@@ -1,0 +1,1 @@
+"""Documents: sources, unpacking, cleaning, near-duplicates."""

@@ -1,0 +1,1 @@
+"""Examples of a token store, one view for each objective."""

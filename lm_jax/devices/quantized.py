@@ -1,0 +1,126 @@
+"""How is a product done in eight bits? Its operands are quantized by Qwix when they meet, each row
+and column with a scale of its own; parameters and what is saved stay as they are.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lm_jax.devices.matmul import einsum
+from lm_jax.errors import MachineError
+
+Types = tuple[str, str]  # of the two operands
+FORWARD: dict[str, Types] = {  # by config.model.quantization
+    "int8": ("int8", "int8"),
+    "int8_full": ("int8", "int8"),
+    "fp8": ("float8_e4m3fn", "float8_e4m3fn"),
+    "fp8_full": ("float8_e4m3fn", "float8_e4m3fn"),
+}
+# Of the products of gradients with weights: gradients need range more than digits (Micikevicius et
+# al. 2022, arXiv:2209.05433, section 3). Those that give the gradient of a weight are never in
+# eight bits: a sum over all tokens, whose parts devices would have to send in 32.
+BACKWARD: dict[str, Types] = {
+    "int8_full": ("int8", "int8"),
+    "fp8_full": ("float8_e5m2", "float8_e4m3fn"),
+}
+# The largest number of a row becomes 127, and not 127.5, a tie, which rounds as its last bit is.
+LARGEST = {"int8": f"absmax,{127.5 / 127}"}
+# By a part of the device's kind, lower case: where they take half the time of bfloat16
+# (lm_jax/devices/chips.py has the rates and their sources).
+FASTER = {"int8": ("tpu v5", "tpu v6", "h100", "h200", "b200"),
+          "fp8": ("tpu7x", "tpu v7", "h100", "h200", "b200")}  # fmt: skip
+
+
+def library() -> ModuleType:
+    """Qwix. Raises MachineError where it is not installed."""
+    try:
+        import qwix
+    except ImportError as error:
+        raise MachineError(
+            f"config.model.quantization: Qwix cannot be imported ({error}); "
+            "pip install 'lm_jax[quantization]', or set it to none."
+        ) from None
+    return qwix
+
+
+def warning(quantization: str, kind: str) -> str:
+    """What is to be said before a run on devices of this kind, if anything. Raises MachineError
+    without Qwix.
+    """
+    if quantization == "none":
+        return ""
+    library()
+    name = quantization.removesuffix("_full")
+    if any(part in kind.lower() for part in FASTER[name]):
+        return ""
+    better = [other for other, parts in FASTER.items() if any(p in kind.lower() for p in parts)]
+    return (
+        f"WARNING: config.model.quantization={quantization!r}: on {kind}, {name} is no faster than "
+        f"bfloat16, and may be slower; set it to {' or '.join([*better, 'none'])}."
+    )
+
+
+def letters(equation: str) -> tuple[str, str, str]:
+    """The letters of x, of w and of the result, in jnp.einsum(equation, x, w)."""
+    inputs, out = equation.split("->")
+    of_x, of_w = inputs.split(",")
+    return of_x, of_w, out
+
+
+def low(x: jax.Array, of: str, out: str, kind: str) -> Any:
+    """x with the letters `of` in eight bits (a qwix.QArray): what is summed over, not in `out`, has
+    one scale, so that it stands before the sum.
+    """
+    kept = [axis for axis, letter in enumerate(of) if letter in out]
+    return library().quantize(x.astype(jnp.float32), jnp.dtype(kind), channelwise_axes=kept,
+                              calibration_method=LARGEST.get(kind, "absmax"))  # fmt: skip
+
+
+def scaled(names: Sequence[str | None], part: jax.Array) -> list[str | None]:
+    """The logical axes `names` of an array in eight bits, for its numbers or for their scales."""
+    return [name if size > 1 else None for name, size in zip(names, part.shape, strict=True)]
+
+
+def operands(equation: str, x: Any, w: Any, types: Types | None) -> tuple[Any, Any]:
+    """x and w as they are multiplied: themselves, or in eight bits."""
+    of_x, of_w, out = letters(equation)
+    return (low(x, of_x, out, types[0]), low(w, of_w, out, types[1])) if types else (x, w)
+
+
+def laid(x: Any, of: str, out: str, axes: PartitionSpec | None) -> Any:
+    """x in eight bits with its scales where the result that they multiply will lie."""
+    if axes is None:
+        return x
+    place = [axes[out.index(letter)] if letter in out else None for letter in of]
+    scale = jax.sharding.reshard(x.scale, PartitionSpec(*place))
+    return dataclasses.replace(x, scale=scale)
+
+
+def dot(equation: str, x: Any, w: Any, dtype: Any = None, axes: Any = None) -> jax.Array:
+    """jnp.einsum(equation, x, w) laid out by `axes`; of two in eight bits, which share no letter
+    with the result in another order, in `dtype`.
+    """
+    if isinstance(x, jax.Array):
+        return einsum(equation, x, w, out_sharding=axes)
+    of_x, of_w, out = letters(equation)
+    x, w = laid(x, of_x, out, axes), laid(w, of_w, out, axes)
+    summed = [letter for letter in of_x if letter not in out]
+    numbers = [of_x.index(letter) for letter in summed], [of_w.index(letter) for letter in summed]
+    return library().dot_general(x, w, (numbers, ((), ())), out_sharding=axes).astype(dtype)
+
+
+def sums_in(types: Types) -> Any:
+    """The type in which numbers of these types are added up."""
+    return jnp.int32 if types[0] == "int8" else jnp.float32
+
+
+def multiply(
+    equation: str, x: jax.Array, w: jax.Array, types: Types | None, axes: Any = None
+) -> jax.Array:
+    """jnp.einsum(equation, x, w), laid out by `axes`, in eight bits where there are `types`."""
+    return dot(equation, *operands(equation, x, w, types), x.dtype, axes)

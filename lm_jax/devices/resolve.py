@@ -1,0 +1,42 @@
+"""What "auto" means on a platform: attention, compute type, precision of products."""
+
+import dataclasses
+
+from lm_jax.config import ModelConfig
+from lm_jax.devices import runtime
+from lm_jax.errors import UserError
+
+
+def resolved(config: ModelConfig, platform: str, prefix: bool = False) -> ModelConfig:
+    """The model with what "auto" means on `platform` (cpu, gpu, tpu) written out.
+
+    prefix: batches have one (prefix LM). A kernel of another platform, or one that cannot do what
+    the model wants, is refused where it is asked for, and never taken where it is not.
+    """
+    backends = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+    attention = backends.get(platform, "xla") if config.attention == "auto" else config.attention
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    dtype = dtype if config.dtype == "auto" else config.dtype
+    possible = {"splash": ("tpu",), "cudnn": ("gpu", "cuda")}.get(attention, (platform,))
+    if platform not in possible:
+        raise UserError(
+            f"config.model.attention={attention!r}: cannot run on {platform}; "
+            "set it to auto or xla."
+        )
+    beyond = {
+        f"config.model.positions={config.positions!r}": config.positions in ("relative", "alibi"),
+        f"config.model.value_dim={config.value_dim}": config.value_size != config.head_size,
+        "a prefix that is seen from before": prefix and attention == "splash",
+        "config.model.attn_softcap": config.attn_softcap and attention == "cudnn",
+    }
+    why = next((what for what, is_so in beyond.items() if is_so and attention != "xla"), None)
+    if why and config.attention != "auto":
+        raise UserError(
+            f"config.model.attention={attention!r}: cannot have {why}; set it to auto or xla."
+        )
+    attention = "xla" if why else attention
+    precision = config.matmul_precision
+    if precision == "auto":
+        fast = platform == "cpu" and dtype == "float32" and runtime.bfloat16_is_faster()
+        precision = "bfloat16" if fast else "default"
+    return dataclasses.replace(config, attention=attention, dtype=dtype, matmul_precision=precision)

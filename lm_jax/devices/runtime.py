@@ -1,0 +1,122 @@
+"""What must be set before jax looks at the machine? Its platform, the size of its pages, and
+where compiled programs are kept.
+"""
+
+import glob
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from lm_jax.devices.versions import installed, satisfies
+from lm_jax.errors import MachineError
+
+TPU_PCI_IDS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # as jax's
+
+
+def start() -> None:
+    """Settles the platform and turns the persistent compilation cache on. Environment variables
+    win.
+    """
+    # libtpu is installed for its compiler on many machines without a TPU: jax would look for one
+    # for seconds, and say so on twenty lines.
+    if not (tpu_is_here() or gpu_is_here()):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    settings: Any = jax.config
+    if settings.jax_platforms is None:  # jax may have been imported before the variable was set
+        jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
+
+    if settings.jax_compilation_cache_dir is None:
+        try:
+            os.makedirs(cache_folder(), mode=0o700, exist_ok=True)
+        except OSError:
+            return  # a home that cannot be written: compiled anew each time, which is only slower
+        jax.config.update("jax_compilation_cache_dir", cache_folder())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def huge_pages() -> None:
+    """Starts this process anew with huge pages for its large arrays, once, where Linux gives them
+    only on request.
+
+    On CPU, XLA allocates the temporary arrays of a program in one piece at every run, and the
+    kernel clears each page of it at its first use: of 4 KiB pages, that was a fifth to a quarter of
+    the time of a small model's training step. glibc (2.35) reads its setting at the start alone.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    on_request = "[madvise]" in read("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not on_request or "glibc.malloc.hugetlb" in tunables or tpu_is_here() or gpu_is_here():
+        return
+    os.environ["GLIBC_TUNABLES"] = f"{tunables}:glibc.malloc.hugetlb=1".lstrip(":")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def devices() -> list[Any]:
+    """All devices; raises MachineError when there are none of the platform that is asked for."""
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError):
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise MachineError(
+            f"JAX_PLATFORMS={asked}: no such device can be used here; unset it, or see "
+            "python -m lm_jax.doctor."
+        ) from None
+
+
+def cache_folder() -> str:
+    """Where compiled programs are kept when nothing else is set."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
+    own = os.path.join(root, "lm_jax", "xla", processor())
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or own
+
+
+def processor() -> str:
+    """A name for processors that run each other's compiled programs well: as many cores, with the
+    same instructions. XLA's own key has neither, so a program compiled on one core would stay on
+    one core wherever it is found, and one of a newer processor of a shared home would crash.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = f"{platform.machine()} {platform.processor()} {instructions()}"
+    return f"{cores}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def instructions() -> str:
+    """What the processor can do, as Linux lists it; nothing elsewhere."""
+    lines = read("/proc/cpuinfo").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def bfloat16_is_faster() -> bool:
+    """Whether products in bfloat16 are faster than in float32 on this processor: with AMX (Intel's
+    for servers, from 2023 on), by the kernels that XLA has since jax 0.10.
+    """
+    return "amx_bf16" in instructions() and satisfies(installed("jax") or "0", ">=0.10")
+
+
+def tpu_is_here() -> bool:
+    """Whether a TPU is attached: its device files, or Google's PCI ids."""
+    if glob.glob("/dev/accel*"):
+        return True
+    for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
+        if read(vendor) == "0x1ae0" and read(Path(vendor).with_name("device")) in TPU_PCI_IDS:
+            return True
+    return False
+
+
+def gpu_is_here() -> bool:
+    """Whether an NVIDIA driver has a device here."""
+    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")))
+
+
+def read(path: str | Path) -> str:
+    """What a file of the system says; nothing when it cannot be read."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Evaluation: held-out text, perplexity, baselines."""

@@ -1,0 +1,74 @@
+"""Loss and perplexity of a language model on held-out or any text."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from lm_jax.errors import DataError
+
+
+def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, Any]:
+    """(path, result) of the held-out text of the run's token store; raises DataError."""
+    from etils import epath
+
+    from lm_jax.data.tokens.store import TokenStore
+    from lm_jax.inference.scoring import evaluate_heldout
+
+    recorded = lm.metadata.get("store", "")
+    # A run that was moved carries its store along.
+    beside = [
+        f"{parent}/data" for parent in (checkpoint, f"{checkpoint}/..", f"{checkpoint}/../..")
+    ]
+    is_store = lambda path: path and (epath.Path(path) / "store.json").exists()
+    path = next(filter(is_store, (recorded, *beside)), None)
+    if path is None:
+        raise DataError(
+            f"{recorded or checkpoint}: the token store of this run is gone; "
+            "give a text with --data=PATH."
+        )
+    store = TokenStore.open(path)
+    if store.tokenizer_hash != lm.tokenizer.hash:
+        raise DataError(
+            f"{path}: made with another tokenizer ({store.tokenizer_hash[:12]}) than the "
+            f"checkpoint's ({lm.tokenizer.hash[:12]}); give a text with --data=PATH."
+        )
+    if lm.metadata.get("data_fingerprint", store.fingerprint) != store.fingerprint:
+        raise DataError(
+            f"{path}: has changed since the checkpoint was saved, so the model may have learned "
+            "its held-out text; give a text with --data=PATH."
+        )
+    if not store.num_documents("heldout"):
+        raise DataError(f"{path}: has no held-out text; give a text with --data=PATH.")
+    if lm.model.config.architecture == "encoder_decoder":
+        return path, objective_loss(lm, store)
+    return path, evaluate_heldout(lm.model, store, **sizes)
+
+
+def objective_loss(lm: Any, store: Any) -> Any:
+    """The result of an encoder_decoder: the loss of its objective on all held-out windows."""
+    from lm_jax.evaluation.heldout import Heldout
+    from lm_jax.inference.scoring import Result
+
+    since, total = time.perf_counter(), store.num_tokens("heldout")
+    loss, tokens = Heldout(lm.config, store, None).loss(lm.model, total)
+    count = store.num_documents("heldout")
+    return Result(loss * tokens, tokens, 0, count, time.perf_counter() - since)
+
+
+def on_text(lm: Any, spec: str, text_field: str | None, sizes: dict[str, Any]) -> Any:
+    """The result on any text that `data.sources` reads."""
+    from lm_jax.data.text.sources import documents, total_bytes
+    from lm_jax.inference.scoring import evaluate
+    from lm_jax.progress import Progress
+
+    field = text_field or lm.config.data.text_field
+
+    def texts() -> Iterator[str]:
+        with Progress("reading", total_bytes(spec)) as progress:
+            for document in documents(spec, field, advance=progress.add):
+                yield document.text
+
+    try:
+        return evaluate(lm.model, lm.tokenizer, texts(), **sizes)
+    except DataError as error:
+        raise DataError(str(error).replace("config.data.input", "--data")) from None

@@ -1,0 +1,237 @@
+"""How is a trained model used from Python? `lm = lm_jax.load("runs/q"); lm.generate("Once")`."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from lm_jax.config import Config, ModelConfig
+from lm_jax.data.tokens.load import load_tokenizer
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.devices.resolve import resolved
+from lm_jax.errors import CheckpointError, UserError
+from lm_jax.inference.sampling import TEMPERATURE, TOP_P, texts
+from lm_jax.inference.scoring import Result, evaluate
+from lm_jax.models import NGram, create, num_parameters
+from lm_jax.run.checkpoint import Checkpoints
+
+WINDOW = 1024  # tokens that the loss of an imported model is taken over, or fewer
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A model with its tokenizer, what `load` returns. Made by hand it needs no checkpoint.
+
+    model: as models.create makes them. Without a tokenizer there are logits of ids; whatever has to
+    do with text raises UserError.
+    """
+
+    model: Any
+    tokenizer: Tokenizer | None
+    config: Config
+    step: int = 0
+    path: str = ""
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def generate(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 0,
+        temperature: float = TEMPERATURE,
+        top_k: int = 0,
+        top_p: float = TOP_P,
+        seed: int = 0,
+        num_samples: int = 1,
+    ) -> str | list[str]:
+        """The continuation of `prompt`, without it; a list of them when num_samples > 1.
+
+        max_new_tokens 0: 256, or fewer where the model's length ends. temperature 0: always the
+        likeliest token. top_k, top_p: of the likeliest tokens alone (0 and 1: off). The same seed
+        gives the same text. An encoder_decoder reads the prompt, and its answer is what is
+        returned. Raises UserError when prompt and max_new_tokens do not fit the model.
+        """
+        if num_samples < 1:
+            raise UserError(f"num_samples={num_samples}: must be at least 1.")
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        steps = self._texts([prompt] * num_samples, max_new_tokens, seed, settings)
+        found = ["".join(parts) for parts in zip(*steps, strict=True)]
+        return found[0] if num_samples == 1 else found
+
+    def stream(
+        self, prompt: str = "", max_new_tokens: int = 0, seed: int = 0, **settings: Any
+    ) -> Iterator[str]:
+        """The text of `generate` in pieces, as it is made."""
+        steps = self._texts([prompt], max_new_tokens, seed, settings)
+        return (added for (added,) in steps if added)
+
+    def _texts(
+        self, prompts: list[str], max_new_tokens: int, seed: int, settings: dict[str, Any]
+    ) -> Iterator[list[str]]:
+        tokenizer = self.need_tokenizer()
+        return texts(self.model, tokenizer, prompts, max_new_tokens, seed, **settings)
+
+    def loss(self, text: str, stride: int = 0) -> Result:
+        """Loss, perplexity, bits per byte and tokens of `text` as one document, its end included.
+
+        stride: targets by which the window of config.data.sequence_length moves on; 0: the window.
+        """
+        window = self.config.data.sequence_length
+        return evaluate(self.model, self.need_tokenizer(), [text], window, stride, 1)
+
+    def logits(self, ids: Any, target_ids: Any = None, mask: Any = None) -> jax.Array:
+        """Logits [L, V] float32 at each of `ids` [L]; [B, L, V] of ids [B, L].
+
+        mask: as `ids`, 0 where an id is padding, which no other sees; the logits there mean
+        nothing. target_ids [T] or [B, T]: what the decoder of an encoder_decoder has read, of which
+        the logits [T, V] or [B, T, V] are; `ids` and `mask` are then the encoder's.
+        """
+        ids = self._checked("ids", ids)
+        if (target_ids is not None) != (self.model.config.architecture == "encoder_decoder"):
+            raise UserError("target_ids: an encoder_decoder needs them, and no other model.")
+        batch, segments = {"tokens": ids}, "segment_ids"
+        if target_ids is not None:
+            batch = {"tokens": self._checked("target_ids", target_ids), "inputs": ids}
+            segments = "input_segment_ids"
+            if batch["tokens"].shape[:-1] != ids.shape[:-1]:
+                raise UserError(
+                    f"target_ids of shape {batch['tokens'].shape}: not as many rows as ids of shape"
+                    f" {ids.shape}."
+                )
+        if mask is not None:
+            batch[segments] = np.asarray(mask)
+            if batch[segments].shape != ids.shape or not np.isin(batch[segments], (0, 1)).all():
+                raise UserError(f"mask: expected 0 and 1, as many as ids: {ids.shape}.")
+        rows = {name: jnp.asarray(np.atleast_2d(x), jnp.int32) for name, x in batch.items()}
+        tokens_BL = rows.pop("tokens")
+        ask = self.model if isinstance(self.model, NGram) else partial(forward, self.model)
+        found = jnp.asarray(ask(tokens_BL, **rows))
+        return found[0] if ids.ndim == 1 else found
+
+    def _checked(self, name: str, ids: Any) -> np.ndarray:
+        ids = np.asarray(ids, np.int32)
+        V, limit = self.model.config.vocab_size, self.model.config.max_length
+        if ids.ndim not in (1, 2) or not 1 <= ids.shape[-1] <= limit:
+            raise UserError(
+                f"{name} of shape {ids.shape}: expected [L] or [B, L] with L from 1 to {limit}."
+            )
+        if ids.min() < 0 or ids.max() >= V:
+            raise UserError(f"{name} from {ids.min()} to {ids.max()}: the model has 0 to {V - 1}.")
+        return ids
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer; raises UserError where there is none."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.path or self.config.name}: has no tokenizer: it knows ids only "
+                "(lm.logits), no text."
+            )
+        return self.tokenizer
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the model."""
+        return num_parameters(self.model)
+
+    def __repr__(self) -> str:
+        known = f"{self.tokenizer.vocab_size} tokens" if self.tokenizer else "no tokenizer"
+        return (
+            f"LanguageModel({self.path or self.config.name!r}, step {self.step}, "
+            f"{self.num_parameters:,} parameters, {known})"
+        )
+
+
+@jax.jit
+def forward(model: Any, tokens_BL: jax.Array, **more: jax.Array) -> jax.Array:
+    """Logits of a batch."""
+    return model(tokens_BL, **more)
+
+
+def load(path: Any, step: int | None = None) -> LanguageModel:
+    """The language model of a run or of one checkpoint of it; see lm_jax.load."""
+    if not epath.Path(path).exists():
+        raise CheckpointError(f"{path}: no such path; name a run directory or a checkpoint in it.")
+    with Checkpoints(path, read_only=True) as checkpoints:
+        metadata = checkpoints.metadata(step)
+        if "config" not in metadata:
+            raise CheckpointError(f"{path}: holds no config; it was not saved by lm_jax.train.")
+        config = Config.parse(metadata["config"])
+        tokenizer = tokenizer_of(path, checkpoints.files(step), metadata, config)
+        model, metadata = model_of(config.model, checkpoints, step)
+        found = metadata.get("step", checkpoints.steps()[-1] if step is None else step)
+    return LanguageModel(model, tokenizer, config, found, str(path), metadata)
+
+
+def model_of(config: ModelConfig, checkpoints: Checkpoints, step: int | None) -> tuple[Any, dict]:
+    """(the model of a checkpoint, its metadata)."""
+    if config.architecture == "ngram":
+        tables, metadata = checkpoints.arrays(step)
+        tables = {name.removeprefix("model/"): table for name, table in tables.items()}
+        return NGram.from_tables(config, tables, metadata["bos_id"]), metadata
+    config = portable(config)
+    abstract = jax.eval_shape(lambda: create(config, rngs=nnx.Rngs(0)))
+    return checkpoints.restore_model(abstract, step)
+
+
+def portable(config: ModelConfig) -> ModelConfig:
+    """The model as it runs here: an attention backend of other devices becomes this one's, and no
+    product is in eight bits, which is of training.
+    """
+    config = dataclasses.replace(config, quantization="none")
+    try:
+        return resolved(config, jax.default_backend())
+    except UserError:
+        return resolved(dataclasses.replace(config, attention="auto"), jax.default_backend())
+
+
+def tokenizer_of(
+    path: Any, files: dict[str, bytes], metadata: dict[str, Any], config: Config
+) -> Tokenizer | None:
+    """The tokenizer in a checkpoint; raises CheckpointError when it is not the model's.
+
+    None where the model was imported without one.
+    """
+    if not files and "family" in metadata and "tokenizer_hash" not in metadata:
+        return None
+    if not files:
+        raise CheckpointError(f"{path}: holds no tokenizer; it was not saved by lm_jax.train.")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / Path(name).name).write_bytes(data)
+        tokenizer = load_tokenizer(folder)
+    expected = metadata.get("tokenizer_hash", tokenizer.hash)
+    if tokenizer.hash != expected:
+        raise CheckpointError(
+            f"{path}: its tokenizer ({tokenizer.hash[:12]}) is not the one that the model was "
+            f"trained with ({expected[:12]}); restore the checkpoint from where it was copied."
+        )
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise CheckpointError(
+            f"{path}: a tokenizer of {tokenizer.vocab_size} tokens and a model of "
+            f"config.model.vocab_size={config.model.vocab_size} do not belong together."
+        )
+    return tokenizer
+
+
+def save(lm: Any, directory: str) -> None:
+    """A checkpoint of step 0 that `load`, evaluate and generate read."""
+    from lm_jax.run import rundir
+    from lm_jax.run.checkpoint import Checkpoints
+
+    metadata = {"step": 0, "config": lm.config.to_dict(), "versions": rundir.installed(),
+                **lm.metadata}  # fmt: skip
+    files = {}
+    if lm.tokenizer is not None:
+        metadata["tokenizer_hash"] = lm.tokenizer.hash
+        with tempfile.TemporaryDirectory() as folder:
+            lm.tokenizer.save(folder)
+            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(0, {"model": lm.model}, metadata, files)

@@ -1,0 +1,1 @@
+"""Attention: the layer, its kernels, context parallelism, positions."""

@@ -1,0 +1,113 @@
+"""How does one token look at others? Grouped-query attention (Ainslie et al. 2023) to itself or
+to an encoder, with a key/value cache.
+"""
+
+# Shapes: B batch, L query length, S key length, D model width, K key heads, G query heads a key
+# head, H head size (of values too).
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from lm_jax.config import ModelConfig
+from lm_jax.devices.products import contract, expand
+from lm_jax.models.attention import context, kernels
+from lm_jax.models.attention.positions import Rotation, rotate
+from lm_jax.models.layers import Norm, constant, std_of, weight
+
+Cache = dict[str, jax.Array]  # keys and values so far, [B, S, K, H] each
+
+
+class Attention(nnx.Module):
+    """softmax(q k / sqrt(H)) v over the keys that `mask` allows."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        D, K, H, W = config.dim, config.kv_heads, config.head_size, config.value_size
+        G = config.num_heads // K
+        std = std_of(config, D)
+        # Where scores are not divided by sqrt(H), the queries are born smaller instead (T5).
+        q_std = std if config.init_std else std / (self.scale / H**-0.5)
+        self.wq = weight(rngs, (D, K, G, H), ("embed", "heads", None, None), q_std)
+        self.wk = weight(rngs, (D, K, H), ("embed", "heads", None), std)
+        self.wv = weight(rngs, (D, K, W), ("embed", "heads", None), std)
+        self.wo = weight(rngs, (K, G, W, D), ("heads", None, None, "embed"),
+                         std_of(config, K * G * W, ends_branch=True))  # fmt: skip
+        if config.bias or config.qkv_bias:
+            self.bq = constant((K, G, H), ("heads", None, None), 0.0)
+            self.bk = constant((K, H), ("heads", None), 0.0)
+            self.bv = constant((K, W), ("heads", None), 0.0)
+        if config.bias:
+            self.bo = constant((D,), (None,), 0.0)
+        if config.qk_norm:
+            self.q_norm = Norm(config, (H,), "rmsnorm", rngs=rngs)
+            self.k_norm = Norm(config, (H,), "rmsnorm", rngs=rngs)
+        if config.qk_norm_all:
+            heads = ("heads", None, None)
+            self.q_norm = Norm(config, (K, G, H), "rmsnorm", axes=heads, rngs=rngs)
+            self.k_norm = Norm(config, (K, H), "rmsnorm", axes=heads[:2], rngs=rngs)
+
+    @property
+    def scale(self) -> float:
+        """Of the products of queries and keys."""
+        return self.config.attn_scale or self.config.head_size**-0.5
+
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        mask: kernels.Mask,
+        rotation: Rotation | None = None,
+        cache: Cache | None = None,
+        bias: jax.Array | None = None,
+        memory: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """(what was seen [B, L, D], the longer cache); `memory`: `keys` of an encoder."""
+        config, dtype = self.config, x_BLD.dtype
+        seen = self.read(x_BLD, "qkv" if memory is None else "q") | (memory or {})
+        q_BLKGH, k_BSKH, v_BSKH = (seen[name] for name in "qkv")
+        if rotation is not None:
+            q_BLKGH, k_BSKH = rotate(q_BLKGH, rotation), rotate(k_BSKH, rotation)
+        if cache is not None:
+            assert mask.q_places is not None
+            k_BSKH = append(cache["k"], k_BSKH, mask.q_places[:, 0])
+            v_BSKH = append(cache["v"], v_BSKH, mask.q_places[:, 0])
+            cache = {"k": k_BSKH, "v": v_BSKH}
+        q_BLKGH, k_BSKH, v_BSKH = (checkpoint_name(x, "qkv") for x in (q_BLKGH, k_BSKH, v_BSKH))
+        scores = kernels.Scores(self.scale, config.attn_softcap, bias)
+        o_BLKGH = context.attention(
+            q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores, config.context_attention
+        )
+        o_BLKGH = checkpoint_name(o_BLKGH, "context")
+        axes = ("batch", "length", "heads", None, None)
+        w_KGHD, bits = self.wo[...].astype(dtype), config.bits("attn")
+        y_BLD = contract("blkgh,kghd->bld", o_BLKGH, w_KGHD, *axes, bits=bits)
+        if config.bias:
+            y_BLD += self.bo[...].astype(dtype)[None, None]
+        return y_BLD, cache
+
+    def keys(self, y_BSD: jax.Array) -> Cache:
+        """Keys and values [B, S, K, H] of what is looked at."""
+        return self.read(y_BSD, "kv")
+
+    def read(self, x_BLD: jax.Array, what: str) -> Cache:
+        """The queries [B, L, K, G, H], keys and values [B, L, K, H] of tokens: those in `what`."""
+        dtype, found = x_BLD.dtype, []
+        for name in what:
+            heads = ("heads", None, None) if name == "q" else ("heads", None)
+            equation = "bld,dkgh->blkgh" if name == "q" else "bld,dkh->blkh"
+            w = getattr(self, f"w{name}")[...].astype(dtype)
+            found.append((equation, w, ("batch", "length", *heads)))
+        read = expand(x_BLD, *found, bits=self.config.bits("attn"))
+        seen = dict(zip(what, read, strict=True))
+        for name in what:
+            if hasattr(self, "bq"):
+                seen[name] += getattr(self, f"b{name}")[...].astype(dtype)[None, None]
+            if hasattr(self, f"{name}_norm"):
+                seen[name] = getattr(self, f"{name}_norm")(seen[name])
+        return seen
+
+
+def append(cache_BSKH: jax.Array, new_BLKH: jax.Array, start_B: jax.Array) -> jax.Array:
+    """The cache with `new` written from slot `start` of each row on."""
+    write = lambda row, new, start: jax.lax.dynamic_update_slice(row, new, (start, 0, 0))
+    return jax.vmap(write)(cache_BSKH, new_BLKH.astype(cache_BSKH.dtype), start_B)

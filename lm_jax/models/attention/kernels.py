@@ -1,0 +1,295 @@
+"""Which attention kernel runs? Every backend behind one function, none of them ever replaced in
+silence.
+"""
+
+# Shapes: B batch, L query length, S key length, K key heads, G query heads a key head, H head size.
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from lm_jax.devices.matmul import einsum
+from lm_jax.devices.products import apart
+from lm_jax.devices.sharding import mesh_is_set, spec
+from lm_jax.errors import UserError
+from lm_jax.models.layers import softcap
+
+NEVER = -1e30  # a score that softmax turns into 0, and whose gradient is finite
+BLOCK = 128  # queries that share one product on the xla backend; 2 of 256 were fastest on CPU
+MOST_BLOCKS = 8
+
+
+static = dataclasses.field
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What a query may see: nothing later (causal), near keys (window), its own segment, the prefix
+    of it, filled slots of a cache.
+    """
+
+    causal: bool = static(default=True, metadata={"static": True})
+    window: int = static(default=0, metadata={"static": True})  # keys, itself included; 0: all
+    segments: jax.Array | None = None  # [B, L], of the queries: the document of each token
+    key_segments: jax.Array | None = None  # [B, S]; those of the queries where not given
+    prefix: jax.Array | None = None  # [B, S], 1: a key that all of its segment see
+    q_places: jax.Array | None = None  # [1 or B, L] of the queries among the keys, if not 0, 1, ...
+    # The tokens of a row are in another order on the devices that share it (context.order).
+    balanced: bool = static(default=False, metadata={"static": True})
+
+    def allowed(self, queries: slice, keys: slice) -> jax.Array | np.ndarray:
+        """[1 or B, L, S] bool, of these places of the row."""
+        q, k = (np.arange(part.start, part.stop) for part in (queries, keys))
+        distance: Any = q[None, :, None] - k[None, None]
+        if self.q_places is not None:
+            distance = self.q_places[:, queries, None] - k[None, None]
+        past = distance >= 0 if self.causal else distance == distance
+        if self.prefix is not None:
+            past = past | (self.prefix[:, None, keys] > 0)
+        if self.window:
+            past = past & (abs(distance) < self.window)
+        seen = self.segments if self.key_segments is None else self.key_segments
+        if self.segments is not None and seen is not None:
+            past = past & (self.segments[:, queries, None] == seen[:, None, keys])
+        return past
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How scores come from products: scale q k, capped, plus a bias [1 or B, K, G, L, S]."""
+
+    scale: float
+    softcap: float = 0.0
+    bias: jax.Array | None = None
+
+
+def attention(
+    q_BLKGH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    backend: str,
+    scores: Scores | None = None,
+) -> jax.Array:
+    """softmax(q k / sqrt(H)) v, [B, L, K, G, H], on `backend`: xla, splash or cudnn.
+
+    Raises UserError when the backend cannot do what is asked. One step of decoding is always plain
+    XLA: a single query has nothing to tile.
+    """
+    scores = scores or Scores(q_BLKGH.shape[-1] ** -0.5)
+    q_BLKGH = scaled(q_BLKGH, scores)
+    backend = "xla" if mask.q_places is not None else backend
+    return RUN[backend](q_BLKGH, k_BSKH, v_BSKH, mask, scores)
+
+
+def scaled(q_BLKGH: jax.Array, scores: Scores) -> jax.Array:
+    """The queries, so that what is left to do is a product."""
+    return q_BLKGH if scores.scale == 1.0 else q_BLKGH * np.asarray(scores.scale, q_BLKGH.dtype)
+
+
+def refuse(backend: str, what: str) -> None:
+    """Raises UserError: this backend has no such thing."""
+    raise UserError(
+        f"config.model.attention={backend!r}: cannot have {what}; set config.model.attention=xla."
+    )
+
+
+def xla(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
+    """The reference: scores are whole, queries in a few blocks that meet only the keys that they
+    may see.
+    """
+    L, S = q_BLKGH.shape[1], k_BSKH.shape[1]
+    q_BKGLH = jnp.transpose(q_BLKGH, (0, 2, 3, 1, 4))
+    k_BKSH, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 1, 3)), jnp.transpose(v_BSKH, (0, 2, 1, 3))
+    ordered = mask.causal and mask.prefix is None and mask.q_places is None
+    size = max(BLOCK, -(-L // MOST_BLOCKS)) if ordered else L
+    blocks = []
+    for start in range(0, L, size):
+        stop = min(start + size, L)
+        first = max(0, start - mask.window + 1) if ordered and mask.window else 0
+        queries, keys = slice(start, stop), slice(first, stop if ordered else S)
+        bias = None if scores.bias is None else scores.bias[..., queries, keys]
+        part = q_BKGLH[:, :, :, queries], k_BKSH[:, :, keys], v_BKSH[:, :, keys]
+        blocks.append(product(*part, mask.allowed(queries, keys), scores.softcap, bias))
+    o_BKGLH = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
+    return jnp.transpose(o_BKGLH, (0, 3, 1, 2, 4))
+
+
+def product(
+    q_BKGLH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    allowed_BLS: jax.Array | np.ndarray,
+    cap: float = 0.0,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q k) v with float32 scores, [B, K, G, L, H]."""
+    a = products_of(q_BKGLH, k_BKSH)
+    a = softcap(a, cap) if bias is None else softcap(a, cap) + bias
+    return weighted(jnp.where(allowed_BLS[:, None, None], a, NEVER), v_BKSH)
+
+
+@jax.custom_vjp
+def products_of(q_BKGLH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+    """q k in float32, [B, K, G, L, S]."""
+    return einsum("bkglh,bksh->bkgls", q_BKGLH, k_BKSH, jnp.float32)
+
+
+def products_backward(saved, g_BKGLS):
+    """Gradients of q and k."""
+    q_BKGLH, k_BKSH = saved
+    g_BKGLS = g_BKGLS.astype(q_BKGLH.dtype)
+    return einsum("bkgls,bksh->bkglh", g_BKGLS, k_BKSH), summed_queries(q_BKGLH, g_BKGLS)
+
+
+products_of.defvjp(lambda q, k: (products_of(q, k), (q, k)), products_backward)
+
+
+@jax.custom_vjp
+def weighted(a_BKGLS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
+    """softmax(a) v, [B, K, G, L, H]. Its gradient has sum(g o) over a head where that of softmax
+    has sum(dp p) over all keys, the same number (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
+    """
+    return weighted_forward(a_BKGLS, v_BKSH)[0]
+
+
+def weighted_forward(a_BKGLS, v_BKSH):
+    """The values, and what the gradient needs."""
+    p_BKGLS = jax.nn.softmax(a_BKGLS, -1).astype(v_BKSH.dtype)
+    o_BKGLH = checkpoint_name(einsum("bkgls,bksh->bkglh", p_BKGLS, v_BKSH), "context")
+    return o_BKGLH, (p_BKGLS, v_BKSH, o_BKGLH)
+
+
+def weighted_backward(saved, g_BKGLH):
+    """Gradients of the scores, in float32, and of the values."""
+    p_BKGLS, v_BKSH, o_BKGLH = saved
+    mean_BKGL = apart(jnp.sum(g_BKGLH.astype(jnp.float32) * o_BKGLH, -1, keepdims=True))
+    of_p = einsum("bkglh,bksh->bkgls", g_BKGLH, v_BKSH, jnp.float32)
+    return p_BKGLS * (of_p - mean_BKGL), summed_queries(g_BKGLH, p_BKGLS)
+
+
+weighted.defvjp(weighted_forward, weighted_backward)
+
+
+def summed_queries(x_BKGLH: jax.Array, p_BKGLS: jax.Array) -> jax.Array:
+    """p x summed over the queries, [B, K, S, H]: x is transposed and not p, which is larger."""
+    return jnp.swapaxes(apart(einsum("bkglh,bkgls->bkhs", x_BKGLH, p_BKGLS)), 2, 3)
+
+
+def splash_kernel(
+    mask: Mask, L: int, S: int, G: int, cap: float = 0.0, places: np.ndarray | None = None,
+    parts: int = 1, **more: Any,
+) -> Any:  # fmt: skip
+    """The kernel of G query heads and their key head. places: of the queries [L] among the keys,
+    if not 0, 1, ...; parts: of the queries, one for each device that shares the rows; more: for
+    make_splash_mqa. Raises UserError where a part is no whole number of blocks.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    own = L // parts
+    if own % 128 or S % 128:
+        raise UserError(
+            f"config.model.attention='splash': {own} tokens, a window or a device's piece of it, "
+            "are not a multiple of 128; change config.data.sequence_length, or set "
+            "config.model.attention=xla."
+        )
+    shape: Any = masks.CausalMask((L, S)) if mask.causal else masks.FullMask((L, S))
+    if mask.window:
+        behind, ahead = mask.window - 1, 0 if mask.causal else mask.window - 1
+        shape = masks.LocalMask((L, S), (behind, ahead), 0)
+    if places is not None and hasattr(shape, "q_sequence"):
+        shape.q_sequence = places.astype(np.int32)
+    q_block, kv_block = (next(b for b in (1024, 512, 256, 128) if n % b == 0) for n in (own, S))
+    blocks = kernel.BlockSizes(
+        block_q=q_block, block_kv=kv_block, block_kv_compute=min(kv_block, 512),
+        block_q_dkv=q_block, block_kv_dkv=kv_block, block_kv_dkv_compute=min(kv_block, 512),
+        use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    return kernel.make_splash_mqa(
+        masks.MultiHeadMask([shape] * G),
+        head_shards=1,
+        q_seq_shards=parts,
+        block_sizes=blocks,
+        attn_logits_soft_cap=cap or None,
+        **({"residual_checkpoint_name": "context"} | more),
+    )
+
+
+def splash(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores, one: Any = None) -> jax.Array:
+    """Pallas splash attention on TPU: block-sparse, segment ids in the kernel, fused backward.
+
+    one: the kernel of this device's part, where several share the rows.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+
+    if scores.bias is not None or mask.prefix is not None:
+        refuse("splash", "a bias of the scores (relative, alibi) or a prefix")
+    if v_BSKH.shape[-1] != q_BLKGH.shape[-1]:
+        refuse("splash", "values of another size than queries")
+    if one is None:
+        L, S, G = q_BLKGH.shape[1], k_BSKH.shape[1], q_BLKGH.shape[3]
+        one = splash_kernel(mask, L, S, G, scores.softcap)
+
+    def local(q_BKGLH, k_BKSH, v_BKSH, ids):
+        ids = None if ids is None else kernel.SegmentIds(*ids)
+        by_head = jax.vmap(one, (0, 0, 0, None))
+        return jax.vmap(by_head, (0, 0, 0, None if ids is None else 0))(
+            q_BKGLH, k_BKSH, v_BKSH, ids
+        )
+
+    q = q_BLKGH.transpose(0, 2, 3, 1, 4)
+    k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    seen = mask.segments if mask.key_segments is None else mask.key_segments
+    ids = None if mask.segments is None else (mask.segments, seen)
+    if mesh_is_set():
+        heads, batch = spec("batch", "heads"), spec("batch")
+        local = jax.shard_map(
+            local, in_specs=(heads, heads, heads, None if ids is None else (batch, batch)),
+            out_specs=heads, check_vma=False,
+        )  # fmt: skip
+    return local(q, k, v, ids).transpose(0, 3, 1, 2, 4)
+
+
+def cudnn(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
+    """cuDNN's fused attention on NVIDIA GPUs. Packed documents go in as a mask, which it obeys."""
+    B, L, K, G, H = q_BLKGH.shape
+    if q_BLKGH.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 256:
+        raise UserError(
+            "config.model.attention='cudnn': needs bfloat16 and a head size that is a multiple of "
+            f"8 up to 256, not {q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
+            "config.model.dtype=bfloat16."
+        )
+    if scores.softcap or scores.bias is not None:
+        refuse("cudnn", "capped or biased scores (model.attn_softcap, relative, alibi)")
+    if v_BSKH.shape[-1] != H:
+        refuse("cudnn", "values of another size than queries")
+    plain = mask.prefix is None and not mask.window and mask.q_places is None
+    allowed = None
+    if mask.segments is not None or not plain:
+        rows = mask.allowed(slice(0, L), slice(0, k_BSKH.shape[1]))
+        allowed = jnp.broadcast_to(rows, (B, *rows.shape[1:]))[:, None]
+
+    def local(q_BLNH, k_BSKH, v_BSKH, allowed):
+        return jax.nn.dot_product_attention(
+            q_BLNH, k_BSKH, v_BSKH, mask=allowed, scale=1.0, is_causal=mask.causal and plain,
+            implementation="cudnn",
+        )  # fmt: skip
+
+    if mesh_is_set():
+        heads, batch = spec("batch", None, "heads"), spec("batch")
+        ids = None if allowed is None else batch
+        local = jax.shard_map(
+            local, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False
+        )
+    q_BLNH = q_BLKGH.reshape(B, L, K * G, H, out_sharding=spec("batch", None, "heads", None))
+    o = local(q_BLNH, k_BSKH, v_BSKH, allowed)
+    return o.reshape(B, L, K, G, H, out_sharding=spec("batch", None, "heads", None, None))
+
+
+RUN = {"xla": xla, "splash": splash, "cudnn": cudnn}

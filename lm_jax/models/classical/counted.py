@@ -1,0 +1,78 @@
+"""How does a model that counts answer as the networks do? Kneser-Ney n-grams, same interface."""
+
+# Shapes: B rows, L length, V vocabulary.
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm_jax.config import ModelConfig
+from lm_jax.errors import CheckpointError
+from lm_jax.models.classical.ngram import KneserNey, Level
+
+
+class NGram:
+    """Interpolated modified Kneser-Ney n-grams of `config.order` over `config.vocab_size` tokens.
+
+    counts: the fitted model (models.ngram.KneserNey). All is computed by numpy, on the host.
+    """
+
+    def __init__(self, config: ModelConfig, counts: KneserNey):
+        self.config, self.counts = config, counts
+
+    @property
+    def num_parameters(self) -> int:
+        """Probabilities, one of each n-gram that was seen, and backoff weights."""
+        levels = self.counts.levels
+        return self.counts.vocab_size + sum(len(x.prob) + len(x.backoff) for x in levels)
+
+    def __call__(self, tokens_BL: Any, segment_ids: Any = None) -> np.ndarray:
+        """log p(next token) [B, L, V] float32 at each token of rows that start documents with bos.
+
+        segment_ids: 0 is padding, which must be at the end.
+        """
+        del segment_ids
+        rows = [[row[: i + 1] for i in range(len(row))] for row in np.asarray(tokens_BL)]
+        return np.stack([self.next_log_probs(contexts) for contexts in rows])
+
+    def next_log_probs(self, contexts: Sequence[Any]) -> np.ndarray:
+        """log p(next token) [B, V] float32 after each of the contexts, ids of any lengths."""
+        found = [np.log(self.counts.next_probabilities(context)) for context in contexts]
+        return np.stack(found).astype(np.float32)
+
+    def log_probs(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """log p(target) [B, L] float32 of batch["targets"], in nats; see KneserNey.log_probs."""
+        return self.counts.log_probs(batch)
+
+    def tables(self) -> dict[str, np.ndarray]:
+        """What a checkpoint keeps: the 64-bit numbers as pairs of 32 bits, which jax takes."""
+        found = {"unigram": self.counts.unigram}
+        for k, level in enumerate(self.counts.levels, 2):
+            found |= {f"keys_{k}": level.keys, f"prob_{k}": level.prob, f"above_{k}": level.backoff}
+        return {name: x.view(np.uint32).reshape(-1, 2) for name, x in found.items()}
+
+    @classmethod
+    def from_tables(
+        cls, config: ModelConfig, tables: dict[str, np.ndarray], bos_id: int
+    ) -> "NGram":
+        """The model that has these `tables`; raises CheckpointError when they are of another."""
+        counts = KneserNey(config.order, config.vocab_size, bos_id)
+        kinds = {"keys": np.int64, "prob": np.float64, "above": np.float64, "unigram": np.float64}
+        of = lambda name: (
+            np.ascontiguousarray(tables[name]).reshape(-1).view(kinds[name.partition("_")[0]])
+        )
+        try:
+            counts.unigram = of("unigram")
+            for k in range(2, config.order + 1):
+                counts.levels.append(Level(of(f"keys_{k}"), of(f"prob_{k}"), of(f"above_{k}")))
+        except KeyError as error:
+            raise CheckpointError(
+                f"the checkpoint has no table {error}: of another order."
+            ) from None
+        if len(counts.unigram) != config.vocab_size:
+            raise CheckpointError(
+                f"the checkpoint is of {len(counts.unigram)} tokens, not of "
+                f"config.model.vocab_size={config.vocab_size}."
+            )
+        return cls(config, counts)

@@ -1,0 +1,165 @@
+"""What does a run report? One line a person and grep can read, metrics.jsonl, TensorBoard events,
+MFU.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lm_jax.config import Config
+from lm_jax.config.cost import flops_per_token
+from lm_jax.devices.chips import peak_flops
+from lm_jax.progress import duration, human
+from lm_jax.run.rundir import replace_text
+
+
+def shown(number: float) -> str:
+    """Three digits, or n/a."""
+    return f"{number:.3f}" if math.isfinite(number) else "n/a"
+
+
+def perplexity(loss: float) -> float:
+    """exp(nats per token), infinity where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class Clock:
+    """Where the time since the last line went: waiting for data, left out, or training."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new line."""
+        self.start, self.data, self.paused, self.steps = time.perf_counter(), 0.0, 0.0, 0
+
+    def waited(self, since: float) -> None:
+        """Counts the time since `since` as waiting for data."""
+        self.data += time.perf_counter() - since
+
+    def left_out(self, since: float) -> None:
+        """Takes the time since `since` (an evaluation, a save) out of the rate."""
+        self.paused += time.perf_counter() - since
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training since the last line."""
+        return max(1e-9, time.perf_counter() - self.start - self.paused)
+
+
+class Metrics:
+    """Writes what a run reports; `step` also prints the line. Lines after `resumed_from` of an
+    earlier try go.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, config: Config, bytes_per_token: float,
+                 device_kind: str, devices: int, resumed_from: int = 0,
+                 writes: bool = True):  # fmt: skip
+        self.config, self.bytes_per_token = config, bytes_per_token
+        self.flops = flops_per_token(config.model, config.data.sequence_length)
+        peak = peak_flops(device_kind)
+        self.peak = peak * devices if peak else None
+        self.clock = Clock()
+        self.file: Any = None
+        if not writes:  # another process does
+            return
+        self.path = Path(workdir) / "metrics.jsonl"
+        keep = [row for row in read(self.path) if row["step"] <= resumed_from and resumed_from]
+        rows = (json.dumps(row, ensure_ascii=False) for row in keep)
+        replace_text(self.path, "".join(f"{row}\n" for row in rows))
+        self.file = self.path.open("a", buffering=1, encoding="utf-8")
+        from tensorboardX import SummaryWriter
+
+        self.board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resumed_from + 1)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Nats a token as bits a byte of text, by the store's mean token length; not a number where
+        the targets are not the text, each token of it once.
+        """
+        if self.config.loss.objective != "causal":
+            return math.nan
+        return loss / math.log(2) / self.bytes_per_token
+
+    def write(self, step: int, kind: str, **values: Any) -> None:
+        """One row of metrics.jsonl; its numbers and texts go to TensorBoard too."""
+        if self.file is None:
+            return
+        row = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
+        # JSON has no infinity: what is not a number is written as null.
+        row = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+            elif isinstance(value, str) and kind == "sample":
+                self.board.add_text(f"{kind}/{name}", value, step)
+
+    def train(self, step: int, values: dict[str, float], crc: int | None) -> None:
+        """The line of a finished step, and its row: `values` are loss, gnorm, lr, tokens and what
+        else the objective reports.
+        """
+        config, clock = self.config, self.clock
+        loss, more = values["loss"], dict(values)
+        known = {name: more.pop(name) for name in ("loss", "lr", "gnorm", "tokens")}
+        seconds = clock.seconds
+        # The first step is compiled in its time: no rate is known from it.
+        rate = clock.steps * config.tokens_per_step / seconds if clock.steps else None
+        mfu = rate * self.flops / self.peak if rate and self.peak else None
+        share = min(1.0, clock.data / seconds)
+        bpb = self.bits_per_byte(loss)
+        extra: dict[str, Any] = {} if crc is None else {"batch_crc": crc}
+        extra |= {"tokens_per_second": rate and round(rate, 1), "data_fraction": round(share, 4)}
+        self.write(step, "train", **known, bpb=bpb, mfu=mfu, **extra, **more)
+        left = (config.steps - step) * config.tokens_per_step
+        speed = human(rate) if rate else "n/a"
+        print(
+            f"step {step}/{config.steps}  loss {loss:.3f}  bpb {shown(bpb)}  "
+            f"lr {values['lr']:.1e}  gnorm {values['gnorm']:.2f}  {speed} tok/s  "
+            f"mfu {'n/a' if mfu is None else f'{mfu:.1%}'}  "
+            f"data {share:.1%}  eta {duration(left / rate) if rate else 'n/a'}"
+            + "".join(f"  {name} {value:.3f}" for name, value in more.items()),
+            flush=True,
+        )
+        clock.restart()
+
+    def evaluation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+        """The line of an evaluation on held-out text, and its row."""
+        bpb = self.bits_per_byte(loss)
+        self.write(
+            step,
+            "eval",
+            loss=loss,
+            bpb=bpb,
+            perplexity=perplexity(loss),
+            tokens=tokens,
+            seconds=seconds,
+        )
+        print(
+            f"eval {step}/{self.config.steps}  loss {loss:.3f}  bpb {shown(bpb)}  "
+            f"perplexity {perplexity(loss):.1f}  {human(tokens)} tokens  {seconds:.1f} s",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Flushes all files."""
+        if self.file is not None:
+            self.file.close()
+            self.board.close()
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a killed run left half-written is left out."""
+    path, rows = Path(path), []
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    # Not splitlines(): a sample may hold U+2028 and other ends of lines that JSON does not escape.
+    for line in text.removesuffix("\n").split("\n") if text else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,272 @@
+"""What comes back from a checkpoint? The arrays that were saved, verified, on any mesh, or none.
+
+    <workdir>/checkpoints/<step>/state      the arrays, by name: model/decoder/blocks/attn/wq
+                                manifest    JSON: shapes, types, fingerprints; the caller's metadata
+                                files       JSON: the caller's files, such as a tokenizer
+
+A step counts once its commit file is there, and is used only when every fingerprint is right;
+otherwise the step before it is, with a warning.
+"""
+
+import gc
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from logging import getLogger
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from lm_jax.errors import CheckpointError, UserError
+from lm_jax.run import manifest
+from lm_jax.run.manifest import Damaged, flatten, unflatten
+
+COMMITTED = "commit_success.txt"  # Orbax writes it last
+SIGNS = {
+    "No space left": "no space left on the disk",
+    "Disk quota exceeded": "the disk quota is used up",
+    "Permission denied": "permission denied",
+    "Read-only file system": "the file system is read-only",
+    "NOT_FOUND": "files are missing",
+    "DATA_LOSS": "files are truncated or changed",
+    "OUT_OF_RANGE": "files are truncated or changed",
+    "Error reading": "files are truncated or changed",
+}
+
+# Orbax tells every move of its threads, and an error by pages of it: here an error is one line.
+_theirs = re.compile("/orbax/|TensorStore|OCDBT")
+for _logger in (logging.get_absl_logger(), getLogger("asyncio")):
+    _logger.addFilter(
+        lambda record: (
+            not _theirs.search(record.pathname + str(record.msg))
+            or logging.get_verbosity() >= logging.DEBUG
+        )
+    )
+
+
+# ---- Steps ---------------------------------------------------------------------------------------
+
+
+class SavedSteps:
+    """The checkpoints of a run, to be read; another process may be writing them meanwhile.
+
+    path: the work directory, its `checkpoints` folder, or one step, wherever it was copied to.
+    report: is given each warning, a line.
+    """
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        report: Callable[[str], None] = lambda line: print(f"warning: {line}", file=sys.stderr),
+    ):
+        path = epath.Path(path)
+        if "://" not in str(path):
+            path = epath.Path(os.path.abspath(path))  # the only kind that Orbax takes
+        inside = path.name == "checkpoints" or _is_step(path)
+        self.directory = path if inside else path / "checkpoints"
+        self.report = report
+
+    def steps(self) -> list[int]:
+        """Steps that were saved to the end, oldest first; reading shows whether they are intact."""
+        return sorted(self._paths())
+
+    def restore(
+        self, abstract_state: Any, step: int | None = None, mesh: Mesh | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """(state, metadata) of the newest intact step, or of `step`, which is in metadata["step"].
+
+        abstract_state: leaves of shape and dtype, such as jax.eval_shape gives. Arrays are laid out
+        by their shardings over `mesh` (None: that of jax.set_mesh; without one, on the first
+        device). Raises CheckpointError: no checkpoint, none intact, or of another model, of which
+        it names the first arrays that differ.
+        """
+        return self._newest(step, lambda path, about: _load(path, about, abstract_state, mesh))
+
+    def restore_model(
+        self, abstract_model: Any, step: int | None = None, mesh: Mesh | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """(model, metadata) as `restore` does, without reading the optimizer's arrays."""
+        tree = {"model": abstract_model}
+        found, metadata = self._newest(
+            step, lambda path, about: _load(path, about, tree, mesh, within="model/")
+        )
+        return found["model"], metadata
+
+    def arrays(
+        self, step: int | None = None, within: str = "model/"
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """({name: array}, metadata) of the names that start with `within`: no model, no mesh."""
+
+        def load(path, about):
+            rows = {name: row for name, row in about["arrays"].items() if name.startswith(within)}
+            place = _placement(None, None)
+            return _fetch(
+                path, rows, {k: manifest.stored_as(row, place) for k, row in rows.items()}
+            )
+
+        found, metadata = self._newest(step, load)
+        return {name: np.asarray(manifest.storable(x)) for name, x in found.items()}, metadata
+
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
+        """What `save` was given, of the newest step with an intact manifest. Reads no array."""
+        return self._newest(step, lambda path, about: None)[1]
+
+    def files(self, step: int | None = None) -> dict[str, bytes]:
+        """The files that `save` was given."""
+        return self._newest(step, manifest.read_files)[0]
+
+    def _newest(
+        self, step: int | None, load: Callable[[epath.Path, dict[str, Any]], Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """(load(path, manifest), metadata) of `step`, or of the newest that is not damaged."""
+        paths = self._paths()
+        have = ", ".join(map(str, sorted(paths)))
+        if not paths:
+            raise CheckpointError(f"{self.directory}: no checkpoint; train, or give another path.")
+        if step is not None and step not in paths:
+            raise CheckpointError(f"{self.directory}: no checkpoint of step {step}; has {have}.")
+        why: dict[int, str] = {}
+        for candidate in [step] if step is not None else sorted(paths, reverse=True):
+            damage = ""
+            try:
+                about = manifest.read(paths[candidate])
+                found = load(paths[candidate], about)
+            except Damaged as error:
+                damage = str(error)
+            if everywhere(not damage):
+                # Only now: had none been intact, the cause may be a disk that will be back.
+                for old, text in why.items():
+                    moved = self._put_aside(paths[old])
+                    self._tell(f"{paths[old]}: damaged: {text}; {moved}using step {candidate}.")
+                return found, about["metadata"] | {"step": about["step"]}
+            why[candidate] = damage or "another process finds it damaged"
+        reasons = "; ".join(f"step {number}: {text}" for number, text in why.items())
+        other = f". There are {have}: choose another" if len(paths) > len(why) else ""
+        raise CheckpointError(f"{self.directory}: no intact checkpoint: {reasons}{other}.")
+
+    def _paths(self) -> dict[int, epath.Path]:
+        if _is_step(self.directory):
+            name = self.directory.name
+            return {int(name) if name.isdigit() else _step_of(self.directory): self.directory}
+        if not self.directory.is_dir():
+            return {}
+        return {
+            int(path.name): path
+            for path in self.directory.iterdir()
+            if path.name.isdigit() and (path / COMMITTED).exists()
+        }
+
+    def _tell(self, line: str) -> None:
+        if jax.process_index() == 0:
+            self.report(line)
+
+    def _put_aside(self, path: epath.Path) -> str:
+        """What was done with a damaged step, for the warning: here nothing."""
+        return ""
+
+
+def _is_step(path: epath.Path) -> bool:
+    return (path / "manifest").is_dir() and (path / COMMITTED).exists()
+
+
+def _step_of(path: epath.Path) -> int:
+    try:
+        return manifest.read(path)["step"]
+    except Damaged as error:
+        raise CheckpointError(f"{path}: no intact checkpoint: {error}.") from error
+
+
+# ---- One step ------------------------------------------------------------------------------------
+
+
+def _load(
+    path: epath.Path, about: dict[str, Any], tree: Any, mesh: Mesh | None, within: str = ""
+) -> Any:
+    """`tree` with the arrays of the step at `path`."""
+    rows = {name: row for name, row in about["arrays"].items() if name.startswith(within)}
+    wanted = flatten(tree)
+    manifest.compare(rows, wanted, path)
+    mesh = mesh or _mesh_in_use()
+    places = {name: _placement(getattr(x, "sharding", None), mesh) for name, x in wanted.items()}
+    like = {name: manifest.stored_as(rows[name], places[name]) for name in wanted}
+    return unflatten(_fetch(path, rows, like), tree)
+
+
+def _fetch(
+    path: epath.Path, rows: dict[str, Any], like: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """The arrays of `like`, verified; raises Damaged."""
+    arguments = ocp.args.PyTreeRestore(
+        item=like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=True,
+    )
+    failure = ""
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(path / "state", args=arguments)
+    except Exception as error:
+        failure = reason(error)
+    if failure:  # out of the handler, which holds what is to be collected
+        collect()
+        raise Damaged(failure)
+    return manifest.check(rows, found)
+
+
+def _placement(sharding: Any, mesh: Mesh | None) -> Any:
+    """A sharding over real devices for that of an abstract array."""
+    whole = sharding is None or (isinstance(sharding, NamedSharding) and sharding.mesh.empty)
+    if whole and mesh is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    if whole or (isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh)):
+        if mesh is None:
+            raise ValueError("sharded arrays need a mesh: `with jax.set_mesh(mesh)`, or mesh=")
+        return NamedSharding(mesh, PartitionSpec() if whole else sharding.spec)
+    return sharding
+
+
+def _mesh_in_use() -> Mesh | None:
+    """The mesh of jax.set_mesh, in a way that every version of jax has."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    return getattr(jax.jit(lambda: jnp.zeros(()))().sharding, "mesh", None)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one short line: Orbax and TensorStore write pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    for sign, meaning in SIGNS.items():
+        if sign in text:
+            return meaning
+    return f"{type(error).__name__} {text}"[:160]
+
+
+def collect() -> None:
+    """Collects the reads and writes that Orbax abandons when one fails; each would print pages."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+    # Those that are still under way will find their event loop closed, some time from now.
+    closed = lambda told: str(told.exc_value) == "Event loop is closed"
+    sys.unraisablehook = lambda told: None if closed(told) else hook(told)
+
+
+def everywhere(here: bool) -> bool:
+    """Whether `here` is true in every process."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).all())

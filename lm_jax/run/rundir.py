@@ -1,0 +1,190 @@
+"""What is in a run's folder, and does it belong to this run? Checked before anything is written."""
+
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lm_jax.config import Config, DataConfig
+from lm_jax.config.values import differences
+from lm_jax.data.tokens.store import TokenStore
+from lm_jax.devices import versions
+from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
+
+# Fields that may change between a start and a resume: they do not change what is learned.
+FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "data.input",
+        "data.store", "optimizer.shard_state",
+        "data.max_bad_fraction", "model.attention", "model.remat", "model.scan_unroll",
+        "loss.chunk_size", "microbatches", "watchdog.")  # fmt: skip
+
+
+def check(workdir: str | os.PathLike, config: Config) -> None:
+    """Raises UserError when `workdir` cannot be written or holds a run of another config."""
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir={workdir}: must be a folder; mount the bucket (gcsfuse). "
+            "config.data.store may be a URL."
+        )
+    workdir = Path(workdir)
+    parent = workdir
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise MachineError(f"--workdir={workdir}: {parent} is a file; name a folder.")
+    if not os.access(parent, os.W_OK):
+        raise MachineError(f"--workdir={workdir}: {parent} cannot be written; name another folder.")
+    path = workdir / "config.json"
+    if not path.exists():
+        strange = (
+            [p.name for p in workdir.iterdir() if p.name != "data"] if workdir.is_dir() else []
+        )
+        if strange:
+            raise UserError(
+                f"--workdir={workdir}: holds {strange[0]!r} but no run; name a new or empty folder."
+            )
+        return
+    try:
+        saved = Config.parse(json.loads(path.read_text()))
+    except (ValueError, UserError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); it is damaged or of another version. "
+            "Name another --workdir."
+        ) from None
+    rows = [row for row in differences(config, saved) if not row[0].startswith(FREE)]
+    if rows:
+        shown = "; ".join(
+            f"config.{name} is {old!r} there, {new!r} here" for name, new, old in rows[:3]
+        )
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise UserError(
+            f"--workdir={workdir}: holds another run: {shown}{more}. Name another --workdir."
+        )
+
+
+def create(workdir: str | os.PathLike, config: Config) -> None:
+    """Makes the folder and writes config.json, which on a full disk stays what it was."""
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        path, text = Path(workdir) / "config.json", json.dumps(config.to_dict(), indent=2) + "\n"
+        if not path.exists() or path.read_text() != text:
+            replace_text(path, text)
+    except OSError as error:
+        raise MachineError(f"--workdir={workdir}: {error.strerror}; name another folder.") from None
+
+
+def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> TokenStore | None:
+    """The token store of a run, prepared from config.data.input when there is none yet (None in a
+    dry run).
+    """
+    data = config.data
+    path = data.store or str(Path(workdir) / "data")
+    if not TokenStore.exists(path):
+        if not data.input:
+            raise DataError(
+                f"config.data.store={data.store!r}: no token store at {path}; make one with "
+                "python -m lm_jax.prepare, or set config.data.input to a text file or folder."
+            )
+        if not prepare:
+            return None
+        from lm_jax.data.build import prepare as run_prepare
+
+        run_prepare(data, path, config.seed)
+    store = TokenStore.open(path)
+    if not data.store:
+        check_input(store, data)
+    size = store.tokenizer.vocab_size
+    if size > config.model.vocab_size:
+        raise DataError(
+            f"config.model.vocab_size={config.model.vocab_size}: smaller than the {size} tokens of "
+            f"the store {path}; set it to {-(-size // 128) * 128} (a multiple of 128)."
+        )
+    rows = (store.num_tokens("train") - 1) // data.sequence_length
+    if rows < 1:
+        raise DataError(
+            f"{path}: {store.num_tokens('train')} training tokens do not fill one window of "
+            f"config.data.sequence_length={data.sequence_length}; give more text or shorten it."
+        )
+    if store.num_tokens("heldout") <= data.sequence_length:
+        raise DataError(
+            f"{path}: {store.num_tokens('heldout')} held-out tokens do not fill one window of "
+            f"config.data.sequence_length={data.sequence_length}; raise "
+            f"config.data.heldout_fraction="
+            f"{data.heldout_fraction:g} in a new --workdir, or give more text."
+        )
+    return store
+
+
+def check_input(store: TokenStore, data: DataConfig) -> None:
+    """Raises DataError when a run's own store was made of another text, or otherwise, than `data`
+    says.
+    """
+    made = store.metadata.get("data", {})
+    for name in ("input", "text_field", "tokenizer", "vocab_size", "heldout_fraction"):
+        if name in made and made[name] != getattr(data, name):
+            raise DataError(
+                f"config.data.{name}={getattr(data, name)!r}: {store.path} was made with "
+                f"{made[name]!r}; name another --workdir, delete {store.path}, or set "
+                "config.data.store to it to use it as it is."
+            )
+
+
+def installed() -> dict[str, str]:
+    """Python and the packages that decide what a run computes."""
+    names = ("lm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+             "sentencepiece")  # fmt: skip
+    found = {name: versions.installed(name) for name in names}
+    return {"python": platform.python_version(), **{k: v for k, v in found.items() if v}}
+
+
+def metadata(
+    step: int, config: Config, workdir: str | os.PathLike, store: TokenStore, mesh: Any
+) -> dict[str, Any]:
+    """What a checkpoint says of itself: config, data, tokenizer, versions, mesh."""
+    saved = json.loads((Path(workdir) / "config.json").read_text())
+    return {
+        "step": step,
+        "config": saved,
+        "store": str(Path(config.data.store or Path(workdir) / "data").absolute())
+        if "://" not in config.data.store else config.data.store,
+        "tokenizer_hash": store.tokenizer_hash,
+        "data_fingerprint": store.fingerprint,
+        "versions": installed(),
+        "mesh": dict(mesh.shape),
+    }  # fmt: skip
+
+
+def tokenizer_files(store: TokenStore) -> dict[str, bytes]:
+    """The tokenizer as files, to lie in each checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        store.tokenizer.save(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def check_data(saved: dict[str, Any], store: TokenStore) -> None:
+    """Raises CheckpointError when the data or the tokenizer are not those that the checkpoint was
+    trained on.
+    """
+    if saved["tokenizer_hash"] != store.tokenizer_hash:
+        raise CheckpointError(
+            f"the checkpoint's tokenizer ({saved['tokenizer_hash'][:12]}) is not the token store's "
+            f"({store.tokenizer_hash[:12]}); restore config.data.store={saved['store']}, or "
+            "start a new --workdir."
+        )
+    if saved["data_fingerprint"] != store.fingerprint:
+        raise CheckpointError(
+            "the token store has changed since the checkpoint was saved, so the position in the "
+            f"data means something else now; restore config.data.store={saved['store']}, or start "
+            "a new --workdir."
+        )
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or, where the disk is full or the process killed, leaves it as it was."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(text, "utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Training: loop, step, optimizers, self-check, compilation."""

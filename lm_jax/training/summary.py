@@ -1,0 +1,90 @@
+"""What is about to run? One screen: what differs, parameters, mesh, memory, FLOPs, tokens, data,
+outputs.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm_jax.config import Config
+from lm_jax.config.cost import flops_per_token
+from lm_jax.config.mesh_check import large_axes
+from lm_jax.config.values import differences
+from lm_jax.devices.chips import peak_flops
+from lm_jax.devices.sharding import bytes_per_device, memory_limit
+from lm_jax.progress import human
+
+
+def text(
+    asked: Config, config: Config, workdir: str, mesh: Any, abstract: Any, store: Any | None
+) -> str:
+    """The start-up screen. `abstract` is the state as shapes with shardings, None of a model that
+    counts; `store` None: not prepared yet.
+    """
+    data = config.data
+    rows: list[tuple[str, str]] = [("run", f"{asked.name} in {Path(workdir)}")]
+    changed = [f"{name}={value}" for name, value, _ in differences(asked, Config())]
+    rows.append(("not default", "  ".join(changed) or "nothing"))
+    if abstract is not None:
+        rows += network(config, mesh, abstract)
+    tokens = config.steps * config.tokens_per_step
+    amount = f"{human(tokens)} tokens: {config.steps} steps of "
+    amount += f"{config.batch_size} x {data.sequence_length}"
+    if abstract is None:
+        amount += ", or all: counted once"
+    elif store is not None:
+        amount += f" = {tokens / store.num_tokens('train'):.2f} epochs"
+    rows.append(("training", amount))
+    if store is None:
+        rows.append(("data", f"{data.input}: not prepared yet"))
+    else:
+        rows.append((
+            "data",
+            f"{store.path}: {human(store.num_tokens('train'))} tokens, "
+            f"{human(store.num_documents('train'))} documents, "
+            f"{human(store.num_bytes('train'))}B; "
+            f"held out {human(store.num_tokens('heldout'))} tokens; "
+            f"{store.tokenizer.kind} {store.tokenizer.vocab_size} ({store.tokenizer_hash[:12]})",
+        ))  # fmt: skip
+    rows.append(("outputs", f"{Path(workdir)}/{{checkpoints,metrics.jsonl,tb,report.html}}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
+    """What a network is made of, where it will be, and what it will cost."""
+    model, device, parts = config.model, mesh.devices.flat[0], modules(abstract.model)
+    shares = "  ".join(f"{name} {human(size)}" for name, size in parts.items())
+    kind = getattr(device, "device_kind", device.platform)
+    axes = large_axes(mesh.shape)
+    held = sum(bytes_per_device(x) for x in jax.tree.leaves(abstract))
+    limit = memory_limit(device)
+    has = f"{human(limit)}B" if limit else "an unknown amount"
+    flops = flops_per_token(model, config.data.sequence_length)
+    peak = peak_flops(kind)
+    speed = f"; peak {human(peak * mesh.size)}FLOP/s" if peak else ""
+    step = human(flops * config.tokens_per_step)
+    precision = model.matmul_precision
+    products = "" if precision == "default" else f" with products in {precision}"
+    return [
+        ("parameters", f"{human(sum(parts.values()))}: {shares}"),
+        ("mesh", f"{axes} on {mesh.size} {kind}, {jax.process_count()} process(es)"),
+        ("compute", f"{model.dtype}{products}, attention {model.attention}, remat {model.remat}"),
+        ("memory", f"{human(held)}B of parameters and optimizer a device; it has {has}"),
+        ("FLOPs", f"{human(flops)} a token, {step} a step{speed}"),
+    ]
+
+
+def modules(model: Any) -> dict[str, int]:
+    """Parameters by module: embeddings, attention, mlp, norms, head."""
+    sizes: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        names = [part.name for part in path if hasattr(part, "name")]
+        groups = ("embed", "attn", "cross", "mlp", "layers", "head", "pooler")
+        kind = next(
+            (n.partition("_")[0] for n in names if n in groups or n[:5] == "head_"), "norms"
+        )
+        sizes[kind] = sizes.get(kind, 0) + math.prod(leaf.shape)
+    return sizes

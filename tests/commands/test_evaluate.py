@@ -1,0 +1,122 @@
+"""The command evaluates the held-out text of a run, or any text, and says what is missing."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_language_model import CONFIG, save_run
+
+import lm_jax
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.tokens.tokenizer_training import train
+from lm_jax.data.tokens.writer import Writer
+from lm_jax.errors import DataError
+from lm_jax.evaluate import table
+from lm_jax.evaluation.perplexity import on_heldout, on_text
+
+TEXTS = ["def f(x):\n    return x\n" * 3, "naïve", "a"]
+SIZES = {"window": 32, "stride": 32, "batch_size": 4}
+
+
+def save_store(path, tokenizer, texts):
+    with Writer(path, tokenizer) as writer:
+        for text in texts:
+            writer.add("heldout", tokenizer.encode(text), len(text.encode()))
+        writer.add("train", tokenizer.encode("x"), 1)
+        writer.finish({})
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with its store where the train loop puts it."""
+    run = tmp_path_factory.mktemp("run")
+    store = save_store(run / "data", Tokenizer("bytes"), TEXTS)
+    return save_run(run, steps=(20,), store=str(store))
+
+
+@pytest.fixture(scope="module")
+def lm(run):
+    return lm_jax.load(run)
+
+
+def command(module, *flags):
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags], capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_json_is_all_that_the_command_prints_and_equals_the_loss_of_each_text(run, lm):
+    code, out, err = command("lm_jax.evaluate", f"--checkpoint={run}", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    each = [lm.loss(text) for text in TEXTS]
+    nats, tokens = sum(x.nats for x in each), sum(x.tokens for x in each)
+    assert found["tokens"] == tokens == sum(len(text.encode()) + 1 for text in TEXTS)
+    assert found["bytes"] == sum(len(text.encode()) for text in TEXTS)
+    np.testing.assert_allclose(found["loss"], nats / tokens, rtol=1e-5)
+    np.testing.assert_allclose(found["perplexity"], np.exp(nats / tokens), rtol=1e-4)
+    np.testing.assert_allclose(found["bits_per_byte"] * found["bytes"], nats / np.log(2), rtol=1e-5)
+    assert (found["step"], found["window"], found["stride"]) == (20, 32, 32)
+    assert found["seconds"] > 0
+
+
+def test_a_missing_run_is_one_line_and_an_exit_code(tmp_path):
+    code, out, err = command("lm_jax.evaluate", f"--checkpoint={tmp_path / 'nowhere'}")
+    assert (code, out) == (3, "")
+    assert err.startswith("error:")
+    assert "nowhere: no such path" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_run_that_was_moved_finds_its_store_beside_it(run, tmp_path):
+    moved = save_run(tmp_path, steps=(1,), store="/no/longer/there")
+    with pytest.raises(DataError, match=r"/no/longer/there.* gone.*--data"):
+        on_heldout(lm_jax.load(moved), str(moved), SIZES)
+    save_store(moved / "data", Tokenizer("bytes"), TEXTS)
+    step = moved / "checkpoints" / "1"
+    path, found = on_heldout(lm_jax.load(step), str(step), SIZES)
+    assert found.documents == len(TEXTS)
+    assert path.endswith("data")
+
+
+def test_a_store_of_another_tokenizer_is_refused(tmp_path):
+    tokenizer = train("bpe", ["some text to learn a few pieces from, some more text"] * 9, 280)
+    store = save_store(tmp_path / "data", tokenizer, TEXTS)
+    run = save_run(tmp_path, steps=(1,), store=str(store))
+    with pytest.raises(DataError, match="another tokenizer"):
+        on_heldout(lm_jax.load(run), str(run), SIZES)
+
+
+def test_a_store_that_changed_since_training_is_refused(tmp_path):
+    store = save_store(tmp_path / "data", Tokenizer("bytes"), TEXTS)
+    run = save_run(tmp_path, steps=(1,), store=str(store), data_fingerprint="of another")
+    with pytest.raises(DataError, match=r"changed.*learned"):
+        on_heldout(lm_jax.load(run), str(run), SIZES)
+
+
+def test_a_store_without_heldout_text_is_refused(tmp_path):
+    run = save_run(
+        tmp_path, steps=(1,), store=str(save_store(tmp_path / "s", Tokenizer("bytes"), []))
+    )
+    with pytest.raises(DataError, match="no held-out text"):
+        on_heldout(lm_jax.load(run), str(run), SIZES)
+
+
+def test_any_text_can_be_evaluated(lm, tmp_path):
+    lines = [json.dumps({CONFIG.data.text_field: text}) for text in TEXTS]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    found = on_text(lm, str(tmp_path / "texts.jsonl"), None, SIZES)
+    np.testing.assert_allclose(found.nats, sum(lm.loss(text).nats for text in TEXTS), rtol=1e-5)
+    with pytest.raises(DataError, match=r"--data.*nothing"):
+        on_text(lm, str(tmp_path / "nothing"), None, SIZES)
+
+
+def test_the_table_has_a_row_for_each_figure():
+    found = table({"step": 20, "tokens": 1234567, "loss": 1.23456, "data": None})
+    assert found.splitlines()[1].split() == ["tokens", "1,234,567"]
+    assert found.splitlines()[2].endswith("1.2346")
+    assert found.splitlines()[3].endswith("n/a")

@@ -1,0 +1,267 @@
+"""Do several processes make the run that one makes? Real ones, on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_resume import CONFIG, final_bits, write_text
+
+from lm_jax.devices import hosts, sharding
+from lm_jax.errors import EXIT_PREEMPTED, AbsentError, UserError
+from lm_jax.run.checkpoint import SavedSteps
+
+LOCAL = Path(__file__).parents[2] / "launch" / "local.sh"
+STEPS, DEVICES = 24, 4
+MESHES = {"data": [], "tensor": ["--config.mesh.data=2", "--config.mesh.tensor=2"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "config.py").write_text(CONFIG)
+    write_text(folder / "text.jsonl")
+    return folder
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def begin(folder, name, count, *more, steps=STEPS, program=("-m", "lm_jax.train")):
+    """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
+    port = free_port()
+    shown = f"--xla_force_host_platform_device_count={DEVICES // count}"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{shown} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / f"cache{count}"),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
+    }
+    processes = []
+    for index in range(count):
+        who = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}",
+               f"--process_id={index}"] if count > 1 else []  # fmt: skip
+        with open(folder / f"{name}.{index}.log", "a") as log:
+            processes.append(subprocess.Popen(
+                [sys.executable, *program, "--config=config.py", f"--workdir={name}",
+                 "--config.data.input=text.jsonl", "--config.data.store=store", "--nopreflight",
+                 f"--config.steps={steps}", "--config.batch_size=8", *who, *more],
+                cwd=folder, env=environment, stdout=log, stderr=log,
+            ))  # fmt: skip
+    return processes
+
+
+def codes(processes, seconds=200):
+    """The exit codes, once all have ended."""
+    until = time.monotonic() + seconds
+    try:
+        return [process.wait(max(1, until - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def log(folder, name):
+    return "\n".join(path.read_text() for path in sorted(folder.glob(f"{name}.*.log")))
+
+
+def rows(folder, name):
+    path = folder / name / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return {row["step"]: row for row in map(json.loads, lines) if row["kind"] == "train"}
+
+
+def wait_for(folder, name, step, processes):
+    while max(rows(folder, name), default=0) < step:
+        assert all(process.poll() is None for process in processes), log(folder, name)
+        time.sleep(0.05)
+
+
+def same_run(folder, name, other):
+    """The same batches, and losses and parameters equal but for the order of sums."""
+    found, wanted = rows(folder, name), rows(folder, other)
+    assert found.keys() == wanted.keys()
+    for step, row in wanted.items():
+        assert found[step]["batch_crc"] == row["batch_crc"]
+        assert found[step]["loss"] == pytest.approx(row["loss"], rel=1e-5)
+    mine, theirs = (SavedSteps(folder / run).arrays(within="model/")[0] for run in (name, other))
+    assert mine.keys() == theirs.keys()
+    for array in theirs:
+        np.testing.assert_allclose(mine[array], theirs[array], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.jax10
+def test_two_processes_make_the_run_of_one_stop_together_and_go_on_as_one(folder):
+    assert codes(begin(folder, "one", 1)) == [0], log(folder, "one")
+    processes = begin(folder, "two", 2)
+    wait_for(folder, "two", 9, processes)
+    processes[1].send_signal(signal.SIGTERM)  # one of them is told, both stop after the same step
+    assert codes(processes) == [EXIT_PREEMPTED] * 2, log(folder, "two")
+    last = max(rows(folder, "two"))
+    assert 9 <= last < STEPS
+    assert SavedSteps(folder / "two").steps()[-1] == last
+    assert (folder / "two.1.log").read_text().count("step ") == 0, "one of them speaks"
+    assert codes(begin(folder, "two", 1)) == [0], log(folder, "two")
+    same_run(folder, "two", "one")
+
+
+# A mesh in which the devices of a host are not neighbours, as on most TPU slices.
+APART = """
+from lm_jax import cli, sharding, train
+make = sharding.make_mesh
+order = lambda device: (device.id % 2, device.id)
+sharding.make_mesh = lambda config, devices: make(config, sorted(devices, key=order))
+cli.run(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_a_mesh_that_takes_hosts_apart_makes_the_same_run(folder):
+    if not (folder / "one").exists():
+        assert codes(begin(folder, "one", 1)) == [0], log(folder, "one")
+    (folder / "apart.py").write_text(APART)
+    assert codes(begin(folder, "apart", 2, program=["apart.py"])) == [0, 0], log(folder, "apart")
+    same_run(folder, "apart", "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_processes_makes_the_same_run(folder, count, mesh):
+    if not (folder / f"one_{mesh}").exists():
+        assert codes(begin(folder, f"one_{mesh}", 1, *MESHES[mesh])) == [0]
+    name = f"{mesh}_of_{count}"
+    assert codes(begin(folder, name, count, *MESHES[mesh])) == [0] * count, log(folder, name)
+    same_run(folder, name, f"one_{mesh}")
+
+
+@pytest.mark.slow
+def test_a_lost_process_stops_the_others_and_a_new_start_ends_in_the_same_bits(folder):
+    steps = 60
+    whole = begin(folder, "whole4", 4, steps=steps)
+    assert codes(whole) == [0] * 4, log(folder, "whole4")
+    processes = begin(folder, "lost", 4, steps=steps)
+    wait_for(folder, "lost", 19, processes)
+    processes[2].kill()
+    since = time.monotonic()
+    found = codes(processes, 60)
+    assert all(found), found
+    assert time.monotonic() - since < 60
+    assert codes(begin(folder, "lost", 4, steps=steps)) == [0] * 4, log(folder, "lost")
+    assert final_bits(folder, "lost") == final_bits(folder, "whole4")
+    wanted = rows(folder, "whole4")
+    assert {s: (r["batch_crc"], r["loss"]) for s, r in rows(folder, "lost").items()} == {
+        s: (r["batch_crc"], r["loss"]) for s, r in wanted.items()
+    }
+
+
+ALONE = """
+import sys, time
+from lm_jax import hosts
+address, index = sys.argv[1], int(sys.argv[2])
+hosts.join(address, 2, index)
+hosts.first_does(lambda: time.sleep(40), "text")
+"""
+
+
+@pytest.mark.slow
+def test_what_the_first_does_alone_may_take_longer_than_a_collective_waits(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    run = lambda index: [sys.executable, "-c", ALONE, address, str(index)]
+    processes = [subprocess.Popen(run(index), cwd=tmp_path) for index in range(2)]
+    assert codes(processes) == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_goes_on_with_two(folder):
+    processes = begin(folder, "fewer", 4)
+    wait_for(folder, "fewer", 9, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    assert codes(processes) == [EXIT_PREEMPTED] * 4, log(folder, "fewer")
+    assert codes(begin(folder, "fewer", 2)) == [0] * 2, log(folder, "fewer")
+    if not (folder / "one_data").exists():
+        assert codes(begin(folder, "one_data", 1)) == [0]
+    same_run(folder, "fewer", "one_data")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("host:1", 0, -1), "give all three"),
+        (("", 2, 0), "give all three"),
+        (("host:1", 2, 2), "process_id=2: must be below --num_processes=2"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        hosts.join(*given)
+
+
+def test_slurm_tells_how_many(monkeypatch):
+    assert hosts.slurm_tasks() == 1
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert hosts.slurm_tasks() == 1, "a job's script, seen so on SLURM 22.05"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert hosts.slurm_tasks() == 4
+
+
+def test_processes_that_do_not_meet_are_told_from_a_host_that_is_alone(monkeypatch, capsys):
+    def never(**_):
+        raise RuntimeError("Failed to recognize\ncoordinator address")
+
+    monkeypatch.setattr(jax.distributed, "initialize", never)
+    with pytest.raises(AbsentError, match="did not meet: Failed to recognize coordinator") as found:
+        hosts.join("host:1", 2, 0)
+    assert found.value.code == 69, "not one of those that a new start cannot help"
+    monkeypatch.setattr(hosts, "tpu_is_here", lambda: True)
+    for names, slices in (("a,b", ""), ("a", "2")):  # as GKE tells the pods of TPU slices
+        monkeypatch.setenv("TPU_WORKER_HOSTNAMES", names)
+        monkeypatch.setenv("MEGASCALE_NUM_SLICES", slices)
+        with pytest.raises(AbsentError):
+            hosts.join()
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "")
+    hosts.join()
+    assert capsys.readouterr().err.startswith("WARNING: only this host: ")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "owners", "expected"),
+    [
+        ({"data": 8}, [0, 0, 0, 0, 1, 1, 1, 1], [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, [0, 0, 1, 1, 2, 2, 3, 3], [(i,) for i in range(4)]),
+        ({"data": 2, "tensor": 4}, [0, 0, 1, 1, 2, 2, 3, 3], [(0,), (0,), (1,), (1,)]),
+        ({"data": 1, "tensor": 8}, [0, 0, 0, 0, 1, 1, 1, 1], [(0,), (0,)]),
+        ({"data": 4, "tensor": 2}, [0, 0, 1, 1, 1, 1, 0, 0], [(0, 3), (1, 2)]),
+        ({"data": 2, "fsdp": 4}, [0, 0, 1, 1, 1, 1, 0, 0], [(0, 1, 6, 7), (2, 3, 4, 5)]),
+        ({"data": 4, "tensor": 2}, [0, 1, 1, 2, 2, 3, 3, 0], None),
+        ({"data": 8}, [0, 0, 0, 0, 0, 0, 1, 1], None),
+    ],
+)
+def test_a_process_has_the_rows_of_its_devices(monkeypatch, sizes, owners, expected):
+    owner = [types.SimpleNamespace(process_index=i, platform="cpu") for i in owners]
+    shape = [sizes.get(axis, 1) for axis in sharding.AXES]
+    devices = np.array(owner, object).reshape(shape)
+    mesh = types.SimpleNamespace(axis_names=sharding.AXES, devices=devices)
+    count = max(owners) + 1
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        if expected is None:
+            with pytest.raises(UserError, match="others only some of them"):
+                hosts.share(mesh)
+            return
+        parts = sizes.get("data", 1) * sizes.get("fsdp", 1)
+        assert hosts.share(mesh) == (expected[index], parts)

@@ -1,0 +1,208 @@
+"""A run's directory, or one checkpoint in it, is all that `lm_jax.load` needs."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+import lm_jax
+from lm_jax.config import Config, DataConfig, ModelConfig
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.errors import CheckpointError, DataError, UserError
+from lm_jax.inference.language_model import LanguageModel
+from lm_jax.models import Transformer
+from lm_jax.run.checkpoint import Checkpoints
+
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
+CONFIG = Config(
+    model=ModelConfig(vocab_size=384, num_layers=1, dim=16, num_heads=2, max_length=64),
+    data=DataConfig(tokenizer="bytes", vocab_size=259, sequence_length=32),
+)
+
+
+def make_model(seed=0, config=CONFIG.model):
+    """A model with large random weights, made without compiling."""
+    draw = np.random.default_rng(seed).normal
+    abstract = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    return jax.tree.map(lambda x: jax.numpy.asarray(draw(0, 0.5, x.shape), x.dtype), abstract)
+
+
+def save_run(directory, tokenizer=None, steps=(10, 20), **metadata):
+    """A run's checkpoints, as the train loop saves them."""
+    tokenizer = tokenizer or Tokenizer("bytes")
+    tokenizer.save(directory / "tokenizer")
+    files = {path.name: path.read_bytes() for path in (directory / "tokenizer").iterdir()}
+    shutil.rmtree(directory / "tokenizer")
+    metadata = {"config": CONFIG.to_dict(), "tokenizer_hash": tokenizer.hash} | metadata
+    with Checkpoints(directory) as checkpoints:
+        for step in steps:
+            state = {"model": make_model(step), "opt": {"count": np.zeros(3, np.float32)}}
+            checkpoints.save(step, state, {"step": step} | metadata, files)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def lm(run):
+    return lm_jax.load(run)
+
+
+def same(model, other):
+    pairs = zip(jax.tree.leaves(model), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_the_newest_checkpoint_is_loaded_from_its_directory_alone(lm, run, tmp_path):
+    assert lm.step == 20
+    assert same(lm.model, make_model(20))
+    assert lm.tokenizer.hash == Tokenizer("bytes").hash
+    assert lm.config == CONFIG
+    assert "step 20" in repr(lm)
+    shutil.copytree(run / "checkpoints" / "10", tmp_path / "elsewhere")
+    assert same(lm_jax.load(tmp_path / "elsewhere").model, make_model(10))
+
+
+def test_a_step_is_chosen_by_number_or_by_its_directory(run):
+    for lm in (lm_jax.load(str(run), step=10), lm_jax.load(run / "checkpoints" / "10")):
+        assert lm.step == 10
+        assert same(lm.model, make_model(10))
+
+
+def test_what_holds_no_checkpoint_is_refused_by_name(run, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: no such path"):
+        lm_jax.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        lm_jax.load(tmp_path)
+    with pytest.raises(CheckpointError, match="15"):
+        lm_jax.load(run, step=15)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"tokenizer_hash": "0123456789abcdef"}, "0123456789ab.*restore"),
+        ({"config": {"model": {"vocab_size": 128}}}, "259 tokens.*vocab_size=128"),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, metadata, message):
+    with pytest.raises(CheckpointError, match=message):
+        lm_jax.load(save_run(tmp_path, steps=(1,), **metadata))
+
+
+def test_a_model_of_another_devices_attention_loads_here(tmp_path):
+    config = CONFIG.to_dict()
+    config["model"] |= {"attention": "splash"}
+    lm = lm_jax.load(save_run(tmp_path, steps=(1,), config=json.loads(json.dumps(config))))
+    assert lm.model.config.attention == "xla"
+
+
+def test_generation_gives_text_the_same_for_the_same_seed(lm):
+    text = lm.generate("def f(", max_new_tokens=20)
+    assert isinstance(text, str)
+    assert text
+    assert text == lm.generate("def f(", max_new_tokens=20)
+    assert text == "".join(lm.stream("def f(", max_new_tokens=20))
+    assert text != lm.generate("def f(", max_new_tokens=20, seed=1)
+
+
+def test_several_samples_are_a_list_whose_first_is_the_single_one(lm):
+    found = lm.generate("x", max_new_tokens=20, num_samples=2)
+    assert found[0] == lm.generate("x", max_new_tokens=20)
+    assert found[0] != found[1]
+
+
+def test_an_empty_prompt_and_no_number_fill_the_model(lm):
+    lengths = [len(lm.tokenizer.encode(lm.generate(seed=seed))) for seed in range(3)]
+    assert 0 < max(lengths) <= CONFIG.model.max_length - 1 + 3 * 63
+
+
+def test_a_prompt_that_does_not_fit_is_refused(lm):
+    with pytest.raises(UserError, match=r"max_new_tokens=20 after a prompt of 51 tokens.* 64 "):
+        lm.generate("a" * 50, max_new_tokens=20)
+    with pytest.raises(UserError, match="num_samples=0"):
+        lm.generate("a", num_samples=0)
+
+
+def test_loss_is_that_of_the_logits(lm):
+    text = "for each of the 32 é"
+    ids = np.array([256, *text.encode(), 257])
+    logits = np.asarray(lm.logits(ids[:-1]), np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    nats = log_z - logits[np.arange(len(ids) - 1), ids[1:]]
+    found = lm.loss(text)
+    assert found.tokens == len(ids) - 1
+    assert found.bytes == len(text.encode())
+    np.testing.assert_allclose(found.loss, nats.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.perplexity, np.exp(nats.mean()), rtol=1e-4)
+    np.testing.assert_allclose(found.bits_per_byte, nats.sum() / np.log(2) / 21, rtol=1e-5)
+    assert "bits per byte" in str(found)
+
+
+def test_logits_of_rows_and_of_wrong_ids(lm):
+    assert lm.logits([[1, 2, 3]]).shape == (1, 3, 384)
+    for ids in ([], [400], [-1], [0] * 65, [[[1]]]):
+        with pytest.raises(UserError, match="ids"):
+            lm.logits(ids)
+
+
+def test_padding_changes_no_logits_of_the_text(lm):
+    ids = np.array([[5, 6, 7, 8], [0, 0, 9, 10]])
+    mask = np.array([[1, 1, 1, 1], [0, 0, 1, 1]])
+    found = lm.logits(ids, mask=mask)
+    alone = lm.logits(np.array([[5, 6, 7, 8], [3, 2, 9, 10]]), mask=mask)
+    np.testing.assert_allclose(found[mask == 1], alone[mask == 1], atol=1e-6)
+    assert not np.allclose(found[1, 2:], lm.logits(ids)[1, 2:])
+    for wrong in ([[1, 1]], [[1, 1, 1, 2]] * 2):
+        with pytest.raises(UserError, match="mask: expected 0 and 1"):
+            lm.logits(ids, mask=wrong)
+    with pytest.raises(UserError, match="target_ids: an encoder_decoder needs them, and no other"):
+        lm.logits(ids, [[1]])
+
+
+def test_an_encoder_decoder_has_logits_of_its_targets():
+    config = dataclasses.replace(CONFIG.model, architecture="encoder_decoder", vocab_size=259)
+    lm = LanguageModel(make_model(0, config), Tokenizer("bytes"), CONFIG)
+    assert lm.logits([1, 2, 3], [256, 4]).shape == (2, 259)
+    ids, said = [[1, 2, 3], [4, 5, 0]], [[256, 4], [256, 6]]
+    found = lm.logits(ids, said, mask=[[1, 1, 1], [1, 1, 0]])
+    np.testing.assert_allclose(found[1], lm.logits([4, 5], said[1]), atol=1e-5)
+    with pytest.raises(UserError, match="target_ids: an encoder_decoder needs them"):
+        lm.logits(ids)
+    with pytest.raises(UserError, match="not as many rows"):
+        lm.logits(ids, said[:1])
+
+
+def test_a_hugging_face_directory_is_loaded_with_its_family():
+    lm = lm_jax.load(f"hf:{GOLDEN / 'mistral'}")
+    assert lm.metadata["family"] == "mistral"
+    assert lm.config.model.window == 7
+    expected = load_file(GOLDEN / "mistral" / "expected.safetensors")
+    mask = expected["segment_ids"]
+    logits = lm.logits(expected["ids"], mask=mask)
+    np.testing.assert_allclose(logits[mask == 1], expected["logits"][mask == 1], atol=1e-4)
+    assert "no tokenizer" in repr(lm)
+    for use in (lm.generate, lm.stream, lambda: lm.loss("a")):
+        with pytest.raises(UserError, match="mistral: has no tokenizer: it knows ids only"):
+            use()
+    with pytest.raises(CheckpointError, match="nowhere: is not a directory"):
+        lm_jax.load("hf:nowhere")
+
+
+def test_text_that_is_no_unicode_is_refused(lm):
+    with pytest.raises(DataError, match="surrogate"):
+        lm.loss("a\ud800")
+
+
+def test_a_model_in_a_notebook_needs_no_checkpoint(lm):
+    lm = LanguageModel(lm.model, Tokenizer("bytes"), CONFIG)
+    assert isinstance(lm.generate("a", max_new_tokens=4), str)

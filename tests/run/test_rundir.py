@@ -1,0 +1,168 @@
+"""Is a folder that belongs to another run left alone, and does one's own tell what is in it?"""
+
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from lm_jax.config import Config, DataConfig, MeshConfig, ModelConfig
+from lm_jax.data.tokens.load import load_tokenizer
+from lm_jax.data.tokens.store import TokenStore
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.tokens.writer import Writer
+from lm_jax.devices import sharding
+from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
+from lm_jax.run import rundir
+
+CONFIG = Config(
+    model=ModelConfig(vocab_size=384, num_layers=1, dim=16, num_heads=2, max_length=64),
+    data=DataConfig(input="text.txt", tokenizer="bytes", vocab_size=259, sequence_length=16),
+)
+
+
+def changed(**fields):
+    """CONFIG with fields of its groups changed: model={"dim": 32}."""
+    parts = {}
+    for name, value in fields.items():
+        group = getattr(CONFIG, name)
+        parts[name] = dataclasses.replace(group, **value) if isinstance(value, dict) else value
+    return dataclasses.replace(CONFIG, **parts)
+
+
+def write_store(path, data, size=400, held=100):
+    with Writer(path, Tokenizer.byte_level()) as writer:
+        for split, count in (("train", size), ("heldout", held)):
+            if count:
+                writer.add(split, np.full(count, 65, np.int32), count)
+        writer.finish({"data": dataclasses.asdict(data)} if data else {})
+    return TokenStore.open(path)
+
+
+def test_a_new_or_empty_folder_or_one_with_data_alone_is_free(tmp_path):
+    rundir.check(tmp_path / "new" / "deep", CONFIG)
+    rundir.check(tmp_path, CONFIG)
+    (tmp_path / "data").mkdir()
+    rundir.check(tmp_path, CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_folder_with_anything_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"holds 'thesis\.tex' but no run; name a new or empty"):
+        rundir.check(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("fields", [
+    {"model": {"dim": 32}}, {"steps": 2000}, {"seed": 1}, {"batch_size": 64},
+    {"optimizer": {"learning_rate": 1e-4}}, {"loss": {"z_loss": 1e-4}},
+    {"data": {"sequence_length": 32}}, {"data": {"packed": False}},
+])  # fmt: skip
+def test_a_run_that_would_learn_something_else_is_refused(tmp_path, fields):
+    rundir.create(tmp_path, CONFIG)
+    with pytest.raises(UserError, match=r"holds another run: config\.\S+ is \S+ there, \S+ here"):
+        rundir.check(tmp_path, changed(**fields))
+
+
+def test_what_does_not_change_the_learning_may_change(tmp_path):
+    rundir.create(tmp_path, CONFIG)
+    rundir.check(tmp_path, CONFIG)
+    free = changed(name="again", log_every=1, microbatches=2, mesh={"fsdp": 2}, eval={"every": 7},
+                   checkpoint={"keep": 9}, loss={"chunk_size": 8},
+                   optimizer={"shard_state": True},
+                   model={"remat": "full", "scan_unroll": 2, "attention": "xla"})  # fmt: skip
+    rundir.check(tmp_path, free)
+
+
+def test_the_config_comes_back_and_is_written_only_when_it_changes(tmp_path):
+    rundir.create(tmp_path / "run", CONFIG)
+    path = tmp_path / "run" / "config.json"
+    assert Config.parse(json.loads(path.read_text())) == CONFIG
+    before = path.stat().st_mtime_ns
+    rundir.create(tmp_path / "run", CONFIG)
+    assert path.stat().st_mtime_ns == before
+    rundir.create(tmp_path / "run", changed(name="other"))
+    assert json.loads(path.read_text())["name"] == "other"
+    assert [p.name for p in path.parent.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"stepz": 3}', '{"steps": "many"}', "[]"])
+def test_a_config_that_cannot_be_read_is_refused_and_kept(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: cannot be read .* Name another --workdir"):
+        rundir.check(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(MachineError, match="is a file; name a folder"):
+            rundir.check(place, CONFIG)
+    with pytest.raises(MachineError, match="name another folder"):
+        rundir.create("/proc/lm_jax", CONFIG)
+
+
+def test_a_store_is_found_where_it_is_named_or_in_the_run(tmp_path):
+    store = write_store(tmp_path / "run" / "data", CONFIG.data)
+    assert (
+        rundir.open_store(tmp_path / "run", CONFIG, prepare=True).fingerprint == store.fingerprint
+    )
+    named = changed(data={"store": str(tmp_path / "run" / "data"), "input": ""})
+    assert rundir.open_store(tmp_path / "elsewhere", named, prepare=True).path == named.data.store
+    assert rundir.open_store(tmp_path / "elsewhere", CONFIG, prepare=False) is None
+    with pytest.raises(DataError, match=r"no token store at .*; make one with"):
+        rundir.open_store(tmp_path / "elsewhere", changed(data={"input": ""}), prepare=True)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("input", "other.txt"), ("tokenizer", "bpe"), ("vocab_size", 300), ("heldout_fraction", 0.5),
+])  # fmt: skip
+def test_a_store_of_another_text_is_never_trained_on_in_silence(tmp_path, field, value):
+    write_store(tmp_path / "data", CONFIG.data)
+    other = changed(data={field: value})
+    with pytest.raises(DataError, match=rf"config\.data\.{field}={value!r}: .* was made with"):
+        rundir.open_store(tmp_path, other, prepare=True)
+    named = changed(data={field: value, "store": str(tmp_path / "data")})
+    assert rundir.open_store(tmp_path, named, prepare=True)
+
+
+def test_a_store_that_does_not_fit_the_model_is_refused(tmp_path):
+    write_store(tmp_path / "data", CONFIG.data)
+    with pytest.raises(DataError, match=r"smaller than the 259 tokens .* set it to 384"):
+        rundir.open_store(tmp_path, changed(model={"vocab_size": 256}), prepare=True)
+    long = {"model": {"max_length": 1024}, "data": {"sequence_length": 1024}}
+    with pytest.raises(DataError, match="do not fill one window"):
+        rundir.open_store(tmp_path, changed(**long), prepare=True)
+    write_store(tmp_path / "none" / "data", CONFIG.data, held=0)
+    with pytest.raises(DataError, match=r"0 held-out tokens do not fill .*heldout_fraction"):
+        rundir.open_store(tmp_path / "none", CONFIG, prepare=True)
+
+
+def test_a_checkpoint_says_what_it_was_trained_on_and_is_not_continued_on_other_data(tmp_path):
+    store = write_store(tmp_path / "data", CONFIG.data)
+    rundir.create(tmp_path, CONFIG)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    about = rundir.metadata(7, CONFIG, tmp_path, store, mesh)
+    assert json.loads(json.dumps(about)) == about
+    assert Config.parse(about["config"]) == CONFIG
+    assert about["tokenizer_hash"] == store.tokenizer_hash
+    assert about["mesh"] == dict.fromkeys(sharding.AXES, 1)
+    assert {"python", "jax", "flax", "lm_jax", "numpy"} <= about["versions"].keys()
+    rundir.check_data(about, store)
+    for name in ("fingerprint", "tokenizer_hash"):
+        other = types.SimpleNamespace(
+            fingerprint=store.fingerprint, tokenizer_hash=store.tokenizer_hash
+        )
+        setattr(other, name, "0" * 64)
+        with pytest.raises(CheckpointError, match=r"restore config\.data\.store=.*/data"):
+            rundir.check_data(about, other)
+
+
+def test_the_tokenizer_lies_in_each_checkpoint_as_files(tmp_path):
+    store = write_store(tmp_path / "data", CONFIG.data)
+    for name, content in rundir.tokenizer_files(store).items():
+        (tmp_path / name).write_bytes(content)
+    assert load_tokenizer(tmp_path).hash == store.tokenizer_hash

@@ -1,0 +1,68 @@
+"""Is all that is about to happen on one screen, and does --dry_run stop there?"""
+
+import dataclasses
+
+import jax
+import pytest
+from test_rundir import CONFIG, write_store
+
+from lm_jax.config import MeshConfig
+from lm_jax.devices import runtime, sharding
+from lm_jax.devices.resolve import resolved
+from lm_jax.training import loop, summary
+from lm_jax.training.train_step import init_state
+
+
+@pytest.fixture
+def screen(tmp_path):
+    """The start-up screen on eight devices, as {name: rest of the line}."""
+    asked = dataclasses.replace(
+        CONFIG, steps=300, mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+        model=dataclasses.replace(CONFIG.model, tie_embeddings=False),
+    )  # fmt: skip
+    config = dataclasses.replace(asked, model=resolved(asked.model, "cpu"))
+    mesh = sharding.make_mesh(asked.mesh)
+    store = write_store(tmp_path / "data", CONFIG.data)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: init_state(config))
+        text = summary.text(asked, config, str(tmp_path), mesh, abstract, store)
+    assert text.count("\n") < 24
+    names = ("run", "not default", "parameters", "mesh", "compute", "memory", "FLOPs", "training",
+             "data", "outputs")  # fmt: skip
+    rows = {name: next(line for line in text.splitlines() if line.startswith(f"{name} "))
+            for name in names}  # fmt: skip
+    return {name: line[len(name) :].strip() for name, line in rows.items()}
+
+
+def test_the_screen_has_every_number_that_decides_the_run(screen, tmp_path):
+    assert str(tmp_path) in screen["run"]
+    for part in ("steps=300", "model.dim=16", "mesh.fsdp=2", "data.input=text.txt"):
+        assert part in screen["not default"]
+    assert "seed" not in screen["not default"]
+    assert screen["mesh"].startswith("data 2 x fsdp 2 x tensor 2 on 8 cpu, 1 process")
+    assert "float32, attention xla" in screen["compute"]
+    assert "300 steps of 32 x 16" in screen["training"]
+    assert "epochs" in screen["training"]
+    assert "402 tokens" in screen["data"]  # bos and eos too
+    for name in ("checkpoints", "metrics.jsonl", "tb", "report.html"):
+        assert name in screen["outputs"]
+
+
+def test_parameters_are_counted_by_module_and_memory_by_device(screen):
+    attention, mlp = 4 * 16 * 16, 3 * 16 * 64
+    total = 2 * 384 * 16 + attention + mlp + 3 * 16
+    assert screen["parameters"].startswith(f"{total / 1e3:.3g}k: ")
+    for part in ("embed 6.14k", "head 6.14k", "attn 1.02k", "mlp 3.07k", "norms 48"):
+        assert part in screen["parameters"]
+    spread = 3 * 4 * (2 * 384 * 16 + attention + mlp) / 4  # with Adam's moments, over four devices
+    assert screen["memory"].startswith(f"{(spread + 3 * 4 * 48) / 1e3:.3g}"[:3])
+
+
+def test_a_dry_run_stops_at_the_screen_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    text = tmp_path / "text.txt"
+    text.write_text("some text\n")
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, input=str(text)))
+    assert loop.train(config, str(tmp_path / "run"), dry_run=True) == 0
+    assert "not prepared yet" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
