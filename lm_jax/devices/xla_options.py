@@ -22,8 +22,8 @@ GENERATIONS = {
 
 # Few: what its makers, or a trainer that publishes its speed, set beside the defaults of libtpu
 # 0.0.42.1 and jaxlib 0.10.2, which take all of them (tests/devices/test_xla_options.py). An
-# option that ends the process or that a large program alone is refused for has no place here: a probe would
-# not find it.
+# option that ends the process or that a large program alone is refused for has no place here: a
+# probe would not find it.
 TABLE: dict[str, Options] = {
     # axlearn (common/compiler_options.py): the default from v5 on.
     "v4": {
