@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from lm_jax.config import ModelConfig
+from lm_jax.config.values import execution_fields
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError
 from lm_jax.inference.sampling import generate
@@ -152,8 +154,9 @@ def ids_of(config: Any, tokenizer: Any) -> np.ndarray:
 
 
 def reference(model: Transformer) -> Transformer:
-    """The model in float32, on the plain kernel."""
-    config = dataclasses.replace(model.config, dtype="float32", attention="xla", remat="none")
+    """The model in float32, on the plain kernel, every other way to run it at its default."""
+    plain = {name: getattr(ModelConfig(), name) for name in execution_fields()}
+    config = dataclasses.replace(model.config, **{**plain, "dtype": "float32", "attention": "xla"})
     like = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(model))
 

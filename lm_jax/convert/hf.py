@@ -102,6 +102,7 @@ def export_hf(
         )
     values |= {key: value for key, value in ids.items() if value is not None or key not in values}
     arrays, rows = flatten(model), chosen.rows(config)
+    arrays |= absent(chosen.completed(config), config)
     if set(arrays) != {row.ours for row in rows}:
         odd = sorted(set(arrays) ^ {row.ours for row in rows})[0]
         raise UserError(f"the model is not one of this config: {odd} is in one of them only.")
@@ -133,6 +134,14 @@ def export_hf(
         raise MachineError(f"{error.filename or path}: {error.strerror}.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def absent(config: ModelConfig, other: ModelConfig) -> dict[str, np.ndarray]:
+    """Zeros for the arrays that a model of `config` has and one of `other` lacks, by flat name."""
+    if config == other:
+        return {}
+    shapes, known = (flatten(abstract(c, "config.model")) for c in (config, other))
+    return {n: np.zeros(x.shape, np.float32) for n, x in shapes.items() if n not in known}
 
 
 def read_config(path: Path) -> tuple[Family, ModelConfig]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lm_jax.config import MeshConfig, ModelConfig, from_model
 from lm_jax.config.check import check
-from lm_jax.config.values import differences
+from lm_jax.config.values import differences, fields_without_logits
 from lm_jax.convert.pattern import MOST_LAYERS, repeated, shortest
 from lm_jax.convert.safetensors_file import Tensor
 from lm_jax.convert.values import chosen, short, sized
@@ -122,6 +122,7 @@ class Family:
     older: (pattern, replacement): other names under which files hold a tensor.
     copies: their tensors that files may hold a second time, and ours that they must equal.
     fit: the options as the tensors of the files have them, where config.json does not say all.
+    zeros: flags of ours that the family always has; a model without is written with weights of 0.
     """
 
     model_type: str
@@ -138,6 +139,11 @@ class Family:
     older: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = (("lm_head.weight", "embed/tokens"),)
     fit: Callable[[ModelConfig, Mapping[str, Tensor]], ModelConfig] = lambda config, found: config
+    zeros: tuple[str, ...] = ()
+
+    def completed(self, config: ModelConfig) -> ModelConfig:
+        """The options of the same model as this family has it: with the weights of `zeros`."""
+        return dataclasses.replace(config, **dict.fromkeys(self.zeros, True))
 
     def read_config(self, values: dict[str, Any], where: str) -> ModelConfig:
         """Our options of their `values`; raises UserError with the key that we do not have."""
@@ -176,6 +182,7 @@ class Family:
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """Their config.json; raises UserError with our field that the family does not have."""
+        config = self.completed(config)
         differing = self.differing(config)
         for field in differing:
             self.refuse(field, getattr(config, field), self.ours[field], len(differing))
@@ -237,8 +244,7 @@ def layers_of(config: ModelConfig, ours: str) -> int:
     return own or config.num_layers
 
 
-# What does not change the logits, and what does under these conditions alone.
-FREE = ("init_std", "zero_init", "dropout", "attention", "dtype", "remat", "scan_unroll")
+# The rotary scalings that read each of these fields.
 SCALING = {
     "rope_factor": ("linear", "llama3", "yarn"),
     "rope_original_length": ("llama3", "yarn"),
@@ -254,7 +260,7 @@ def effective(config: ModelConfig) -> ModelConfig:
     """The same model in one way of saying it: what is derived is written out, what has no effect is
     at its default.
     """
-    free = [*FREE]
+    free = [*fields_without_logits(), "order"]  # order is that of an n-gram
     rotary = config.positions == "rope"
     free += [name for name, kinds in SCALING.items() if config.rope_scaling not in kinds]
     free += [] if rotary else [f.name for f in dataclasses.fields(config) if "rope_" in f.name]

@@ -83,7 +83,6 @@ def test_the_code_that_a_config_names_is_not_run(copy, tmp_path):
     [
         ({"positions": "rope"}, "positions='rope'"),
         ({"norm": "rmsnorm"}, "norm='rmsnorm'"),
-        ({"bias": False}, "bias=False"),
         ({"num_kv_heads": 2}, "num_kv_heads=2"),
         ({"head_dim": 8}, "head_dim=8"),
     ],

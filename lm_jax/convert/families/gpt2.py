@@ -103,4 +103,5 @@ FAMILY = Family(
     rows=rows,
     read=read,
     write=write,
+    zeros=("bias",),
 )
