@@ -143,7 +143,8 @@ class Family:
 
     def completed(self, config: ModelConfig) -> ModelConfig:
         """The options of the same model as this family has it: with the weights of `zeros`."""
-        return dataclasses.replace(config, **dict.fromkeys(self.zeros, True))
+        flags: dict[str, Any] = dict.fromkeys(self.zeros, True)
+        return dataclasses.replace(config, **flags)
 
     def read_config(self, values: dict[str, Any], where: str) -> ModelConfig:
         """Our options of their `values`; raises UserError with the key that we do not have."""
