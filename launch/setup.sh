@@ -68,7 +68,7 @@ setup() {  # EXTRAS (comma separated, may be empty), VENV (.venv), CONSTRAINTS (
 accelerator() {  # prints tpu, cuda, cuda12 or nothing: what is here, by its driver alone
     local kind driver
     if [ "${JAX_PLATFORMS:-}" = cpu ]; then return; fi
-    kind=$(PYTHONPATH=$root "$python" -c 'from lm_jax import runtime as r
+    kind=$(PYTHONPATH=$root "$python" -c 'from lm_jax.devices import runtime as r
 print("tpu" if r.tpu_is_here() else "cuda" if r.gpu_is_here() else "")')
     if [ "$kind" = cuda ]; then  # CUDA 13 wants driver 580 or later
         driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n1) || true

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lm_jax.config.values import expand_home
 from lm_jax.devices import runtime
 from lm_jax.inference import language_model
 from lm_jax.inference.language_model import LanguageModel
@@ -21,8 +22,9 @@ def load(path: Any, step: int | None = None) -> LanguageModel:
     CheckpointError.
     """
     runtime.start()
-    if str(path).startswith("hf:"):
+    path = expand_home(str(path))
+    if path.startswith("hf:"):
         from lm_jax.convert.load import load_hf
 
-        return load_hf(str(path).removeprefix("hf:"))
+        return load_hf(path.removeprefix("hf:"))
     return language_model.load(path, step)

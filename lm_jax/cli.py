@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from lm_jax.config.values import expand_home
 from lm_jax.devices import runtime
 from lm_jax.errors import MachineError, UserError, nearest
 
@@ -78,7 +79,7 @@ def machine_trouble(error: Exception) -> str:
 
 def parse(argv: Sequence[str]) -> list[str]:
     """absl's flags, with one line for what is wrong with them or with the config file."""
-    argv = list(argv)
+    argv = [with_home(argument) for argument in argv]
     if "--debug" in argv:
         return flags.FLAGS(argv)
     file, written = "", sys.dont_write_bytecode
@@ -94,6 +95,14 @@ def parse(argv: Sequence[str]) -> list[str]:
     finally:
         sys.dont_write_bytecode = written
     raise AssertionError("fail() exits")
+
+
+def with_home(argument: str) -> str:
+    """`argument` with ~ expanded in --NAME=~/PATH, where bash leaves it; texts stay as they are."""
+    name, equals, value = argument.partition("=")
+    if not equals or not name.startswith("-") or name.endswith("prompt"):
+        return argument
+    return f"{name}={expand_home(value)}"
 
 
 def check_config(arguments: list[str]) -> str:

@@ -30,6 +30,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "text_field", None, "Field of JSON lines that holds the text; as in training by default."
     )
+    flags.DEFINE_float(
+        "max_bad_fraction", None, "Of --data that may be unusable; as in training by default.",
+        lower_bound=0, upper_bound=1,
+    )  # fmt: skip
     flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
     flags.DEFINE_integer("window", 0, "Tokens that the model sees at once; 0: as in training.")
     flags.DEFINE_integer(
@@ -57,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     )
     sizes: dict[str, Any] = {"window": window, "stride": stride, "batch_size": asked.batch_size}
     if asked.data:
-        name, result = asked.data, on_text(lm, asked.data, asked.text_field, sizes)
+        name = asked.data
+        result = on_text(lm, asked.data, asked.text_field, sizes, asked.max_bad_fraction)
     else:
         name, result = on_heldout(lm, asked.checkpoint, sizes)
     rows = {

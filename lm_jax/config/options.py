@@ -11,8 +11,10 @@ import math
 from typing import Any
 
 from lm_jax.config import check
-from lm_jax.config.values import from_dict
+from lm_jax.config.values import expand_home, from_dict
 from lm_jax.errors import UserError, nearest
+
+PATHS = ("input", "store", "tokenizer")  # of config.data, in which ~ is the home folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +259,8 @@ class Config:
     def parse(cls, values: Any) -> "Config":
         """From a ConfigDict or nested dict; raises UserError naming field, value, right choice."""
         config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else values)
+        paths = {name: expand_home(getattr(config.data, name)) for name in PATHS}
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
         check.check(config)
         return config
 

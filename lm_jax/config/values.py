@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import typing
 from typing import Any
 
@@ -73,3 +74,9 @@ def differences(config: Any, other: Any, prefix: str = "") -> list[tuple[str, An
         elif a != b:
             rows.append((prefix + field.name, a, b))
     return rows
+
+
+def expand_home(path: str) -> str:
+    """`path` with a leading ~ replaced by the home folder, also behind `tfds:` or `hf:`."""
+    scheme = next((s for s in ("tfds:", "hf:") if path.startswith(s)), "")
+    return scheme + os.path.expanduser(path.removeprefix(scheme))

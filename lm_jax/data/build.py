@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.config import DataConfig
+from lm_jax.config.values import expand_home
 from lm_jax.errors import DataError, MachineError
 
 
@@ -28,7 +29,7 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
     from lm_jax.data.tokens.tokenizer_training import SAMPLE_BYTES, train
     from lm_jax.data.tokens.writer import Writer, refuse_existing, unfinished
 
-    started = time.monotonic()
+    started, output = time.monotonic(), expand_home(output)
     refuse_existing(output)
     folder = None
     parents = [] if "://" in output else Path(output).absolute().parents

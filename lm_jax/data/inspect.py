@@ -32,6 +32,8 @@ def table(store: TokenStore) -> str:
                 f" tokens, {text / tokens:.2f} bytes a token",
             )
         )
+    if about.get("kinds"):
+        rows.append(("files", ", ".join(f"{n:,} x {kind}" for kind, n in about["kinds"].items())))
     if about.get("round_trips_failed"):
         lost, all_of_them = about["round_trips_failed"], about["round_trips_checked"]
         rows.append(("not lossless", f"{lost:,} of {all_of_them:,} texts differ from their ids'"))
@@ -43,7 +45,11 @@ def table(store: TokenStore) -> str:
     }
     left = [f"{about[k]} {name}" for k, name in names.items() if about.get(k)]
     left += [f"{count} {reason}" for reason, count in about.get("skipped", {}).items() if count]
-    left += [f"{count} refused: {reason}" for reason, count in about.get("bad", {}).items()]
+    lost = about.get("lost_bytes", {})
+    for reason in {**about.get("bad", {}), **lost}:
+        count = about.get("bad", {}).get(reason, 0)
+        what = f"{count} refused" if count else "lines refused"
+        left.append(f"{what}: {reason} ({lost.get(reason, 0):,} bytes)")
     rows.append(("left out", "; ".join(left) or "nothing"))
     rows += [("refused", example) for example in about.get("bad_examples", [])]
     rows.append(("fingerprint", store.fingerprint[:12]))

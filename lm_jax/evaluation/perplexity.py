@@ -1,5 +1,6 @@
 """Loss and perplexity of a language model on held-out or any text."""
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -55,20 +56,38 @@ def objective_loss(lm: Any, store: Any) -> Any:
     return Result(loss * tokens, tokens, 0, count, time.perf_counter() - since)
 
 
-def on_text(lm: Any, spec: str, text_field: str | None, sizes: dict[str, Any]) -> Any:
-    """The result on any text that `data.sources` reads."""
-    from lm_jax.data.text.sources import documents, total_bytes
+def on_text(
+    lm: Any,
+    spec: str,
+    text_field: str | None,
+    sizes: dict[str, Any],
+    max_bad_fraction: float | None = None,
+) -> Any:
+    """The result on any text that `data.sources` reads. Raises DataError, before the model is
+    asked, where more than `max_bad_fraction` of it cannot be used (None: as in training).
+    """
+    from lm_jax.data.text.sources import Report, documents, total_bytes
     from lm_jax.inference.scoring import evaluate
     from lm_jax.progress import Progress
 
     field = text_field or lm.config.data.text_field
+    most = lm.config.data.max_bad_fraction if max_bad_fraction is None else max_bad_fraction
+    report = Report()
 
     def texts() -> Iterator[str]:
         with Progress("reading", total_bytes(spec)) as progress:
-            for document in documents(spec, field, advance=progress.add):
+            for document in documents(spec, field, report, progress.add):
                 yield document.text
+        report.check(most, "--max_bad_fraction")
+        if report.lost:
+            print(
+                f"{spec}: left out {report.lost.total():,} of {report.bytes:,} bytes:"
+                f" {'; '.join(report.examples[:3])}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     try:
         return evaluate(lm.model, lm.tokenizer, texts(), **sizes)
     except DataError as error:
-        raise DataError(str(error).replace("config.data.input", "--data")) from None
+        text = str(error).replace("config.data.input", "--data")
+        raise DataError(text.replace("config.data.text_field", "--text_field")) from None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm_jax.data.text.clean import tidy
 from lm_jax.devices import sharding
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
@@ -147,6 +148,7 @@ def texts(
     `settings`: temperature, top_k, top_p of `sample`. Special tokens other
     than eos are never drawn.
     """
+    prompts = [tidy(prompt) for prompt in prompts]  # as training text was
     bos, eos, read = [tokenizer.bos_id], [tokenizer.eos_id], map(tokenizer.encode, prompts)
     inputs: list[np.ndarray] = []
     if model.config.architecture == "encoder_decoder":

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm_jax.data.text.clean import tidy
 from lm_jax.data.tokens.specials import Specials
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import DataError, UserError
@@ -86,10 +87,12 @@ def evaluate(
     stride: int = 0,
     batch_size: int = 0,
 ) -> Result:
-    """`evaluate_tokens` of texts, each [bos] text [eos]; raises DataError when there is none."""
+    """`evaluate_tokens` of texts, tidied as training text is, each [bos] text [eos]; raises
+    DataError when there is none.
+    """
     documents, size = [], 0
     bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
-    for group in grouped(texts, TEXTS):
+    for group in grouped(map(tidy, texts), TEXTS):
         documents += [np.concatenate([bos, ids, eos]) for ids in tokenizer.encode_batch(group)]
         size += sum(len(text.encode()) for text in group)
     total = sum(len(document) - 1 for document in documents)

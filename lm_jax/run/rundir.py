@@ -19,6 +19,8 @@ FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "d
         "data.max_bad_fraction", "model.attention", "model.remat", "model.scan_unroll",
         "loss.chunk_size", "microbatches", "watchdog.")  # fmt: skip
 
+OF_STORE = ("input", "text_field", "tokenizer", "vocab_size", "heldout_fraction")
+
 
 def check(workdir: str | os.PathLike, config: Config) -> None:
     """Raises UserError when `workdir` cannot be written or holds a run of another config."""
@@ -80,11 +82,17 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
     """
     data = config.data
     path = data.store or str(Path(workdir) / "data")
-    if not TokenStore.exists(path):
+    existed = TokenStore.exists(path)
+    if not existed:
         if not data.input:
             raise DataError(
                 f"config.data.store={data.store!r}: no token store at {path}; make one with "
                 "python -m lm_jax.prepare, or set config.data.input to a text file or folder."
+            )
+        if data.heldout_fraction == 0:
+            raise UserError(
+                "config.data.heldout_fraction=0.0: a run is evaluated on held-out text; set it"
+                " above 0, or make a store that has some (python -m lm_jax.prepare)."
             )
         if not prepare:
             return None
@@ -92,8 +100,12 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
 
         run_prepare(data, path, config.seed)
     store = TokenStore.open(path)
-    if not data.store:
+    if data.store:
+        say_contradictions(store, data)
+    else:
         check_input(store, data)
+    if existed:
+        say_changes(store, data)
     size = store.tokenizer.vocab_size
     if size > config.model.vocab_size:
         raise DataError(
@@ -121,13 +133,39 @@ def check_input(store: TokenStore, data: DataConfig) -> None:
     says.
     """
     made = store.metadata.get("data", {})
-    for name in ("input", "text_field", "tokenizer", "vocab_size", "heldout_fraction"):
+    for name in OF_STORE:
         if name in made and made[name] != getattr(data, name):
             raise DataError(
                 f"config.data.{name}={getattr(data, name)!r}: {store.path} was made with "
                 f"{made[name]!r}; name another --workdir, delete {store.path}, or set "
                 "config.data.store to it to use it as it is."
             )
+
+
+def say_contradictions(store: TokenStore, data: DataConfig) -> None:
+    """Prints a line where fields of `data` were set to something that its explicit store is not."""
+    made, default = store.metadata.get("data", {}), DataConfig()
+    for name in OF_STORE:
+        value = getattr(data, name)
+        if name in made and value not in (made[name], getattr(default, name)):
+            print(
+                f"WARNING: config.data.{name}={value!r}: not used; config.data.store="
+                f"{data.store} was made with {made[name]!r}.", flush=True,
+            )  # fmt: skip
+
+
+def say_changes(store: TokenStore, data: DataConfig) -> None:
+    """Prints a line where the text that a store was made from has changed since."""
+    from lm_jax.data.text import inputs
+
+    known, spec = store.metadata.get("inputs"), store.metadata.get("data", {}).get("input")
+    found = inputs.changes(spec, known) if known and spec and spec == data.input else ""
+    if found:
+        print(
+            f"WARNING: config.data.input={spec}: {found}; {store.path} was made before and is used"
+            " as it is. For the text of today name another --workdir or config.data.store.",
+            flush=True,
+        )
 
 
 def installed() -> dict[str, str]:

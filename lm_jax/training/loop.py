@@ -15,6 +15,7 @@ import numpy as np
 
 from lm_jax.config import Config, MeshConfig, mesh_check
 from lm_jax.config import check as config_check
+from lm_jax.config.values import expand_home
 from lm_jax.data.stream import batches
 from lm_jax.data.views import by_objective
 from lm_jax.devices import hosts, quantized, runtime, sharding, xla_options
@@ -41,6 +42,7 @@ def train(
             f"--profile: records from step {TRACED.start} on, "
             f"config.steps={asked.steps} is too few."
         )
+    workdir = expand_home(workdir)
     runtime.start()
     devices = runtime.devices()
     counts = asked.model.architecture == "ngram"

@@ -29,6 +29,15 @@ def command(body, *flags):
     return done.returncode, done.stdout, done.stderr
 
 
+def test_a_tilde_in_a_flag_is_the_home_folder_and_one_in_a_prompt_is_text(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    words = ["--output=~/a", "--config.data.input=tfds:~/d", "--prompt=~/a", "--dry_run", "--to=~"]
+    assert [cli.with_home(word) for word in words] == [
+        "--output=/home/x/a", "--config.data.input=tfds:/home/x/d", "--prompt=~/a", "--dry_run",
+        "--to=/home/x",
+    ]  # fmt: skip
+
+
 def test_an_error_is_one_line_and_its_code_and_with_debug_a_traceback():
     body = "raise errors.DivergedError('a\\n  b')"
     assert command(body) == (5, "", "error: a b\n")

@@ -115,6 +115,27 @@ def test_any_text_can_be_evaluated(lm, tmp_path):
         on_text(lm, str(tmp_path / "nothing"), None, SIZES)
 
 
+def test_text_that_cannot_be_used_counts_against_a_threshold_of_the_command(lm, tmp_path, capsys):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"text": "x" * 90}) + '\n{"text": null}\n')
+    with pytest.raises(
+        DataError, match=r"1 of 2 records .* --max_bad_fraction=0\.01 allows: .*:2:"
+    ):
+        on_text(lm, str(path), "text", SIZES)
+    assert on_text(lm, str(path), "text", SIZES, 0.5).documents == 1
+    assert "left out 15 of 118 bytes" in capsys.readouterr().err
+
+
+def test_line_ends_and_a_byte_order_mark_are_tidied_as_in_training(lm, tmp_path):
+    text = "First line.\nSecond line.\n" * 3
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    found = on_text(lm, str(tmp_path / "a.txt"), None, SIZES)
+    assert found.bytes == len(text)
+    np.testing.assert_allclose(found.nats, lm.loss(text).nats, rtol=1e-6)
+    assert lm.loss(text.replace("\n", "\r")).nats == lm.loss(text).nats
+    assert lm.generate(text[:25].replace("\n", "\r\n"), 4) == lm.generate(text[:25], 4)
+
+
 def test_the_table_has_a_row_for_each_figure():
     found = table({"step": 20, "tokens": 1234567, "loss": 1.23456, "data": None})
     assert found.splitlines()[1].split() == ["tokens", "1,234,567"]

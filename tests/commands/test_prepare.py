@@ -160,6 +160,19 @@ def test_a_full_or_read_only_disk_is_one_line_and_leaves_nothing(folder, tmp_pat
         open_prepared(folder, tmp_path / "file" / "store", tokenizer="bytes")
 
 
+def test_kinds_lost_bytes_and_the_files_are_kept_and_shown(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_bytes(b"a line of text\n" * 300 + b"\xff\n")
+    (tmp_path / "in" / "b.json").write_text(json.dumps([{"text": "one\r\ntwo"}]))
+    store = open_prepared(tmp_path / "in", tmp_path / "store", tokenizer="bytes")
+    about, shown = store.metadata, store_inspect.table(store)
+    assert about["kinds"] == {"plain text": 1, "JSON array": 1}
+    assert about["lost_bytes"] == {"invalid UTF-8": 2}
+    assert sorted(about["inputs"]["files"]) == [f"{tmp_path}/in/a.txt", f"{tmp_path}/in/b.json"]
+    assert "1 x plain text, 1 x JSON array" in shown
+    assert "lines refused: invalid UTF-8 (2 bytes)" in shown
+
+
 def test_nothing_but_blank_text_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(DataError, match="no text in it"):

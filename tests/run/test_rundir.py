@@ -166,3 +166,38 @@ def test_the_tokenizer_lies_in_each_checkpoint_as_files(tmp_path):
     for name, content in rundir.tokenizer_files(store).items():
         (tmp_path / name).write_bytes(content)
     assert load_tokenizer(tmp_path).hash == store.tokenizer_hash
+
+
+def test_a_run_without_held_out_text_is_refused_before_the_text_is_read(tmp_path):
+    config = changed(data={"input": str(tmp_path / "not there"), "heldout_fraction": 0.0})
+    for prepare in (True, False):
+        with pytest.raises(
+            UserError, match=r"heldout_fraction=0\.0: a run is evaluated on held-out"
+        ):
+            rundir.open_store(tmp_path / "run", config, prepare)
+
+
+def test_what_contradicts_an_explicit_store_is_said(tmp_path, capsys):
+    write_store(tmp_path / "store", DataConfig(input="other.txt", vocab_size=259))
+    explicit = {"store": str(tmp_path / "store"), "tokenizer": "unigram"}
+    rundir.open_store(tmp_path / "run", changed(data=explicit), True)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2, "the vocabulary is the store's"
+    assert said[0].startswith("WARNING: config.data.input='text.txt': not used; config.data.store=")
+    assert said[0].endswith("was made with 'other.txt'.")
+    assert "config.data.tokenizer='unigram': not used" in said[1]
+    rundir.open_store(tmp_path / "run", dataclasses.replace(
+        CONFIG, data=DataConfig(store=explicit["store"], sequence_length=16)), True)  # fmt: skip
+    assert capsys.readouterr().out == "", "defaults contradict nothing"
+
+
+def test_text_that_was_edited_since_is_said_when_the_run_goes_on(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("some text\n" * 200)
+    config = changed(data={"input": str(text), "heldout_fraction": 0.2})
+    rundir.open_store(tmp_path / "run", config, True)
+    rundir.open_store(tmp_path / "run", config, True)
+    assert "WARNING" not in capsys.readouterr().out
+    text.write_text("more text\n" * 201)
+    rundir.open_store(tmp_path / "run", config, True)
+    assert f"{text} has changed; {tmp_path}/run/data was made before" in capsys.readouterr().out

@@ -1,5 +1,4 @@
-"""What is the text of a run, once tidied, free of duplicates and split into training and held-out
-documents?
+"""The text of a run: tidied, free of duplicates, split into training and held-out documents.
 
 The input is read once, into one temporary file of UTF-8, from which the later passes read by
 offset.
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config import DataConfig
-from lm_jax.data.text import clean, duplicates, sources
+from lm_jax.data.text import clean, duplicates, inputs, sources
 from lm_jax.errors import DataError
 from lm_jax.progress import Progress
 
@@ -157,8 +156,12 @@ class Corpus:
         """What reading and cleaning found, for the store's metadata."""
         return {
             "records": self.report.records,
+            "kinds": dict(self.report.kinds),
+            "bytes": self.report.bytes,
             "bad": dict(self.report.bad),
+            "lost_bytes": dict(self.report.lost),
             "bad_examples": self.report.examples,
             "skipped": dict(self.report.skipped),
+            "inputs": inputs.recorded(self.report),
             **self.found,
         }

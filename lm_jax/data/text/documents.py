@@ -1,9 +1,12 @@
-"""Documents, and the report of what was read and left out."""
+"""Documents, and the report of what was read and what was left out."""
 
 import dataclasses
 from collections import Counter
 
 from lm_jax.errors import DataError
+
+MAX_EXAMPLES = 20
+MAX_FILES = 1000  # whose size, time and digest are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,17 +19,33 @@ class Document:
 
 @dataclasses.dataclass
 class Report:
-    """What became of the records of an input."""
+    """What became of an input: records, and bytes of text."""
 
-    records: int = 0  # files, or lines of JSON files
-    bad: Counter = dataclasses.field(default_factory=Counter)  # reason -> records that were refused
+    records: int = 0  # plain text files, and texts in JSON files
+    bytes: int = 0  # of text inside the files; of a file that is refused unread, its size
+    kinds: Counter = dataclasses.field(default_factory=Counter)  # kind -> files
+    bad: Counter = dataclasses.field(default_factory=Counter)  # reason -> records refused
+    lost: Counter = dataclasses.field(default_factory=Counter)  # reason -> bytes refused
     skipped: Counter = dataclasses.field(default_factory=Counter)  # left out as they should be
-    examples: list[str] = dataclasses.field(default_factory=list)  # the first 20 refused
+    examples: list[str] = dataclasses.field(default_factory=list)  # the first refused
+    # Of the first files: size in bytes, time of the last change in ns, digest ("": not all read).
+    files: dict[str, tuple[int, int, str]] = dataclasses.field(default_factory=dict)
 
-    def refuse(self, where: str, reason: str, detail: str = "") -> None:
-        """Counts a record that cannot be used."""
+    def opened(self, path: str, kind: str, size: int, time: int, digest: str) -> None:
+        """Counts a file."""
+        self.kinds[kind] += 1
+        if len(self.files) < MAX_FILES:
+            self.files[path] = (size, time, digest)
+
+    def refuse(self, where: str, reason: str, detail: str = "", size: int = 0) -> None:
+        """Counts a record of `size` bytes that cannot be used."""
         self.bad[reason] += 1
-        if len(self.examples) < 20:
+        self.lose(where, reason, detail, size)
+
+    def lose(self, where: str, reason: str, detail: str, size: int) -> None:
+        """Counts `size` bytes of a record whose rest is used."""
+        self.lost[reason] += size
+        if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(f"{where}: {reason}{detail}")
 
     def skip(self, reason: str, count: int) -> None:
@@ -34,23 +53,26 @@ class Report:
         if count:
             self.skipped[reason] += count
 
-    def check(self, most: float) -> None:
-        """Raises DataError when more than the fraction `most` of the records was refused."""
-        bad = self.bad.total()
-        if bad > most * self.records:
-            raise DataError(
-                f"{bad} of {self.records} records cannot be used, more than"
-                f" config.data.max_bad_fraction={most:g} allows: {'; '.join(self.examples[:3])}"
-                + ("; ..." if bad > 3 else ".")
-            )
+    def check(self, most: float, setting: str = "config.data.max_bad_fraction") -> None:
+        """Raises DataError where more than the fraction `most` of the records, or of the bytes,
+        was refused. `setting`: what the error calls this threshold.
+        """
+        bad, lost = self.bad.total(), self.lost.total()
+        for number, total, unit in ((bad, self.records, "records"), (lost, self.bytes, "bytes")):
+            if number > most * total:
+                raise DataError(
+                    f"{number} of {total} {unit} cannot be used, more than {setting}={most:g}"
+                    f" allows: {'; '.join(self.examples[:3])}"
+                    + ("; ..." if len(self.examples) > 3 else ".")
+                )
 
 
-def usable(text: str, where: str, report: Report) -> str:
+def usable(text: str, where: str, report: Report, size: int = 0) -> str:
     """`text`, or "" when it is empty (counted as skipped) or no Unicode text (counted as bad)."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        report.refuse(where, "lone surrogate")
+        report.refuse(where, "lone surrogate", size=size)
         return ""
     if not text:
         report.skip("empty text", 1)

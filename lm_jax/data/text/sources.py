@@ -1,28 +1,30 @@
-"""Which documents does an input hold? Files, folders, globs, JSON lines, .gz, .zst, `stdlib` and
+"""The documents of an input: files, folders, globs, plain text and JSON, .gz, .zst, `stdlib` and
 `tfds:NAME`.
 
-A plain text file is one document, a JSON line is one. What cannot be used is counted and named by
-file and line in a Report, and refused as a whole above a threshold: nothing is left out in
-silence.
+A plain text file is one document; so is each line of JSON lines, and each object of a JSON array.
+What cannot be used is counted, in records and bytes, and named by file and line in a Report, and
+refused as a whole above a threshold: nothing is left out in silence.
 """
 
 import glob
 import gzip
 import io
-import json
 import os
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
 
-from lm_jax.data.text.documents import Document, Report, usable
-from lm_jax.data.text.unpack import binary, unpacked
+from lm_jax.config.values import expand_home
+from lm_jax.data.text.documents import MAX_EXAMPLES, Document, Report
+from lm_jax.data.text.json_text import json_lines, json_values
+from lm_jax.data.text.kinds import ARRAY, HEAD, LINES, OBJECTS, PLAIN, kind_of
+from lm_jax.data.text.unpack import Counting, binary, unpacked
 from lm_jax.errors import DataError, MachineError
 
 MAX_DOCUMENT = (
     64 << 20
 )  # bytes: a longer file is cut before a newline, a longer JSON line is refused
-JSON_LINES = (".jsonl", ".ndjson")
+NEWLINE = b"\n"
 # Not in the documents of `stdlib`: what is not the library, or is not installed by every
 # distribution of Python.
 NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -50,7 +52,7 @@ def documents(
     if spec.startswith("tfds:"):
         from lm_jax.data.text.tfds import tfds_documents
 
-        yield from tfds_documents(spec, text_field, report, advance)
+        yield from tfds_documents(expand_home(spec), text_field, report, advance)
         return
     if spec == "stdlib":
         yield from topics(report)
@@ -78,35 +80,65 @@ def files(spec: str, report: Report) -> list[str]:
         )
     if "://" in spec:
         raise DataError(f"config.data.input={spec}: copy the text to this machine first.")
+    path = expand_home(spec)
     if spec == "stdlib":
         root = sysconfig.get_paths()["stdlib"]
-        found = sorted(walk(root, lambda name: name not in NOT_STDLIB))
+        found = sorted(walk(root, lambda name: name not in NOT_STDLIB, Report()))
         found = [p for p in found if p.endswith(".py") and not p.endswith("pydoc_data/topics.py")]
         empty = [p for p in found if os.path.getsize(p) == 0]
         report.skip("empty module of the standard library", len(empty))
         found = [p for p in found if os.path.getsize(p)]
         where = f"the Python standard library has no sources in {root}"
-    elif os.path.isfile(spec):
-        return [spec]
-    elif os.path.isdir(spec):
-        found = sorted(walk(spec, lambda name: not name.startswith(".") and name != "__pycache__"))
-        shown = [p for p in found if not os.path.basename(p).startswith(".")]
-        report.skip("hidden file", len(found) - len(shown))
-        found, where = shown, f"config.data.input={spec}: the folder holds no files"
+    elif os.path.isfile(path):
+        return [path]
+    elif os.path.isdir(path):
+        found = sorted(walk(path, shown, report))
+        visible = [p for p in found if shown(os.path.basename(p))]
+        report.skip("hidden file", len(found) - len(visible))
+        found, where = visible, f"config.data.input={spec}: the folder holds no files"
     else:
-        found = sorted(p for p in glob.glob(spec, recursive=True) if os.path.isfile(p))
-        kind = "no file matches this pattern" if glob.has_magic(spec) else "no such file or folder"
+        matches = glob.glob(path, recursive=True)
+        found = sorted(p for p in matches if os.path.isfile(p))
+        folders = sum(os.path.isdir(p) for p in matches) if "**" not in path else 0
+        report.skip("folder that the pattern matches", folders)
+        kind = "no file matches this pattern" if glob.has_magic(path) else "no such file or folder"
         where = f"config.data.input={spec}: {kind}"
     if not found:
         raise DataError(where + ".")
     return found
 
 
-def walk(root: str, enter: Callable[[str], bool]) -> Iterator[str]:
-    """Regular files below `root`, in folders whose name `enter` accepts."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if enter(name)]
-        yield from (p for n in names if os.path.isfile(p := os.path.join(folder, n)))
+def shown(name: str) -> bool:
+    """Whether a file or folder of this name is read."""
+    return not name.startswith(".") and name != "__pycache__"
+
+
+def walk(root: str, enter: Callable[[str], bool], report: Report) -> Iterator[str]:
+    """Regular files below `root`, in folders whose name `enter` accepts, links followed; what is
+    passed over is counted.
+    """
+
+    def fail(error: OSError) -> None:
+        raise MachineError(f"{error.filename}: cannot be read ({error.strerror or error}).")
+
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # two links to it, or one to a folder above
+            folders.clear()
+            report.skip("folder that was read under another name", 1)
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        entered = [name for name in folders if enter(name)]
+        report.skip("hidden folder", len(folders) - len(entered))
+        folders[:] = sorted(entered)
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                yield path
+            else:
+                broken = os.path.islink(path) and not os.path.exists(path)
+                report.skip("broken link" if broken else "no regular file", 1)
 
 
 def file_documents(
@@ -114,100 +146,98 @@ def file_documents(
 ) -> Iterator[Document]:
     """The documents of one file."""
     with open(path, "rb") as raw:
-        name, file = unpacked(path, raw, advance)
-        if kind := binary(file.peek(8192)[:8192]):
-            report.records += 1
-            report.refuse(path, "not text", f" (it looks like {kind})")
-        elif name.endswith(JSON_LINES):
-            yield from json_lines(path, file, text_field, report)
-        else:
+        status, counted = os.fstat(raw.fileno()), Counting(raw, advance)
+        name, file = unpacked(path, counted)
+        head = file.peek(HEAD)[:HEAD]
+        packed = binary(head)
+        kind = packed or kind_of(name, head)
+        if packed:
+            refuse_file(path, "not text", f" (it looks like {packed})", report)
+        elif kind == LINES:
+            yield from json_lines(path, file, text_field, report, MAX_DOCUMENT)
+        elif kind in (ARRAY, OBJECTS):
+            yield from json_values(path, file, text_field, report, MAX_DOCUMENT)
+        elif kind == PLAIN:
             yield from plain_text(path, file, report)
+        else:
+            advice = f'; write its texts as JSON lines, {{"{text_field}": "..."}} each'
+            refuse_file(path, f"{kind} is not read", advice, report)
+    digest = counted.digest.hexdigest() if counted.count == status.st_size else ""
+    report.opened(path, kind, status.st_size, status.st_mtime_ns, digest)
+
+
+def refuse_file(path: str, reason: str, detail: str, report: Report) -> None:
+    """Counts a file that is not read, by its size on disk."""
+    size = os.path.getsize(path)
+    report.records += 1
+    report.bytes += size
+    report.refuse(path, reason, detail, size)
 
 
 def plain_text(path: str, file: io.BufferedReader, report: Report) -> Iterator[Document]:
-    """The one document of a text file; several when it is longer than MAX_DOCUMENT."""
+    """The one document of a text file; several when it is longer than MAX_DOCUMENT. Lines that
+    are not UTF-8 are left out and counted.
+    """
     report.records += 1
-    rest, part, lines = b"", 0, 0
+    rest, part, lines, lost, kept = b"", 0, 0, 0, False
     while True:
-        block = rest + file.read(MAX_DOCUMENT - len(rest))
+        fresh = file.read(MAX_DOCUMENT - len(rest))
+        block = rest + fresh
+        report.bytes += len(fresh)
         last = len(block) < MAX_DOCUMENT
         end = len(block) if last else cut(block)
         rest = block[end:]
         if not part and not block:
             report.refuse(path, "empty file")
             return
-        try:
-            text = block[:end].decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = lines + block[: error.start].count(b"\n") + 1
-            report.refuse(f"{path}:{line}", "invalid UTF-8", f" (byte 0x{block[error.start]:02x})")
-            return
+        text, bad = decoded(block[:end])
+        for at, size, byte in bad:
+            lost += size
+            where = f"{path}:{lines + block[:at].count(NEWLINE) + 1}"
+            if len(report.examples) < MAX_EXAMPLES:
+                report.lose(where, "invalid UTF-8", f" (byte 0x{byte:02x})", size)
+            else:
+                report.lost["invalid UTF-8"] += size
         if text:
+            kept = True
             yield Document(text, f"{path}:{lines + 1}" if part else path)
         if last:
-            return
-        part, lines = part + 1, lines + block[:end].count(b"\n")
+            break
+        part, lines = part + 1, lines + block[:end].count(NEWLINE)
         report.skipped["cut of a long file (nothing lost)"] += 1
+    if lost and not kept:
+        report.bad["invalid UTF-8"] += 1
+
+
+def decoded(block: bytes) -> tuple[str, list[tuple[int, int, int]]]:
+    """(the text of `block` without the lines that are not UTF-8, these lines as (offset, bytes,
+    the first wrong byte)).
+    """
+    try:
+        return block.decode("utf-8"), []
+    except UnicodeDecodeError:
+        pass
+    kept, bad, offset = [], [], 0
+    for line in block.splitlines(keepends=True):  # at \n, \r and \r\n
+        try:
+            kept.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            bad.append((offset, len(line), line[error.start]))
+        offset += len(line)
+    return "".join(kept), bad
 
 
 def cut(block: bytes) -> int:
     """Where to end a part of `block`: before its last newline, or at least between two
     characters.
     """
-    end = block.rfind(b"\n")
+    end = block.rfind(NEWLINE)
     if end > 0:
         return end
     end = len(block)
     while block[end - 1] & 0xC0 == 0x80 and end > len(block) - 4:
         end -= 1
     return end - 1
-
-
-def json_lines(
-    path: str, file: io.BufferedReader, text_field: str, report: Report
-) -> Iterator[Document]:
-    """A document for each line {text_field: text}; blank lines are nothing."""
-    number, seen = 0, report.records
-    while line := file.readline(MAX_DOCUMENT):
-        number += 1
-        where = f"{path}:{number}"
-        if len(line) == MAX_DOCUMENT and not line.endswith(b"\n"):
-            report.records += 1
-            report.refuse(where, f"line over {MAX_DOCUMENT >> 20} MiB")
-            while (more := file.readline(MAX_DOCUMENT)) and not more.endswith(b"\n"):
-                pass
-            continue
-        if not line.strip():
-            continue
-        report.records += 1
-        text = field_of(line, text_field, where, report)
-        if text:
-            yield Document(text, where)
-    if report.records == seen:
-        report.records += 1
-        report.refuse(path, "empty file")
-
-
-def field_of(line: bytes, text_field: str, where: str, report: Report) -> str:
-    """The text of one JSON line, or "" when it has none (which is counted)."""
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        report.refuse(where, "invalid UTF-8", f" (byte 0x{line[error.start]:02x})")
-        return ""
-    except (ValueError, RecursionError):
-        report.refuse(where, "not JSON")
-        return ""
-    if not isinstance(record, dict):
-        report.refuse(where, "not a JSON object")
-    elif text_field not in record:
-        known = f" (it has {', '.join(map(str, list(record)[:5]))}; config.data.text_field)"
-        report.refuse(where, f"no field '{text_field}'", known)
-    elif not isinstance(record[text_field], str):
-        report.refuse(where, f"field '{text_field}' is not a string")
-    else:
-        return usable(record[text_field], where, report)
-    return ""
 
 
 def topics(report: Report) -> Iterator[Document]:

@@ -1,10 +1,11 @@
-"""What are the bytes inside a file that may be packed, and are they text?"""
+"""The bytes inside a file that may be packed, and whether they are text."""
 
 import gzip
+import hashlib
 import io
 import os
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from lm_jax.errors import DataError
 
@@ -27,41 +28,47 @@ SIGNATURES = {
 CONTROL = bytes((*range(7), *range(14, 27)))  # what text has next to never
 
 
-def unpacked(
-    path: str, raw: BinaryIO, advance: Callable[[float], None]
-) -> tuple[str, io.BufferedReader]:
-    """(`path` without .gz or .zst, reader of what is inside); `advance(bytes)` is told what was
-    read of `raw`.
-    """
-    name, packing = os.path.splitext(path)
-    counted: Any = Counting(raw, advance)
-    if packing == ".gz":
-        counted = gzip.GzipFile(fileobj=counted)
-    elif packing == ".zst":
-        counted = unzstd(counted, path)
-    else:
-        name = path
-    return name, io.BufferedReader(counted, 1 << 20)
-
-
 class Counting(io.RawIOBase):
-    """A file that tells how much was read from it."""
+    """A file that tells `advance` how many bytes were read, and hashes them.
+
+    Attributes: count, bytes so far; digest, a hashlib object of them.
+    """
 
     def __init__(self, file: BinaryIO, advance: Callable[[float], None]):
-        self.file, self.advance = file, advance
+        self.file, self.advance, self.count = file, advance, 0
+        self.digest = hashlib.blake2b(digest_size=16)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fills `buffer`; returns the bytes read."""
         count = self.file.readinto(buffer)  # type: ignore[attr-defined]
         self.advance(count)
+        self.count += count
+        self.digest.update(memoryview(buffer)[:count])
         return count
+
+
+def unpacked(path: str, raw: Counting) -> tuple[str, io.BufferedReader]:
+    """(`path` without .gz or .zst, reader of what is inside `raw`)."""
+    name, packing = os.path.splitext(path)
+    packing, inside = packing.lower(), cast(Any, raw)
+    if packing == ".gz":
+        inside = gzip.GzipFile(fileobj=inside)
+    elif packing == ".zst":
+        inside = unzstd(inside, path)
+    else:
+        name = path
+    return name, io.BufferedReader(inside, 1 << 20)
 
 
 def unzstd(file: Any, path: str) -> Any:
     """A reader of zstd frames; raises DataError when they are damaged or cut short."""
     import zstandard
+
+    # zstd refuses windows over 128 MiB unless asked; its longest is 2 GiB (zstd --long=31).
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
 
     # Not the library's stream_reader: that one takes a file that is cut short for one that ends.
     class Reader(io.RawIOBase):
@@ -81,7 +88,7 @@ def unzstd(file: Any, path: str) -> Any:
                             f"{path}: damaged or cut short (the zstd frame has no end)."
                         )
                     return 0
-                self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+                self.frame = self.frame or unpacker.decompressobj()
                 try:
                     self.plain = memoryview(self.frame.decompress(self.packed))
                 except zstandard.ZstdError as error:

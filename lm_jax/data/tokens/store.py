@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.config.values import expand_home
 from lm_jax.data.tokens.files import LocalFiles, RemoteFiles, is_remote
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ class TokenStore:
 
     def __init__(self, path: Any):
         """Opens; raises DataError naming the file that is missing, cut short or damaged."""
-        self.path = str(path)
+        self.path = expand_home(str(path))
         self.files: Any = RemoteFiles(self.path) if is_remote(self.path) else LocalFiles(self.path)
         try:
             self.manifest = json.loads(self.files.read("store.json"))
@@ -85,7 +86,9 @@ class TokenStore:
     @staticmethod
     def exists(path: Any) -> bool:
         """Whether a store, whole or damaged, is at `path`."""
-        return (RemoteFiles if is_remote(path) else LocalFiles)(str(path)).exists("store.json")
+        return (RemoteFiles if is_remote(path) else LocalFiles)(expand_home(str(path))).exists(
+            "store.json"
+        )
 
     def __reduce__(self) -> Any:
         return TokenStore, (self.path,)

@@ -63,7 +63,7 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path):
     (tmp_path / "f.txt").write_bytes(bytes(range(256)))
     (tmp_path / "g.jsonl").write_bytes(b"\n \n")
     report = Report()
-    assert texts(tmp_path, report=report) == [r["text"] for r in LINES] * 2
+    assert texts(tmp_path, report=report) == [*[r["text"] for r in LINES] * 2, "fine\n"]
     folder = f"{tmp_path}/"
     assert [e.removeprefix(folder) for e in report.examples] == [
         "a.jsonl:4: field 'text' is not a string",
@@ -80,11 +80,12 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path):
         "g.jsonl: empty file",
     ]
     assert report.records == 19
-    assert report.bad.total() == 12
+    assert report.bad.total() == 11  # b.txt lost a line, and no more
+    assert report.lost["invalid UTF-8"] == len(b'{"text": "\xff"}\n') + len(b"so far \xe9\n")
     assert report.skipped == {"empty text": 1}
-    report.check(0.7)
-    with pytest.raises(DataError, match=r"12 of 19 records.*max_bad_fraction=0\.6.*a\.jsonl:4: .*"):
-        report.check(0.6)
+    report.check(0.9)
+    with pytest.raises(DataError, match=r"11 of 19 records.*max_bad_fraction=0\.5.*a\.jsonl:4: .*"):
+        report.check(0.5)
 
 
 def test_without_a_report_nothing_bad_passes(tmp_path):
@@ -116,7 +117,60 @@ def test_an_empty_folder_is_named_and_hidden_files_are_counted(tmp_path):
     (tmp_path / "seen.txt").write_text("x")
     report = Report()
     assert texts(tmp_path, report=report) == ["x"]
-    assert report.skipped == {"hidden file": 1}
+    assert report.skipped == {"hidden file": 1, "hidden folder": 1}
+
+
+def test_linked_folders_are_read_once_and_broken_links_are_counted(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("in the linked folder")
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (inside / "b.txt").write_text("in the folder")
+    (inside / "link").symlink_to(tmp_path / "real")
+    (inside / "again").symlink_to(tmp_path / "real")
+    (inside / "up").symlink_to(inside)  # a circle
+    (inside / "gone.txt").symlink_to(tmp_path / "no such file")
+    report = Report()
+    assert sorted(texts(inside, report=report)) == ["in the folder", "in the linked folder"]
+    assert report.skipped == {"broken link": 1, "folder that was read under another name": 2}
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("x")
+    assert texts("~/a.txt") == texts("~") == texts("~/*.txt") == ["x"]
+
+
+def test_a_wrong_byte_costs_its_line_and_is_counted_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT", 1 << 10)
+    before, after = "x" * 59 + "\n", "z" * 59 + "\n"
+    whole = before.encode() * 100 + b"ab\xff\n" + after.encode() * 900
+    (tmp_path / "a.txt").write_bytes(whole)
+    report = Report()
+    found = "".join(texts(tmp_path / "a.txt", report=report))
+    assert found == before * 100 + after * 900
+    assert (report.records, report.bytes, report.bad) == (1, len(whole), {})
+    assert report.lost == {"invalid UTF-8": 4}
+    assert report.examples == [f"{tmp_path}/a.txt:101: invalid UTF-8 (byte 0xff)"]
+    report.check(0.01)
+    # In Latin-1 most lines may do, and what is lost counts as bytes.
+    (tmp_path / "b.txt").write_bytes(b"plain\n" * 3 + "grün\n".encode("latin-1") * 2)
+    report = Report()
+    assert texts(tmp_path / "b.txt", report=report) == ["plain\n" * 3]
+    with pytest.raises(DataError, match=r"10 of 28 bytes .*max_bad_fraction=0\.01.*b\.txt:4:"):
+        report.check(0.01)
+
+
+def test_a_zstd_file_with_the_longest_window_is_read(tmp_path):
+    # Its header says 2 GiB, as `zstd --long=31` makes it; the library takes 128 MiB by itself.
+    frame = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=12)
+    ).compressobj()
+    packed = bytearray(frame.compress(jsonl(LINES)) + frame.flush())
+    assert packed[4] & 0x20 == 0, "has a window descriptor"
+    packed[5] = (31 - 10) << 3
+    (tmp_path / "a.jsonl.zst").write_bytes(bytes(packed))
+    assert texts(tmp_path / "a.jsonl.zst") == [r["text"] for r in LINES]
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.txt.zst"])
