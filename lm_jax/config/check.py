@@ -78,6 +78,28 @@ def check(config: Any) -> None:
     check_steps(config)
     check_objective(config)
     check_mesh(config)
+    check_ring(config)
+
+
+def check_ring(config: Any) -> None:
+    """Raises UserError for what ring attention cannot do, where devices share the rows."""
+    model = config.model
+    if model.context_attention != "ring" or config.mesh.context in (1, -1):
+        return
+    beyond = {
+        f"config.model.window={model.window}": model.window,
+        f"config.model.positions={model.positions!r}": model.positions in ("relative", "alibi"),
+        f"config.loss.objective={config.loss.objective!r}, whose rows have a prefix":
+            has_prefix(config),
+    }  # fmt: skip
+    why = ", ".join(what for what, is_so in beyond.items() if is_so)
+    need(config, not why, "model.context_attention", f"cannot have {why}; set it to gather.")
+
+
+def has_prefix(config: Any) -> bool:
+    """Whether rows begin with text that all of the row sees: pairs, of a decoder alone."""
+    pairs = any(name in PAIRS for name, _ in mixture(config.loss.objective))
+    return pairs and config.model.architecture == "decoder"
 
 
 def check_model(config: Any) -> None:

@@ -7,10 +7,13 @@ from lm_jax.devices import runtime
 from lm_jax.errors import UserError
 
 
-def resolved(config: ModelConfig, platform: str, prefix: bool = False) -> ModelConfig:
+def resolved(
+    config: ModelConfig, platform: str, prefix: bool = False, shared: bool = False
+) -> ModelConfig:
     """The model with what "auto" means on `platform` (cpu, gpu, tpu) written out.
 
-    prefix: batches have one (prefix LM). A kernel of another platform, or one that cannot do what
+    prefix: batches have one (prefix LM). shared: several devices share a row (mesh.context). A
+    kernel of another platform, or one that cannot do what
     the model wants, is refused where it is asked for, and never taken where it is not.
     """
     backends = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
@@ -28,6 +31,13 @@ def resolved(config: ModelConfig, platform: str, prefix: bool = False) -> ModelC
         f"config.model.value_dim={config.value_dim}": config.value_size != config.head_size,
         "a prefix that is seen from before": prefix and attention == "splash",
         "config.model.attn_softcap": config.attn_softcap and attention == "cudnn",
+        "config.model.context_attention='ring'": (
+            shared and config.context_attention == "ring" and attention == "cudnn"
+        ),
+        f"config.model.dtype={dtype!r}": dtype == "float32" and attention == "cudnn",
+        f"heads of {config.head_size} numbers, but multiples of 8 up to 256": (
+            attention == "cudnn" and (config.head_size % 8 or config.head_size > 256)
+        ),
     }
     why = next((what for what, is_so in beyond.items() if is_so and attention != "xla"), None)
     if why and config.attention != "auto":

@@ -145,9 +145,12 @@ class Embed(nnx.Module):
             else:
                 x_BLD += shard(sinusoids(positions_BL, config.dim).astype(dtype), *by_row)
         if config.token_types:
-            types_BL = jnp.zeros((1, 1), jnp.int32) if types_BL is None else types_BL
-            by_row = axes if len(types_BL) == len(tokens_BL) else row
-            x_BLD += gather(shard(self.types[...].astype(dtype), None, None), types_BL, *by_row)
+            table = shard(self.types[...].astype(dtype), None, None)
+            if types_BL is None:  # all tokens are of the first type
+                x_BLD += shard(table[:1][None], None, None, axes[2])
+            else:
+                by_row = axes if len(types_BL) == len(tokens_BL) else row
+                x_BLD += gather(table, types_BL, *by_row)
         return self.norm(x_BLD) if config.embed_norm else x_BLD
 
 

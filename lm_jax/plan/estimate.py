@@ -11,6 +11,7 @@ import functools
 import jax
 
 from lm_jax.config import Config, MeshConfig
+from lm_jax.config.check import has_prefix
 from lm_jax.config.mesh_check import ATTENTION
 from lm_jax.devices.chips import Topology
 from lm_jax.devices.resolve import resolved
@@ -56,7 +57,8 @@ def part_of(config: Config, topology: Topology) -> Part:
             f"config.mesh.stage={config.mesh.stage}: there is no estimate of a pipeline; name a "
             "--mesh and a TPU, without --plot, and it is compiled."
         )
-    config = dataclasses.replace(config, model=resolved(config.model, "tpu"))
+    model = resolved(config.model, "tpu", has_prefix(config), config.mesh.context > 1)
+    config = dataclasses.replace(config, model=model)
     return Part(config, LANES if topology.chip.is_tpu else 1)
 
 

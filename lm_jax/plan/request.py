@@ -3,6 +3,7 @@
 import dataclasses
 
 from lm_jax.config import Config, MeshConfig
+from lm_jax.config.check import check_ring
 from lm_jax.config.mesh_check import FAR_AXES, check_batch, check_mesh, fill_mesh, large_axes
 from lm_jax.devices.chips import Topology
 from lm_jax.errors import UserError, nearest
@@ -64,6 +65,7 @@ def check_on(config: Config, topology: Topology) -> None:
     crosses the network between them, as in sharding.tpu_grid.
     """
     check_mesh(config)
+    check_ring(config)
     slices, mesh = topology.slices, config.mesh
     if all(getattr(mesh, axis) % slices for axis in FAR_AXES):
         raise UserError(

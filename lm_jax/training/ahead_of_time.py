@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 
 from lm_jax.config import Config, MeshConfig
+from lm_jax.config.check import has_prefix
 from lm_jax.config.mesh_check import check_batch
-from lm_jax.data.views import by_objective
+from lm_jax.data.views import by_objective, fit
 from lm_jax.devices import sharding, xla_options
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import MachineError, UserError
@@ -76,8 +77,10 @@ def trace_step(config: Config, devices: list[Any]) -> Step:
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     check_batch(config.batch_size, config.microbatches, mesh.shape)
-    model = resolved(config.model, "tpu", by_objective.has_prefix(config))
-    return trace(dataclasses.replace(config, model=model), mesh)
+    model = resolved(config.model, "tpu", has_prefix(config), mesh.shape["context"] > 1)
+    config = dataclasses.replace(config, model=model)
+    fit.check_rows(config, mesh.shape["context"])
+    return trace(config, mesh)
 
 
 def trace(config: Config, mesh: Any) -> Step:

@@ -17,7 +17,7 @@ from lm_jax.config import Config, MeshConfig, mesh_check
 from lm_jax.config import check as config_check
 from lm_jax.config.values import expand_home
 from lm_jax.data.stream import batches
-from lm_jax.data.views import by_objective
+from lm_jax.data.views import by_objective, fit
 from lm_jax.devices import hosts, quantized, runtime, sharding, xla_options
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import EXIT_PREEMPTED, DivergedError, UserError
@@ -51,8 +51,10 @@ def train(
     mesh_check.check_batch(asked.batch_size, asked.microbatches, mesh.shape)
     # Once more, now that what a -1 stands for is known.
     config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
-    model = resolved(asked.model, devices[0].platform, by_objective.has_prefix(asked))
+    prefix, shared = config_check.has_prefix(asked), mesh.shape["context"] > 1
+    model = resolved(asked.model, devices[0].platform, prefix, shared)
     config = dataclasses.replace(asked, model=model)
+    fit.check_rows(config, mesh.shape["context"])
     kind = devices[0].device_kind
     for warning in (quantized.warning(model.quantization, kind), sharding.warning(mesh)):
         if warning:
@@ -71,6 +73,9 @@ def train(
         ):
             if saved.steps():  # of other data: refused before anything is written
                 rundir.check_data(saved.metadata(), store)
+            if not counts:
+                for split in ("train", "heldout"):  # room for specials, enough text: the same
+                    by_objective.make(store, split, config, config.seed)
             hosts.first_does(lambda: rundir.create(workdir, asked), "folder")
             if counts:
                 return counting.train(config, Path(workdir), mesh, store, saved)

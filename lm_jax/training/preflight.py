@@ -164,6 +164,8 @@ def check_accumulation(config: Config) -> float:
     # Microbatches of unlike weight: averages of averages would show.
     weights = (rng.random((rows[0], 16)) < np.linspace(0.1, 1, rows[0])[:, None]).astype(np.float32)
     whole = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+    if config.model.architecture == "encoder_decoder":
+        whole["inputs"] = tokens[:, :0:-1]
     results = []
     with sharding.no_mesh():
         state = jax.jit(lambda: init_state(tiny))()

@@ -16,6 +16,8 @@ from lm_jax.devices.chips import peak_flops
 from lm_jax.devices.sharding import bytes_per_device, memory_limit
 from lm_jax.progress import human
 
+GROUPS = ("embed", "attn", "cross", "mlp", "layers", "relative", "head", "pooler")  # modules with a row each
+
 
 def text(
     asked: Config, config: Config, workdir: str, mesh: Any, abstract: Any, store: Any | None
@@ -78,13 +80,14 @@ def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
 
 
 def modules(model: Any) -> dict[str, int]:
-    """Parameters by module: embeddings, attention, mlp, norms, head."""
+    """Number of parameters by module, {"embed": 6144, "attn": ...}: embeddings, attention, mlp,
+    norms, biases, head; of a model without modules, by the name of the parameter.
+    """
     sizes: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        names = [part.name for part in path if hasattr(part, "name")]
-        groups = ("embed", "attn", "cross", "mlp", "layers", "head", "pooler")
-        kind = next(
-            (n.partition("_")[0] for n in names if n in groups or n[:5] == "head_"), "norms"
-        )
+        names = [part.name for part in path if hasattr(part, "name") and part.name != "value"]
+        kind = next((n.partition("_")[0] for n in names if n in GROUPS or n[:5] == "head_"), "")
+        if not kind:
+            kind = "norms" if any("norm" in name for name in names) else names[-1]
         sizes[kind] = sizes.get(kind, 0) + math.prod(leaf.shape)
     return sizes

@@ -196,3 +196,34 @@ def test_muon_shards_its_state_by_whole_layers_or_not_at_all():
 def test_an_optimizer_that_is_not_there_is_answered_by_the_nearest():
     with pytest.raises(UserError, match=r"optimizer.name='adafacto': .* Did you mean 'adafactor'"):
         Config.parse(changed(optimizer__name="adafacto"))
+
+
+RING = {"model__context_attention": "ring", "mesh__context": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"model__window": 8}, "config.model.window=8"),
+        ({"model__positions": "alibi"}, "config.model.positions='alibi'"),
+        ({"model__positions": "relative"}, "config.model.positions='relative'"),
+        ({"loss__objective": "causal,prefix_lm"}, "config.loss.objective='causal,prefix_lm', whose "
+         "rows have a prefix"),
+    ],
+)  # fmt: skip
+def test_a_ring_refuses_what_it_cannot_do_before_anything_is_written(fields, what):
+    with pytest.raises(UserError) as error:
+        Config.parse(changed(**RING, **fields))
+    expected = f"config.model.context_attention='ring': cannot have {what}; set it to gather."
+    assert str(error.value) == expected
+    Config.parse(changed(**RING | {"model__context_attention": "gather"}, **fields))
+    Config.parse(changed(**RING | {"mesh__context": 1}, **fields))  # there is no ring
+
+
+def test_the_kernel_that_auto_means_is_one_that_can_do_a_ring():
+    ring = ModelConfig(context_attention="ring")
+    assert resolved(ring, "gpu").attention == "cudnn"
+    assert resolved(ring, "gpu", shared=True).attention == "xla"
+    assert resolved(ring, "tpu", shared=True).attention == "splash"
+    with pytest.raises(UserError, match="'cudnn': cannot have config.model.context_attention"):
+        resolved(dataclasses.replace(ring, attention="cudnn"), "gpu", shared=True)

@@ -155,3 +155,19 @@ def test_attention_in_blocks_equals_the_formula(L):
     found = run(*(x.astype(np.float32) for x in (q, k, v)), segments)
     for one, allowed in zip(found, (causal, causal & own, own), strict=True):
         np.testing.assert_allclose(one, plain(q, k, v, allowed), atol=1e-5)
+
+
+@pytest.mark.parametrize("types", [False, True])
+def test_devices_that_share_a_row_have_its_token_types_or_the_first_one(types):
+    config = ModelConfig(
+        architecture="encoder", vocab_size=32, num_layers=1, dim=32, num_heads=4, max_length=16,
+        token_types=2, positions="learned", attention="xla", dtype="float32",
+    )  # fmt: skip
+    model = make(config)
+    batch = {"tokens": jnp.arange(32).reshape(2, 16)}
+    batch |= {"token_types": jnp.tile(jnp.arange(16) // 8, (2, 1))} if types else {}
+    alone = model.forward(batch)[0]
+    mesh = make_mesh(MeshConfig(data=1, context=4, tensor=2))
+    with jax.set_mesh(mesh):
+        shared = jax.jit(lambda batch: model.forward(batch)[0])(batch)
+    np.testing.assert_allclose(shared, alone, atol=1e-5)

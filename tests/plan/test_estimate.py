@@ -221,3 +221,11 @@ def test_a_recurrent_model_has_no_estimate():
     )
     with pytest.raises(UserError, match=r"config.model.architecture='lstm': there is no estimate"):
         estimate.estimate(config, parse("v5e:2x4"))
+
+
+def test_a_decoder_with_a_prefix_is_planned_with_the_attention_of_its_run():
+    values = SMALL | {"loss": {"objective": "prefix_lm"}, "mesh": {"data": 4}}
+    found = estimate.estimate(Config.parse(values), parse("v5e:2x2"))
+    assert found.memory.total > 0
+    plain = estimate.estimate(Config.parse(SMALL | {"mesh": {"data": 4}}), parse("v5e:2x2"))
+    assert found.memory.total > plain.memory.total  # its scores are whole

@@ -129,6 +129,12 @@ def test_an_average_of_averages_is_refused(monkeypatch):
         preflight.check_accumulation(CONFIG)
 
 
+@pytest.mark.parametrize("architecture", ["encoder", "encoder_decoder", "lstm", "hmm"])
+def test_accumulation_is_checked_in_every_architecture(architecture):
+    model = dataclasses.replace(CONFIG.model, architecture=architecture)
+    assert preflight.check_accumulation(dataclasses.replace(CONFIG, model=model)) < 1e-3
+
+
 def test_a_directory_that_cannot_be_written_is_refused(mesh, monkeypatch, tmp_path):
     monkeypatch.setattr(preflight, "check_attention", lambda config: 0.0)
     (tmp_path / "file").write_text("mine")

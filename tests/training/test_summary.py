@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 import pytest
+from flax import nnx
 from test_rundir import CONFIG, write_store
 
 from lm_jax.config import MeshConfig
 from lm_jax.devices import runtime, sharding
 from lm_jax.devices.resolve import resolved
+from lm_jax.models import ModelConfig, create
 from lm_jax.training import loop, summary
 from lm_jax.training.train_step import init_state
 
@@ -56,6 +58,13 @@ def test_parameters_are_counted_by_module_and_memory_by_device(screen):
         assert part in screen["parameters"]
     spread = 3 * 4 * (2 * 384 * 16 + attention + mlp) / 4  # with Adam's moments, over four devices
     assert screen["memory"].startswith(f"{(spread + 3 * 4 * 48) / 1e3:.3g}"[:3])
+
+
+def test_parameters_that_are_in_no_module_are_called_by_their_names():
+    model = jax.eval_shape(
+        lambda: create(ModelConfig("hmm", vocab_size=64, dim=16), rngs=nnx.Rngs(0))
+    )
+    assert summary.modules(model) == {"emission": 1024, "start": 16, "transition": 256}
 
 
 def test_a_dry_run_stops_at_the_screen_and_writes_nothing(tmp_path, capsys, monkeypatch):

@@ -123,6 +123,17 @@ def test_encoders_and_local_layers_with_capped_scores_have_splash_too(name):
     assert "splash" in compiled.as_text()
 
 
+@pytest.mark.parametrize("name", ["bert:base", "transformer:base"])
+def test_encoders_share_their_rows_with_splash_attention(name):
+    """A full mask is the same for all devices that share a row."""
+    small = {"model__num_layers": 2, "model__vocab_size": 2048, "batch_size": 8,
+             "data__vocab_size": 512, "data__sequence_length": 512, "model__max_length": 512,
+             "mesh__context": 2}  # fmt: skip
+    step = traced(load(name, **small), "v5e:2x2")
+    assert step.config.model.attention == "splash"
+    assert "splash" in str(step.traced.jaxpr)
+
+
 @pytest.mark.slow
 def test_devices_that_share_the_heads_scatter_what_they_sum_and_never_the_whole_of_it():
     changes = {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 4}

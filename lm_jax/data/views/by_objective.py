@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config import Config
-from lm_jax.config.check import PAIRS, mixture
+from lm_jax.config.check import mixture
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.tokens.writer import Writer
@@ -76,9 +76,3 @@ def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         store = TokenStore.open(Path(folder) / "store")
         batch = make(store, "train", config, 0).rows(np.zeros(1, np.int64))
     return {name: (x.shape[1:], x.dtype) for name, x in batch.items() if name != "example"}
-
-
-def has_prefix(config: Config) -> bool:
-    """Whether rows begin with text that all of the row sees: pairs, of a decoder alone."""
-    pairs = any(name in PAIRS for name, _ in mixture(config.loss.objective))
-    return pairs and config.model.architecture == "decoder"

@@ -129,7 +129,8 @@ def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) 
     }
     given = {name: (x, axes) for name, (x, axes) in arrays.items() if x is not None}
     one, place = None, None
-    if backend == "splash":
+    # A full mask is the same for every part, and jax (0.10) cannot cut one into parts.
+    if backend == "splash" and (mask.causal or mask.window):
         lengths = q_BLKGH.shape[1], k_BSKH.shape[1]
         places = order(lengths[0], mask.balanced)
         one = kernels.splash_kernel(mask, *lengths, G, scores.softcap, places, parts)

@@ -5,6 +5,7 @@ it cannot be?
 import numpy as np
 import pytest
 
+from lm_jax.config import check
 from lm_jax.config.check import OBJECTIVES
 from lm_jax.data.stream import batches
 from lm_jax.data.views import by_objective
@@ -110,9 +111,9 @@ def test_pairs_of_the_text_itself_have_shapes_too(config_of):
 
 
 def test_only_a_decoder_alone_has_a_prefix(config_of):
-    assert by_objective.has_prefix(config_of("causal:1,prefix_lm:1", 32))
-    assert not by_objective.has_prefix(config_of("fim", 32))
-    assert not by_objective.has_prefix(config_of("prefix_lm", 32, "encoder_decoder"))
+    assert check.has_prefix(config_of("causal:1,prefix_lm:1", 32))
+    assert not check.has_prefix(config_of("fim", 32))
+    assert not check.has_prefix(config_of("prefix_lm", 32, "encoder_decoder"))
 
 
 @pytest.mark.parametrize(("objective", "architecture"), CASES)
