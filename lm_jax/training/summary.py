@@ -16,7 +16,16 @@ from lm_jax.devices.chips import peak_flops
 from lm_jax.devices.sharding import bytes_per_device, memory_limit
 from lm_jax.progress import human
 
-GROUPS = ("embed", "attn", "cross", "mlp", "layers", "relative", "head", "pooler")  # modules with a row each
+GROUPS = (
+    "embed",
+    "attn",
+    "cross",
+    "mlp",
+    "layers",
+    "relative",
+    "head",
+    "pooler",
+)  # modules with a row each
 
 
 def text(
