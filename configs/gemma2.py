@@ -37,6 +37,7 @@ def get_config(size: str = "2b"):
     config.model.gated = True
     config.model.tie_embeddings = True
     config.model.embed_scale = config.model.dim**0.5
+    config.model.init_depth_scaling = False
     config.model.remat = "full"
     config.model.window = 4096
     config.model.layer_pattern = "lg"

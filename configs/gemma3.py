@@ -39,6 +39,7 @@ def get_config(size: str = "1b"):
     config.model.gated = True
     config.model.tie_embeddings = True
     config.model.embed_scale = config.model.dim**0.5
+    config.model.init_depth_scaling = False
     config.model.remat = "full"
     config.model.qk_norm = True
     config.model.layer_pattern = "lllllg"

@@ -31,6 +31,7 @@ def get_config():
     config.model.bias = True
     config.model.tie_embeddings = True
     config.model.dropout = 0.0
+    config.model.init_depth_scaling = True
     config.model.remat = "names"
     config.model.scan_unroll = 1  # 12 on a GPU: no loop, a slower compilation
 

@@ -38,6 +38,7 @@ def get_config(size: str = "small"):
     config.model.gated = False
     config.model.bias = True
     config.model.tie_embeddings = True
+    config.model.init_depth_scaling = True
     config.model.remat = "names"
 
     config.data.vocab_size = 50_257

@@ -39,6 +39,7 @@ def get_config(size: str = "8b"):
     config.model.gated = True
     config.model.rope_theta = 500_000.0
     config.model.tie_embeddings = size.startswith("3.2")
+    config.model.init_depth_scaling = False
     config.model.remat = "full"
 
     config.data.vocab_size = 128_000

@@ -32,6 +32,7 @@ def get_config():
     config.model.activation = "silu"
     config.model.gated = True
     config.model.tie_embeddings = False
+    config.model.init_depth_scaling = False
     config.model.remat = "full"
 
     config.data.vocab_size = 128_000

@@ -37,6 +37,7 @@ def get_config():
     config.model.tie_embeddings = False
     config.model.num_experts = 8
     config.model.experts_per_token = 2
+    config.model.init_depth_scaling = False
     config.model.remat = "full"
 
     config.data.vocab_size = 32_000

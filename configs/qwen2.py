@@ -34,6 +34,7 @@ def get_config(size: str = "0.5b"):
     config.model.gated = True
     config.model.rope_theta = 1_000_000.0
     config.model.qkv_bias = True
+    config.model.init_depth_scaling = False
     config.model.remat = "full"
 
     config.data.vocab_size = 151_643

@@ -39,6 +39,7 @@ def get_config(size: str = "0.6b"):
     config.model.gated = True
     config.model.rope_theta = 1_000_000.0
     config.model.qk_norm = True
+    config.model.init_depth_scaling = False
     config.model.remat = "full"
 
     config.data.vocab_size = 151_643

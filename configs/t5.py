@@ -5,7 +5,8 @@ arXiv:2002.05202).
         --config.data.store=gs://BUCKET/tokens
 
 Span corruption, 128 sequences of 512 tokens for 2^19 steps, Adafactor at 0.01 for 10^4 steps and
-then at 1 / sqrt(step) (section 3.1.2). 1.1 has gated layers and a head of its own. Not run here.
+then at 1 / sqrt(step) (section 3.1.2). 1.1 has gated layers, a head of its own, and no dropout in
+pretraining. Not run here.
 """
 
 from lm_jax import config as lm_config
@@ -39,7 +40,8 @@ def get_config(size: str = "base"):
     config.model.positions = "relative"
     config.model.attn_scale = 1.0
     config.model.init_std = 0.0
-    config.model.dropout = 0.0
+    config.model.init_depth_scaling = False
+    config.model.embed_init_std = 1.0
 
     config.data.tokenizer = "unigram"
     config.data.vocab_size = 32_000
@@ -59,7 +61,9 @@ def get_config(size: str = "base"):
     if size.startswith("1.1"):
         config.model.activation, config.model.gated = "gelu_tanh", True
         config.model.tie_embeddings = False
+        config.model.dropout = 0.0
     else:
         config.model.activation, config.model.gated = "relu", False
         config.model.tie_embeddings, config.model.logit_scale = True, config.model.dim**-0.5
+        config.model.dropout = 0.1
     return config

@@ -35,6 +35,10 @@ def get_config(size: str = "base"):
     config.model.gated = False
     config.model.bias = True
     config.model.tie_embeddings = True
+    config.model.init_std = 0.0
+    config.model.init_fan = "average"
+    config.model.init_depth_scaling = False
+    config.model.embed_init_std = config.model.dim**-0.5
 
     config.data.vocab_size = 37_000
     config.data.sequence_length = 256

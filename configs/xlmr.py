@@ -3,16 +3,16 @@
     python -m lm_jax.train --config=configs/xlmr.py:base --workdir=/mnt/bucket/xlmr \
         --config.data.store=gs://BUCKET/tokens
 
-8,192 sequences of 512 tokens for 1.5 M steps. The paper does not tell its learning rates; these are
-RoBERTa's. Not run here.
+8,192 sequences of 512 tokens for 1.5 M steps. The paper does not tell its learning
+rates and warm-up; these are RoBERTa's. Not run here.
 """
 
 from lm_jax import config as lm_config
 
-FIELDS = "model.num_layers model.dim model.num_heads optimizer.learning_rate"
+FIELDS = "model.num_layers model.dim model.num_heads optimizer.learning_rate optimizer.warmup_steps"
 SIZES = {
-    "base": (12, 768, 12, 0.0006),
-    "large": (24, 1024, 16, 0.0004),
+    "base": (12, 768, 12, 0.0006, 24_000),
+    "large": (24, 1024, 16, 0.0004, 30_000),
 }
 
 
@@ -37,6 +37,7 @@ def get_config(size: str = "base"):
     config.model.tie_embeddings = True
     config.model.head_transform = True
     config.model.head_bias = True
+    config.model.init_depth_scaling = False
     config.model.dropout = 0.1
     config.model.token_types = 1
     config.model.position_offset = 2
@@ -49,7 +50,7 @@ def get_config(size: str = "base"):
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 0.0
-    config.optimizer.warmup_steps = 24000
+    config.optimizer.schedule = "linear"
     config.optimizer.end_fraction = 0.0
     config.optimizer.eps = 1e-06
     config.eval.every = 1000

@@ -23,6 +23,7 @@ CHOICES = {
     "model.architecture": tuple(OBJECTIVES),
     "model.norm_order": ("pre", "post", "sandwich", "output"),
     "model.norm": ("rmsnorm", "layernorm"),
+    "model.init_fan": ("in", "average"),
     "model.positions": ("rope", "learned", "sinusoidal", "relative", "alibi", "none"),
     "model.activation": ("silu", "gelu", "gelu_tanh", "relu"),
     "model.rope_scaling": ("none", "linear", "llama3", "yarn"),
@@ -33,7 +34,7 @@ CHOICES = {
     "model.remat": ("none", "full", "dots", "names", "offload"),
     "model.quantization": ("none", "int8", "int8_full", "fp8", "fp8_full"),
     "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
-    "optimizer.schedule": ("cosine", "wsd", "rsqrt", "constant"),
+    "optimizer.schedule": ("cosine", "linear", "wsd", "rsqrt", "constant"),
     "data.tokenizer": ("bpe", "unigram", "bytes"),
 }
 AT_LEAST_1 = (
@@ -45,6 +46,7 @@ AT_LEAST_1 = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.init_std",
+    "model.embed_init_std",
     "model.encoder_layers", "model.value_dim", "model.window", "model.attn_scale",
     "model.attn_softcap", "model.logit_softcap", "model.token_types", "model.num_experts",
     "model.shared_experts", "model.capacity_factor", "model.rope_local_theta",

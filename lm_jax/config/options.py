@@ -77,7 +77,11 @@ class ModelConfig:
     capacity_factor: float = 0.0  # tokens an expert takes, in fair shares; 0: all (dropless)
     order: int = 5  # of an ngram, 1 to 6: tokens of its longest
     dropout: float = 0.0
-    init_std: float = 0.02  # of weights; 0: fan_in ** -0.5; / sqrt(2 layers) where a branch ends
+    # Standard deviation of new weights. 0: by the sizes of each (see init_fan); T5 is such.
+    init_std: float = 0.02
+    init_fan: str = "in"  # init_std 0: fan_in ** -0.5; average: (2 / (fan_in + fan_out)) ** 0.5
+    init_depth_scaling: bool = True  # what ends a residual branch: / sqrt(2 layers) (GPT-2)
+    embed_init_std: float = 0.0  # of the token embeddings (T5: 1); 0: init_std, or 0.02
     zero_init: bool = False  # what ends a residual branch starts at 0: a block starts as nothing
     context_attention: str = "gather"  # of devices that share rows: ring sends keys round
     attention: str = "auto"  # splash on TPU, cudnn on GPU, xla elsewhere and where it must be
@@ -183,8 +187,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # 0: off
     schedule: str = "cosine"
     warmup_steps: int = 100
-    decay_steps: int = 0  # cosine: to the end of the run when 0; wsd: the last fifth of it when 0;
-    # rsqrt: from this step on, or from the warm-up on when 0
+    decay_steps: int = 0  # cosine, linear: to the run's end when 0; wsd: the last fifth of it
+    # when 0; rsqrt: from this step on, or from the warm-up on when 0
     end_fraction: float = 0.1  # of the learning rate, at the end
 
 

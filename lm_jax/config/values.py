@@ -47,7 +47,9 @@ EXECUTION = (
     "attention", "context_attention", "dtype", "matmul_precision", "pipeline_parts",
     "pipeline_rounds", "quantization", "quantized", "remat", "scan_unroll",
 )  # fmt: skip
-TRAINING = ("dropout", "init_std", "zero_init")  # act at birth or in training steps only
+# Those that act at birth or in training steps only.
+TRAINING = ("dropout", "init_std", "init_fan", "init_depth_scaling", "embed_init_std",
+            "zero_init")  # fmt: skip
 
 
 def execution_fields() -> tuple[str, ...]:

@@ -163,7 +163,7 @@ class Family:
                     f"{where}: {key}={short(value)}: not supported, only {only[key]!r}."
                 )
         hints = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
-        found = dict(self.ours)
+        found = {"init_depth_scaling": self.model_type == "gpt2", **self.ours}
         for option in self.options:
             value = values.get(option.theirs)
             if value is None and option.default is REQUIRED:

@@ -39,7 +39,7 @@ class Network(nnx.Module):
         config = self.config
         if not config.tie_embeddings:
             V, D = config.vocab_size, config.dim
-            self.head = weight(rngs, (V, D), table(V), std_of(config, D))
+            self.head = weight(rngs, (V, D), table(V), std_of(config, D, V))
         if config.head_transform:
             self.head_transform = HeadTransform(config, rngs=rngs)
         if config.head_bias:

@@ -48,12 +48,19 @@ def constant(shape: tuple[int, ...], axes: tuple[str | None, ...], value: float)
     return nnx.Param(shard(jnp.full(shape, value, jnp.float32), *axes))
 
 
-def std_of(config: ModelConfig, fan_in: int, ends_branch: bool = False) -> float:
-    """Standard deviation of a projection; one that ends a residual branch is 1/sqrt(2 layers) of it
-    (GPT-2).
+def std_of(config: ModelConfig, fan_in: int, fan_out: int, ends_branch: bool = False) -> float:
+    """Initial standard deviation of a projection from `fan_in` to `fan_out` features.
+
+    config.init_std; where that is 0, fan_in ** -0.5 (LeCun et al. 1998) or, with init_fan
+    "average", sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010). A projection that ends a
+    residual branch is 0 under config.zero_init, and 1 / sqrt(2 layers) of it under
+    config.init_depth_scaling (Radford et al. 2019, section 2.3). docs/recipes.md has these
+    numbers for every config, beside those of its reference.
     """
-    std = 0.0 if ends_branch and config.zero_init else config.init_std or fan_in**-0.5
-    return std / math.sqrt(2 * config.num_layers) if ends_branch else std
+    fan = {"in": fan_in, "average": (fan_in + fan_out) / 2}[config.init_fan]
+    std = 0.0 if ends_branch and config.zero_init else config.init_std or fan**-0.5
+    scaled = ends_branch and config.init_depth_scaling
+    return std / math.sqrt(2 * config.num_layers) if scaled else std
 
 
 class Norm(nnx.Module):
@@ -87,8 +94,8 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         D, C, F = config.dim, 1 + config.gated, config.mlp_size
-        self.up = weight(rngs, (D, C, F), ("embed", None, "mlp"), std_of(config, D))
-        self.down = weight(rngs, (F, D), ("mlp", "embed"), std_of(config, F, ends_branch=True))
+        self.up = weight(rngs, (D, C, F), ("embed", None, "mlp"), std_of(config, D, F))
+        self.down = weight(rngs, (F, D), ("mlp", "embed"), std_of(config, F, D, ends_branch=True))
         if config.bias:
             self.up_bias = constant((C, F), (None, "mlp"), 0.0)
             self.down_bias = constant((D,), (None,), 0.0)
@@ -114,7 +121,7 @@ class Embed(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         V, D, std = config.vocab_size, config.dim, config.init_std or 0.02
-        self.tokens = weight(rngs, (V, D), table(V), std)
+        self.tokens = weight(rngs, (V, D), table(V), config.embed_init_std or std)
         if config.positions == "learned":
             rows = config.max_length + config.position_offset
             self.positions = weight(rngs, (rows, D), (None, "embed"), std)
@@ -159,7 +166,7 @@ class HeadTransform(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config, D = config, config.dim
-        self.kernel = weight(rngs, (D, D), ("embed", None), std_of(config, D))
+        self.kernel = weight(rngs, (D, D), ("embed", None), std_of(config, D, D))
         self.bias = constant((D,), (None,), 0.0)
         self.norm = Norm(config, rngs=rngs)
 
@@ -174,12 +181,10 @@ class Pooler(nnx.Module):
     """Two logits [B, 2] for a pair of texts, from the first token (BERT, section 3.1)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        D, std = config.dim, std_of(config, config.dim)
-        self.kernel, self.bias = (
-            weight(rngs, (D, D), ("embed", None), std),
-            constant((D,), (None,), 0.0),
-        )
-        self.pair = weight(rngs, (D, 2), ("embed", None), std)
+        D = config.dim
+        self.kernel = weight(rngs, (D, D), ("embed", None), std_of(config, D, D))
+        self.bias = constant((D,), (None,), 0.0)
+        self.pair = weight(rngs, (D, 2), ("embed", None), std_of(config, D, 2))
         self.pair_bias = constant((2,), (None,), 0.0)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:

@@ -37,8 +37,8 @@ class Experts(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         E, D, C, F = config.num_experts, config.dim, 1 + config.gated, config.mlp_size
-        std, end_std = std_of(config, D), std_of(config, F, ends_branch=True)
-        self.router = weight(rngs, (D, E), ("embed", None), std)
+        std, end_std = std_of(config, D, F), std_of(config, F, D, ends_branch=True)
+        self.router = weight(rngs, (D, E), ("embed", None), std_of(config, D, E))
         self.up = weight(rngs, (E, D, C, F), ("experts", "embed", None, "mlp"), std)
         self.down = weight(rngs, (E, F, D), ("experts", "mlp", "embed"), end_std)
         if config.bias:

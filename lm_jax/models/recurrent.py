@@ -29,7 +29,7 @@ class Layers(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         N, G, D = config.num_layers, CELLS[config.architecture].gates, config.dim
-        axes, std = (None, None, "mlp", "embed"), std_of(config, D)
+        axes, std = (None, None, "mlp", "embed"), std_of(config, D, D)
         self.wx = weight(rngs, (N, G, D, D), axes, std)  # weight_ih
         self.wh = weight(rngs, (N, G, D, D), axes, std)  # weight_hh
         self.bx = constant((N, G, D), axes[:3], 0.0)  # bias_ih

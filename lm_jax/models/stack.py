@@ -2,6 +2,7 @@
 
 # Shapes: B batch, L query length, S key length, D model width, N layers.
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -96,7 +97,8 @@ class Stack(nnx.Module):
             )
         keys = jax.random.split(rngs.params(), self.layers)
         keys = shard(keys, "layers") if ways("layers") > 1 else keys
-        self.blocks = jax.vmap(lambda key: Block(config, cross, rngs=nnx.Rngs(key)))(keys)
+        own = dataclasses.replace(config, num_layers=self.layers)  # the depth that scales a branch
+        self.blocks = jax.vmap(lambda key: Block(own, cross, rngs=nnx.Rngs(key)))(keys)
         if config.final_norm:
             self.norm = Norm(config, rngs=rngs)
         if config.positions == "relative":

@@ -32,8 +32,9 @@ STACKED = {"blocks", "layers"}  # whose parameters have a first axis of layers
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """step -> learning rate: linear warm-up, then cosine, warm-up-stable-decay (arXiv:2404.06395),
-    the inverse square root of the step (arXiv:1706.03762, equation 3) or constant.
+    """step -> learning rate: linear warm-up, then cosine or linear decay, warm-up-stable-decay
+    (arXiv:2404.06395), the inverse square root of the step (arXiv:1706.03762, equation 3) or
+    constant.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     end = peak * config.end_fraction
@@ -43,6 +44,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         decay = config.decay_steps or steps - warmup
         parts.append(optax.cosine_decay_schedule(peak, max(1, decay), config.end_fraction))
+    elif config.schedule == "linear":
+        parts.append(optax.linear_schedule(peak, end, max(1, config.decay_steps or steps - warmup)))
     elif config.schedule == "wsd":
         decay = config.decay_steps or max(1, steps // 5)
         parts += [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)]

@@ -32,6 +32,13 @@ def test_cosine_may_end_before_the_run():
     assert rates(1000, (10, 60, 110, 900), warmup_steps=10, decay_steps=100) == [1, 0.55, 0.1, 0.1]
 
 
+def test_linear_falls_by_the_same_in_each_step_from_the_warm_up_to_the_end():
+    linear = {"schedule": "linear", "end_fraction": 0.0}
+    found = rates(110, (0, 5, 10, 35, 60, 110, 500), warmup_steps=10, **linear)
+    assert found == [round(1 / 11, 5), round(6 / 11, 5), 1.0, 0.75, 0.5, 0.0, 0.0]
+    assert rates(1000, (0, 50, 900), warmup_steps=0, decay_steps=100, **linear) == [1, 0.5, 0]
+
+
 def test_warm_up_stable_decay_is_flat_until_the_last_fifth():
     found = rates(100, (0, 10, 79, 80, 90, 100), warmup_steps=10, schedule="wsd", end_fraction=0.0)
     assert found == [round(1 / 11, 5), 1.0, 1.0, 1.0, 0.5, 0.0]
@@ -54,7 +61,7 @@ def test_constant_stays_and_no_warm_up_starts_at_the_peak():
     assert rates(100, (0, 100), warmup_steps=0, schedule="cosine") == [1.0, 0.1]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "rsqrt", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "rsqrt", "constant"])
 def test_no_first_step_is_lost_to_a_rate_of_zero(schedule):
     assert rates(50, (0,), warmup_steps=20, schedule=schedule)[0] > 0
 

@@ -25,14 +25,15 @@ class Attention(nnx.Module):
         self.config = config
         D, K, H, W = config.dim, config.kv_heads, config.head_size, config.value_size
         G = config.num_heads // K
-        std = std_of(config, D)
-        # Where scores are not divided by sqrt(H), the queries are born smaller instead (T5).
-        q_std = std if config.init_std else std / (self.scale / H**-0.5)
+        # Where scores are not divided by sqrt(H), the initial queries are smaller instead (T5).
+        folded = 1.0 if config.init_std else self.scale / H**-0.5
+        q_std = std_of(config, D, K * G * H) / folded
+        k_std, v_std = std_of(config, D, K * H), std_of(config, D, K * W)
         self.wq = weight(rngs, (D, K, G, H), ("embed", "heads", None, None), q_std)
-        self.wk = weight(rngs, (D, K, H), ("embed", "heads", None), std)
-        self.wv = weight(rngs, (D, K, W), ("embed", "heads", None), std)
+        self.wk = weight(rngs, (D, K, H), ("embed", "heads", None), k_std)
+        self.wv = weight(rngs, (D, K, W), ("embed", "heads", None), v_std)
         self.wo = weight(rngs, (K, G, W, D), ("heads", None, None, "embed"),
-                         std_of(config, K * G * W, ends_branch=True))  # fmt: skip
+                         std_of(config, K * G * W, D, ends_branch=True))  # fmt: skip
         if config.bias or config.qkv_bias:
             self.bq = constant((K, G, H), ("heads", None, None), 0.0)
             self.bk = constant((K, H), ("heads", None), 0.0)

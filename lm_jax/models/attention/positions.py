@@ -83,7 +83,10 @@ class RelativeBias(nnx.Module):
     def __init__(self, config: ModelConfig, causal: bool, *, rngs: nnx.Rngs):
         self.config, self.causal = config, causal
         K, G = config.kv_heads, config.num_heads // config.kv_heads
-        self.table = weight(rngs, (config.relative_buckets, K, G), (None, "heads", None), 0.02)
+        R = config.relative_buckets
+        # Without init_std as Mesh-TensorFlow, which trained T5, has it: Glorot's, of the table.
+        std = config.init_std or math.sqrt(2 / (R + K * G))
+        self.table = weight(rngs, (R, K, G), (None, "heads", None), std)
 
     def __call__(self, distance_BLS: jax.Array) -> jax.Array:
         """[B, K, G, L, S] of distances key - query."""
