@@ -225,5 +225,5 @@ def test_the_kernel_that_auto_means_is_one_that_can_do_a_ring():
     assert resolved(ring, "gpu").attention == "cudnn"
     assert resolved(ring, "gpu", shared=True).attention == "xla"
     assert resolved(ring, "tpu", shared=True).attention == "splash"
-    with pytest.raises(UserError, match="'cudnn': cannot have config.model.context_attention"):
+    with pytest.raises(UserError, match=r"'cudnn': cannot have config\.model\.context_attention"):
         resolved(dataclasses.replace(ring, attention="cudnn"), "gpu", shared=True)

@@ -42,7 +42,7 @@ def test_targets_of_an_encoder_decoder_divide_or_the_nearest_length_is_named():
 def test_a_row_divides_into_pieces(architecture, objective, length, context, refused):
     config = config_of(architecture, objective, length)
     if refused:
-        with pytest.raises(UserError, match="config.data.sequence_length="):
+        with pytest.raises(UserError, match=r"config\.data\.sequence_length="):
             check_rows(config, context)
     else:
         check_rows(config, context)
