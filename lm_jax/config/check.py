@@ -1,10 +1,12 @@
-"""Can these values work at all? The checks of a config that need no machine."""
+"""Checks of a config that need no machine: bounds and choices, then what goes together."""
 
 from functools import partial
 from typing import Any
 
-from lm_jax.config.mesh_check import ATTENTION, check_mesh
-from lm_jax.errors import UserError, nearest, need, value_of
+from lm_jax.config.field import check_values
+from lm_jax.config.mesh_check import check_mesh
+from lm_jax.config.model import RECURRENT, TRANSFORMERS
+from lm_jax.errors import UserError, nearest, need
 
 PAIRS = ("span_corruption", "prefix_lm", "ul2", "seq2seq")  # an input, and an answer to it
 OF_PAIRS = ("bert", "sop")  # of sentences, which the pooler tells apart
@@ -19,63 +21,12 @@ OBJECTIVES = {  # that an architecture can have; the first one is what an import
     "hmm": ("causal",),
     "ngram": ("causal",),
 }
-CHOICES = {
-    "model.architecture": tuple(OBJECTIVES),
-    "model.norm_order": ("pre", "post", "sandwich", "output"),
-    "model.norm": ("rmsnorm", "layernorm"),
-    "model.init_fan": ("in", "average"),
-    "model.positions": ("rope", "learned", "sinusoidal", "relative", "alibi", "none"),
-    "model.activation": ("silu", "gelu", "gelu_tanh", "relu"),
-    "model.rope_scaling": ("none", "linear", "llama3", "yarn"),
-    "model.attention": ("auto", "xla", "splash", "cudnn"),
-    "model.context_attention": ("gather", "ring"),
-    "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.matmul_precision": ("default", "auto", "bfloat16", "float32"),
-    "model.remat": ("none", "full", "dots", "names", "offload"),
-    "model.quantization": ("none", "int8", "int8_full", "fp8", "fp8_full"),
-    "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
-    "optimizer.schedule": ("cosine", "linear", "wsd", "rsqrt", "constant"),
-    "data.tokenizer": ("bpe", "unigram", "bytes"),
-}
-AT_LEAST_1 = (
-    "steps", "batch_size", "microbatches", "log_every", "model.vocab_size", "model.num_layers",
-    "model.dim", "model.num_heads", "model.max_length", "model.scan_unroll",
-    "model.relative_buckets", "model.relative_distance", "loss.mean_span",
-    "data.sequence_length", "data.vocab_size", "checkpoint.every", "checkpoint.keep", "eval.tokens",
-    "watchdog.pause",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "seed", "model.num_kv_heads", "model.head_dim", "model.mlp_dim", "model.init_std",
-    "model.embed_init_std",
-    "model.encoder_layers", "model.value_dim", "model.window", "model.attn_scale",
-    "model.attn_softcap", "model.logit_softcap", "model.token_types", "model.num_experts",
-    "model.shared_experts", "model.capacity_factor", "model.rope_local_theta",
-    "model.position_offset", "loss.balance_loss", "loss.router_z_loss", "optimizer.learning_rate",
-    "optimizer.muon_learning_rate", "optimizer.weight_decay", "optimizer.clip_norm",
-    "optimizer.warmup_steps", "optimizer.decay_steps", "loss.z_loss", "loss.chunk_size",
-    "eval.every", "eval.samples", "eval.sample_tokens", "data.workers", "checkpoint.keep_every",
-    "watchdog.least",
-)  # fmt: skip
-FRACTIONS = ("model.dropout", "optimizer.b1", "optimizer.b2", "data.heldout_fraction",
-             "loss.mask_rate", "loss.label_smoothing")  # fmt: skip
 QUANTIZED = ("attn", "mlp", "experts")  # whose products with states may be in eight bits
-SHARES = ("loss.fim_rate", "loss.spm_rate")
-RECURRENT = ("rnn", "lstm", "gru")
 
 
 def check(config: Any) -> None:
     """Raises UserError at the first field whose value cannot work, whatever the machine is."""
-    for field, allowed in CHOICES.items():
-        value = value_of(config, field)
-        need(config, value in allowed, field, f"not known.{nearest(value, allowed)}")
-    for field in AT_LEAST_1:
-        need(config, value_of(config, field) >= 1, field, "must be at least 1.")
-    for field in NOT_NEGATIVE:
-        need(config, value_of(config, field) >= 0, field, "must not be negative.")
-    for field in FRACTIONS:
-        need(config, 0 <= value_of(config, field) < 1, field, "must be at least 0 and below 1.")
-    for field in SHARES:
-        need(config, 0 <= value_of(config, field) <= 1, field, "must be 0 to 1.")
+    check_values(config)
     check_model(config)
     check_steps(config)
     check_objective(config)
@@ -144,11 +95,10 @@ def check_model(config: Any) -> None:
         near = nearest(kind, QUANTIZED)
         need_it(kind in QUANTIZED, "model.quantized", f"{kind!r} is not known.{near}")
     need_it(
-        model.quantization == "none" or model.architecture in ATTENTION,
+        model.quantization == "none" or model.architecture in TRANSFORMERS,
         "model.quantization",
         f"config.model.architecture={model.architecture!r} has no such products: set it to none.",
     )
-    need_it(1 <= model.order <= 6, "model.order", "must be 1 to 6.")
     most = model.num_experts or model.experts_per_token
     need_it(
         1 <= model.experts_per_token <= most, "model.experts_per_token", f"must be 1 to {most}."

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from lm_jax.config.model import TRANSFORMERS
 from lm_jax.errors import UserError, need, value_of
 
 ROW_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: they share the batch in the layers,
 BATCH_AXES = (*ROW_AXES, "stage")  # and these before and after them
 FAR_AXES = ("slice", "data", "stage", "fsdp")  # one of which crosses the network between slices
-ATTENTION = ("decoder", "encoder", "encoder_decoder")
 
 
 def check_mesh(config: Any) -> None:
@@ -50,7 +50,7 @@ def check_mesh(config: Any) -> None:
             f"config.{field}={layers}{of}; or set it to False.",
         )
     need_it(
-        mesh.context == 1 or model.architecture in ATTENTION,
+        mesh.context == 1 or model.architecture in TRANSFORMERS,
         "mesh.context",
         f"config.model.architecture={model.architecture!r} reads a row in order: set it to 1.",
     )
@@ -72,7 +72,7 @@ def check_stages(config: Any) -> None:
     model, stages = config.model, config.mesh.stage
     need(
         config,
-        stages in (1, -1) or model.architecture in ("decoder", "encoder", "encoder_decoder"),
+        stages in (1, -1) or model.architecture in TRANSFORMERS,
         "mesh.stage",
         f"config.model.architecture={model.architecture!r} has no stack of blocks: set it to 1.",
     )

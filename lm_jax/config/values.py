@@ -42,30 +42,6 @@ def typed(value: Any, hint: type, where: str) -> Any:
     return value
 
 
-# Fields of ModelConfig that change where or how a forward pass is computed, not what it computes.
-EXECUTION = (
-    "attention", "context_attention", "dtype", "matmul_precision", "pipeline_parts",
-    "pipeline_rounds", "quantization", "quantized", "remat", "scan_unroll",
-)  # fmt: skip
-# Those that act at birth or in training steps only.
-TRAINING = ("dropout", "init_std", "init_fan", "init_depth_scaling", "embed_init_std",
-            "zero_init")  # fmt: skip
-
-
-def execution_fields() -> tuple[str, ...]:
-    """Names of the fields of ModelConfig that say how a forward pass runs, not what it computes:
-    another value gives the same logits, up to rounding.
-    """
-    return EXECUTION
-
-
-def fields_without_logits() -> tuple[str, ...]:
-    """Names of the fields of ModelConfig that do not change the logits of given weights: those of
-    execution, and those of initialisation and training.
-    """
-    return (*EXECUTION, *TRAINING)
-
-
 def differences(config: Any, other: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """[(field, value in config, value in other)] of two configs of one class, in order."""
     rows = []

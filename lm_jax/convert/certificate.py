@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from lm_jax.config import ModelConfig
-from lm_jax.config.values import execution_fields
+from lm_jax.config.field import with_role
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError
 from lm_jax.inference.sampling import generate
@@ -155,7 +155,7 @@ def ids_of(config: Any, tokenizer: Any) -> np.ndarray:
 
 def reference(model: Transformer) -> Transformer:
     """The model in float32, on the plain kernel, every other way to run it at its default."""
-    plain = {name: getattr(ModelConfig(), name) for name in execution_fields()}
+    plain = {name: getattr(ModelConfig(), name) for name in with_role(ModelConfig, "execution")}
     config = dataclasses.replace(model.config, **{**plain, "dtype": "float32", "attention": "xla"})
     like = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(model))

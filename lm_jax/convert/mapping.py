@@ -10,7 +10,8 @@ import numpy as np
 
 from lm_jax.config import MeshConfig, ModelConfig, from_model
 from lm_jax.config.check import check
-from lm_jax.config.values import differences, fields_without_logits
+from lm_jax.config.field import facts_of, idle
+from lm_jax.config.values import differences
 from lm_jax.convert.pattern import MOST_LAYERS, repeated, shortest
 from lm_jax.convert.safetensors_file import Tensor
 from lm_jax.convert.values import chosen, short, sized
@@ -245,44 +246,27 @@ def layers_of(config: ModelConfig, ours: str) -> int:
     return own or config.num_layers
 
 
-# The rotary scalings that read each of these fields.
-SCALING = {
-    "rope_factor": ("linear", "llama3", "yarn"),
-    "rope_original_length": ("llama3", "yarn"),
-    "rope_low_frequency": ("llama3",),
-    "rope_high_frequency": ("llama3",),
-    "rope_beta_fast": ("yarn",),
-    "rope_beta_slow": ("yarn",),
-    "rope_attention_factor": ("yarn",),
-}
-
-
 def effective(config: ModelConfig) -> ModelConfig:
-    """The same model in one way of saying it: what is derived is written out, what has no effect is
-    at its default.
+    """The same model in one form: derived values written out, options without effect on the logits
+    at their defaults.
     """
-    free = [*fields_without_logits(), "order"]  # order is that of an n-gram
-    rotary = config.positions == "rope"
-    free += [name for name, kinds in SCALING.items() if config.rope_scaling not in kinds]
-    free += [] if rotary else [f.name for f in dataclasses.fields(config) if "rope_" in f.name]
-    free += [] if config.positions == "learned" else ["position_offset"]
-    free += [] if config.positions == "relative" else ["relative_buckets", "relative_distance"]
-    free += [] if config.num_experts else ["experts_per_token", "shared_experts"]
+    facts = facts_of(ModelConfig)
+    free = {name for name in facts if facts[name].role != "logits"}
+    free |= set(idle(config, config.architecture))
     both = config.architecture == "encoder_decoder"
     letters = repeated(config.kinds, config.num_layers)
-    free += [] if "l" in letters else ["window", "rope_local_theta"]
+    free |= set() if "l" in letters else {"window"}
     plain = ModelConfig()
-    return dataclasses.replace(
-        config,
-        layer_pattern=shortest(letters) if "l" in letters else plain.layer_pattern,
-        num_kv_heads=config.kv_heads,
-        head_dim=config.head_size,
-        value_dim=config.value_size,
-        mlp_dim=config.mlp_size,
-        attn_scale=config.attn_scale or config.head_size**-0.5,
-        encoder_layers=layers_of(config, "encoder/") if both else 0,
-        **{name: getattr(plain, name) for name in free},
-    )
+    derived = {
+        "layer_pattern": shortest(letters) if "l" in letters else plain.layer_pattern,
+        "num_kv_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "value_dim": config.value_size,
+        "mlp_dim": config.mlp_size,
+        "attn_scale": config.attn_scale or config.head_size**-0.5,
+        "encoder_layers": layers_of(config, "encoder/") if both else 0,
+    }
+    return dataclasses.replace(config, **{name: getattr(plain, name) for name in free} | derived)
 
 
 def check_model(config: ModelConfig, where: str, mesh: Mapping[str, int] | None = None) -> None:

@@ -12,7 +12,7 @@ import jax
 
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config.check import has_prefix
-from lm_jax.config.mesh_check import ATTENTION
+from lm_jax.config.model import TRANSFORMERS
 from lm_jax.devices.chips import Topology
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
@@ -47,7 +47,7 @@ def part_of(config: Config, topology: Topology) -> Part:
     """A device's part of `config`, whose mesh has no -1. Raises UserError for a model without
     blocks. On a GPU, attention is taken to save and do what the kernel of a TPU does.
     """
-    if (kind := config.model.architecture) not in ATTENTION:
+    if (kind := config.model.architecture) not in TRANSFORMERS:
         raise UserError(
             f"config.model.architecture={kind!r}: there is no estimate of it, but of decoder, "
             "encoder and encoder_decoder; name a --mesh, and it is compiled."

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from lm_jax.config import Config, MeshConfig
-from lm_jax.config.check import CHOICES
+from lm_jax.config import Config, MeshConfig, ModelConfig
+from lm_jax.config.field import facts_of
 from lm_jax.config.mesh_check import BATCH_AXES
 from lm_jax.devices.chips import CHIPS, Topology
 from lm_jax.errors import UserError
@@ -23,7 +23,7 @@ from lm_jax.plan.roofline import Times
 
 # One that moves states to the host and back is planned where it is named: what that link carries,
 # and hides, is not modelled.
-REMAT = tuple(policy for policy in CHOICES["model.remat"] if policy != "offload")
+REMAT = tuple(policy for policy in facts_of(ModelConfig)["remat"].choices if policy != "offload")
 SOME = 12  # plans that do not fit, where none does
 LONG = 16_384  # tokens from which on devices may share a row
 MOST_CHIPS = 4096  # of a topology that is looked at where none is named

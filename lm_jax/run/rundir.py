@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.config import Config, DataConfig
+from lm_jax.config.field import facts_of
 from lm_jax.config.values import differences
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
-
-# Fields that may change between a start and a resume: they do not change what is learned.
-FREE = ("name", "log_every", "mesh.", "eval.", "checkpoint.", "data.workers", "data.input",
-        "data.store", "optimizer.shard_state",
-        "data.max_bad_fraction", "model.attention", "model.remat", "model.scan_unroll",
-        "loss.chunk_size", "microbatches", "watchdog.")  # fmt: skip
 
 OF_STORE = ("input", "text_field", "tokenizer", "vocab_size", "heldout_fraction")
 
@@ -54,7 +49,8 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
             f"{path}: cannot be read ({error}); it is damaged or of another version. "
             "Name another --workdir."
         ) from None
-    rows = [row for row in differences(config, saved) if not row[0].startswith(FREE)]
+    facts = facts_of(Config)
+    rows = [row for row in differences(config, saved) if not facts[row[0]].resume]
     if rows:
         shown = "; ".join(
             f"config.{name} is {old!r} there, {new!r} here" for name, new, old in rows[:3]

@@ -9,7 +9,7 @@ import pytest
 
 import lm_jax
 from lm_jax.config import Config, ModelConfig, from_model
-from lm_jax.config.values import execution_fields
+from lm_jax.config.field import with_role
 from lm_jax.convert import hf
 from lm_jax.convert.__main__ import export
 from lm_jax.convert.families import gpt2, llama
@@ -67,7 +67,7 @@ OTHER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", execution_fields())
+@pytest.mark.parametrize("field", with_role(ModelConfig, "execution"))
 def test_how_a_run_computes_does_not_stop_its_export(field):
     config = dataclasses.replace(ModelConfig(), **{field: OTHER[field]})
     assert getattr(config, field) != getattr(ModelConfig(), field)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from lm_jax.config import Config
-from lm_jax.config.mesh_check import ATTENTION
+from lm_jax.config.model import TRANSFORMERS
 from lm_jax.data.views import by_objective
 from lm_jax.errors import UserError
 
@@ -20,7 +20,7 @@ def check_rows(config: Config, context: int) -> None:
     config.data.sequence_length and the objective.
     """
     blocks = config.model.attention in BLOCKS
-    if config.model.architecture not in ATTENTION or not (context > 1 or blocks):
+    if config.model.architecture not in TRANSFORMERS or not (context > 1 or blocks):
         return
     if odd := misfit(config, context):
         name, length, step = odd
