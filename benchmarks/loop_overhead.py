@@ -66,7 +66,7 @@ def main():
             abstract = jax.eval_shape(lambda: init_state(config))
             run = loop.Run(config, workdir, mesh, store, saved, abstract)
             bare, run.step = run.step, Timed(run.step)
-            run.go(profile=False)
+            run.run()
             windows = by_objective.make(store, "train", config, config.seed)
             batch = run.on_device({k: v[None] for k, v in windows.batch(0, 12).items()})
             alone = Timed(bare)

@@ -1,10 +1,7 @@
-"""How does a run go? Data, mesh, state, then steps until the end, a signal, or a loss that is not
-finite.
-"""
+"""The training run: set-up, steps, the hooks between them, the end."""
 
 import contextlib
 import dataclasses
-import math
 import time
 import zlib
 from pathlib import Path
@@ -20,55 +17,65 @@ from lm_jax.data.stream import batches
 from lm_jax.data.views import by_objective, fit
 from lm_jax.devices import hosts, quantized, runtime, sharding, xla_options
 from lm_jax.devices.resolve import resolved
-from lm_jax.errors import EXIT_PREEMPTED, DivergedError, UserError
+from lm_jax.errors import EXIT_PREEMPTED, UserError
 from lm_jax.evaluation.heldout import Heldout
 from lm_jax.run import rundir
 from lm_jax.run.checkpoint import Checkpoints
 from lm_jax.run.metrics import Metrics
 from lm_jax.run.watchdog import Watchdog
-from lm_jax.training import counting, out_of_memory, preflight, summary
+from lm_jax.training import counting, hooks, out_of_memory, preflight, summary
 from lm_jax.training.finish import finish
+from lm_jax.training.hooks import Hook
 from lm_jax.training.train_step import TrainState, init_state, make_train_step
-
-TRACED = range(10, 15)  # steps after the first that --profile records
 
 
 def train(
-    asked: Config, workdir: str, dry_run: bool = False, check: bool = True, profile: bool = False
+    requested: Config,
+    workdir: str,
+    dry_run: bool = False,
+    check: bool = True,
+    profile: bool = False,
 ) -> int:
-    """Runs `asked` in `workdir` to its end, or on from its newest checkpoint; the exit code."""
-    if profile and asked.steps <= TRACED.start:
+    """Trains `requested` in `workdir` to its end, from its newest checkpoint on where there is one;
+    returns the exit code.
+
+    dry_run: prints what would run, and writes nothing. check: runs the self-check first. profile:
+    writes an XProf trace of a few steps.
+    """
+    if profile and requested.steps <= hooks.TRACED.start:
         raise UserError(
-            f"--profile: records from step {TRACED.start} on, "
-            f"config.steps={asked.steps} is too few."
+            f"--profile: records from step {hooks.TRACED.start} on, "
+            f"config.steps={requested.steps} is too few."
         )
     workdir = expand_home(workdir)
     runtime.start()
     devices = runtime.devices()
-    counts = asked.model.architecture == "ngram"
+    counts = requested.model.architecture == "ngram"
     devices = counting.host(devices) if counts else devices
-    mesh = sharding.make_mesh(asked.mesh, devices)
-    mesh_check.check_batch(asked.batch_size, asked.microbatches, mesh.shape)
+    mesh = sharding.make_mesh(requested.mesh, devices)
+    mesh_check.check_batch(requested.batch_size, requested.microbatches, mesh.shape)
     # Once more, now that what a -1 stands for is known.
-    config_check.check(dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape)))
-    prefix, shared = config_check.has_prefix(asked), mesh.shape["context"] > 1
-    model = resolved(asked.model, devices[0].platform, prefix, shared)
-    config = dataclasses.replace(asked, model=model)
+    config_check.check(dataclasses.replace(requested, mesh=MeshConfig(**mesh.shape)))
+    prefix, shared = config_check.has_prefix(requested), mesh.shape["context"] > 1
+    model = resolved(requested.model, devices[0].platform, prefix, shared)
+    config = dataclasses.replace(requested, model=model)
     fit.check_rows(config, mesh.shape["context"])
     kind = devices[0].device_kind
     for warning in (quantized.warning(model.quantization, kind), sharding.warning(mesh)):
         if warning:
             print(warning, flush=True)
-    rundir.check(workdir, asked)
+    rundir.check(workdir, requested)
     opened = lambda: rundir.open_store(workdir, config, prepare=not dry_run)
     store = hosts.first_does(opened, "store") or opened()
     with jax.set_mesh(mesh):
         abstract: Any = None if counts else jax.eval_shape(lambda: init_state(config))
-        print(summary.text(asked, config, workdir, mesh, abstract, store), flush=True)
+        print(summary.text(requested, config, workdir, mesh, abstract, store), flush=True)
         if dry_run or store is None:
             return 0
         with (
-            Checkpoints(workdir, asked.checkpoint.keep, asked.checkpoint.keep_every) as saved,
+            Checkpoints(
+                workdir, requested.checkpoint.keep, requested.checkpoint.keep_every
+            ) as saved,
             out_of_memory.explained(config, mesh, workdir),
         ):
             if saved.steps():  # of other data: refused before anything is written
@@ -76,12 +83,12 @@ def train(
             if not counts:
                 for split in ("train", "heldout"):  # room for specials, enough text: the same
                     by_objective.make(store, split, config, config.seed)
-            hosts.first_does(lambda: rundir.create(workdir, asked), "folder")
+            hosts.first_does(lambda: rundir.create(workdir, requested), "folder")
             if counts:
                 return counting.train(config, Path(workdir), mesh, store, saved)
             if check:
                 print(preflight.run(config, mesh, abstract, workdir), flush=True)
-            return Run(config, Path(workdir), mesh, store, saved, abstract).go(profile)
+            return Run(config, Path(workdir), mesh, store, saved, abstract, profile).run()
 
 
 class Done(NamedTuple):
@@ -89,16 +96,16 @@ class Done(NamedTuple):
 
     step: int
     metrics: dict[str, jax.Array]
-    crc: int | None
+    checksum: int | None
 
 
 class Run:
-    """The parts of a run that is under way."""
+    """The state of a run, its compiled step, and its hooks."""
 
     def __init__(self, config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoints,
-                 abstract: TrainState):  # fmt: skip
+                 abstract: TrainState, profile: bool = False):  # fmt: skip
         self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.store, self.saved, self.stopped = store, saved, False
+        self.store, self.saved, self.stopping = store, saved, False
         self.state, self.start = self.first_state(abstract)
         options = xla_options.accepted(mesh)
         self.step = jax.jit(make_train_step(config), donate_argnums=0, compiler_options=options)
@@ -108,7 +115,24 @@ class Run:
         kind = mesh.devices.flat[0].device_kind
         self.metrics = Metrics(workdir, config, bytes_per_token, kind, mesh.size, self.start,
                                hosts.is_first())  # fmt: skip
-        self.dog = Watchdog(workdir, config.watchdog, self.start)
+        self.hooks = self.default_hooks(profile)
+
+    def default_hooks(self, profile: bool) -> list[Hook]:
+        """What happens beside the steps, in this order."""
+        config, saved = self.config, self.saved
+        describe = lambda step: rundir.metadata(step, config, self.workdir, self.store, self.mesh)
+        files = lambda: rundir.tokenizer_files(self.store)
+        wait = lambda: jax.block_until_ready(self.state)
+        profiling = hooks.Profile(self.workdir / "profile", self.start, self.enter, wait)
+        return [
+            hooks.Watch(Watchdog(self.workdir, config.watchdog, self.start)),
+            hooks.StopAtNan(config, saved, self.enter),
+            hooks.Log(config, self.metrics, self.start),
+            *([profiling] if profile else []),
+            hooks.Save(config, saved, describe, files),
+            hooks.Evaluate(config, self.heldout, self.metrics),
+            hooks.Sample(config, self.heldout, self.metrics),
+        ]
 
     def first_state(self, abstract: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint that verifies, or a new state, born sharded; and its step."""
@@ -119,55 +143,34 @@ class Run:
         print(f"resuming {self.workdir} after step {step}", flush=True)
         return state, step
 
-    def go(self, profile: bool) -> int:
-        """Steps until the end or SIGTERM. Metrics are read one step late: no device waits for it.
+    def run(self) -> int:
+        """Steps until the end or SIGTERM; then the figures of the end.
 
         Returns the exit code; raises DivergedError.
         """
         config, last = self.config, self.config.steps
         hosts.on_sigterm(self.stop)
         windows = by_objective.make(self.store, "train", config, config.seed)
-        done: Done | None = None
         began = time.perf_counter()
-        with (
-            self.dog,
-            contextlib.ExitStack() as trace,
-            batches(
-                windows,
-                self.start,
-                config.batch_size,
-                config.microbatches,
-                self.share,
-                config.data.workers,
-            ) as stream,
-        ):
-            for step in range(self.start + 1, last + 1):
-                self.dog.at("data", step)
-                batch = self.next_batch(stream)
-                if profile:
-                    self.profile(step, trace)
-                self.dog.at("step", step)
-                self.state, metrics = self.step(self.state, self.on_device(batch))
-                self.read(done)
-                done = Done(step, metrics, self.crc(step, batch, windows))
-                if step == self.start + 1:
-                    self.first_step_done(done, began)
-                if hosts.told_to_stop(step):
-                    self.stop()
-                save = step % config.checkpoint.every == 0 or step == last or self.stopped
-                look = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
-                if save or look:
-                    self.read(done)
-                    done = None
-                    self.pause(step, save, look and not self.stopped)
-                if self.stopped:
-                    self.dog.at("save", step)
-                    self.saved.wait()
-                    print(f"SIGTERM: saved step {step}; the same command goes on.", flush=True)
-                    return EXIT_PREEMPTED
-            self.dog.at("save", last)
+        with contextlib.ExitStack() as entered:
+            for hook in self.hooks:
+                entered.enter_context(hook)
+            stream = entered.enter_context(
+                batches(
+                    windows,
+                    self.start,
+                    config.batch_size,
+                    config.microbatches,
+                    self.share,
+                    config.data.workers,
+                )
+            )
+            stopped_at = self.steps(stream, windows, began)
+            self.enter("save", stopped_at or last)
             self.saved.wait()
-        self.metrics.close()
+        if stopped_at:
+            print(f"SIGTERM: saved step {stopped_at}; the same command goes on.", flush=True)
+            return EXIT_PREEMPTED
         if self.start < last or not (self.workdir / "report.html").exists():
             seconds = time.perf_counter() - began
             finish(config, self.workdir, self.state, self.heldout, seconds)
@@ -175,12 +178,45 @@ class Run:
             print(f"{self.workdir} is finished: {self.workdir / 'report.html'}", flush=True)
         return 0
 
+    def steps(self, stream: Any, windows: Any, began: float) -> int:
+        """Trains; returns the step at which SIGTERM ended it, 0 where it is at the end.
+
+        Metrics are read one step late, so that no device waits for them.
+        """
+        last, done = self.config.steps, None
+        for step in range(self.start + 1, last + 1):
+            self.enter("data", step)
+            batch = self.next_batch(stream)
+            for hook in self.hooks:
+                hook.before_step(step)
+            self.enter("step", step)
+            self.state, metrics = self.step(self.state, self.on_device(batch))
+            self.log_finished_step(done)
+            done = Done(step, metrics, self.checksum(step, batch, windows))
+            if step == self.start + 1:
+                self.first_step_done(done, began)
+            if hosts.told_to_stop(step):
+                self.stop()
+            stopping = self.stopping
+            if due := hooks.due(self.hooks, step, last, stopping):
+                self.log_finished_step(done)
+                done = None
+                self.save_and_evaluate(step, due)
+            if stopping:
+                return step
+        return 0
+
     def stop(self, *_: Any) -> None:
         """SIGTERM: the step under way is finished and saved."""
-        self.stopped = True
+        self.stopping = True
 
-    def crc(self, step: int, batch: dict[str, np.ndarray], windows: Any) -> int | None:
-        """The ledger's entry of a step, when every step is logged: that of the whole batch."""
+    def enter(self, phase: str, step: int) -> None:
+        """Tells the hooks what is done now."""
+        for hook in self.hooks:
+            hook.entered(phase, step)
+
+    def checksum(self, step: int, batch: dict[str, np.ndarray], windows: Any) -> int | None:
+        """`batch_crc` of the whole batch of a step, when every step is logged."""
         config = self.config
         if config.log_every > 1 or not hosts.is_first():
             return None
@@ -207,55 +243,20 @@ class Run:
         print(f"first step done, {seconds:.1f} s with compilation", flush=True)
         self.metrics.clock.restart()
 
-    def profile(self, step: int, trace: contextlib.ExitStack) -> None:
-        """Starts and stops the XProf trace; a run that ends before closes it too."""
-        folder, index = self.workdir / "profile", step - self.start
-        if index in (TRACED.start, TRACED.stop):
-            self.dog.at("profile", step)
-        if index == TRACED.start:
-            trace.enter_context(jax.profiler.trace(str(folder)))
-            trace.callback(lambda: jax.block_until_ready(self.state))
-            print(f"profile: {folder} (for xprof or TensorBoard)", flush=True)
-        if index == TRACED.stop:
-            trace.close()
-
-    def read(self, done: Done | None) -> None:
-        """Reads the metrics of a step that is over by now; raises DivergedError."""
-        self.saved.poll()
+    def log_finished_step(self, done: Done | None) -> None:
+        """Reads the metrics of a step that is over by now, and hands them to the hooks."""
         if done is None:
             return
         values = {name: float(value) for name, value in done.metrics.items()}
-        self.dog.done(done.step)
-        loss, gnorm = values["loss"], values["gnorm"]
-        self.metrics.clock.steps += done.step > self.start + 1
-        if not (math.isfinite(loss) and math.isfinite(gnorm)):
-            self.dog.at("save", done.step)
-            self.saved.wait()  # a save under way counts
-            steps = self.saved.steps()
-            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing is saved"
-            rate = self.config.optimizer.learning_rate
-            raise DivergedError(
-                f"step {done.step}: loss {loss}, gradient norm {gnorm}: not finite; {kept}. In a "
-                f"new --workdir try a lower config.optimizer.learning_rate (now {rate:g}), a "
-                "longer config.optimizer.warmup_steps, or config.loss.z_loss=1e-4."
-            )
-        if done.step % self.config.log_every == 0 or done.step in (1, self.config.steps):
-            self.metrics.train(done.step, values, done.crc)
+        for hook in self.hooks:
+            hook.finished(done.step, values, done.checksum)
 
-    def pause(self, step: int, save: bool, look: bool) -> None:
-        """What does not count as training: a save, a look at held-out text."""
+    def save_and_evaluate(self, step: int, due: list[Hook]) -> None:
+        """Lets the hooks that are due act on the state after `step`, outside of training time."""
         since = time.perf_counter()
-        if save:
-            self.dog.at("save", step)
-            about = rundir.metadata(step, self.config, self.workdir, self.store, self.mesh)
-            self.saved.save(step, self.state, about, rundir.tokenizer_files(self.store))
-        if look:
-            self.dog.at("evaluation", step)
-            loss, tokens = self.heldout.loss(self.state.model, self.config.eval.tokens)
-            self.metrics.evaluation(step, loss, tokens, time.perf_counter() - since)
-            for prompt, text in self.heldout.samples(self.state.model):
-                self.metrics.write(step, "sample", prompt=prompt, text=text)
-                print(f"sample {step}: {' '.join((prompt + text).split())[:300]}", flush=True)
+        for hook in due:
+            self.enter(hook.phase, step)
+            hook.act(step, self.state)
         self.metrics.clock.left_out(since)
 
 

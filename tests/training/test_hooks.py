@@ -1,0 +1,68 @@
+"""What the loop calls between its steps, and when."""
+
+import dataclasses
+
+import jax
+import pytest
+from test_rundir import CONFIG, write_store
+
+from lm_jax.config import CheckpointConfig, EvalConfig, OptimizerConfig
+from lm_jax.devices import runtime
+from lm_jax.training import hooks, loop
+
+
+class Recorder(hooks.Hook):
+    """Notes each call; acts every third step."""
+
+    phase = "evaluation"
+
+    def __init__(self):
+        self.calls, self.losses = [], {}
+
+    def entered(self, phase, step):
+        self.calls.append((phase, step))
+
+    def finished(self, step, values, checksum):
+        self.losses[step] = values["loss"]
+
+    def due(self, step, last, stopping):
+        return hooks.every(3, step, last)
+
+    def act(self, step, state):
+        assert sorted(self.losses)[-1] == step == int(state.step)
+        self.calls.append(("act", step))
+
+    def __enter__(self):
+        self.calls.append(("begin", 0))
+        return self
+
+    def __exit__(self, *exception):
+        self.calls.append(("end", 0))
+
+
+def test_each_hook_is_called_at_its_steps_after_their_metrics_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
+    recorder, own = Recorder(), loop.Run.default_hooks
+    monkeypatch.setattr(
+        loop.Run, "default_hooks", lambda run, profile: [*own(run, profile), recorder]
+    )
+    config = dataclasses.replace(
+        CONFIG, steps=5, batch_size=2,
+        eval=EvalConfig(every=2, samples=0, tokens=32), checkpoint=CheckpointConfig(every=4),
+        optimizer=OptimizerConfig(warmup_steps=1),
+    )  # fmt: skip
+    write_store(tmp_path / "data", CONFIG.data)
+    assert loop.train(config, str(tmp_path), check=False) == 0
+    steps = lambda step, *more: [("data", step), ("step", step), *((name, step) for name in more)]
+    look = ("evaluation", "evaluation")  # the loss, and samples
+    assert recorder.calls == [
+        ("begin", 0), *steps(1), *steps(2, *look), *steps(3, "evaluation", "act"),
+        *steps(4, "save", *look), *steps(5, "save", *look, "evaluation", "act", "save"), ("end", 0),
+    ]  # fmt: skip
+    assert sorted(recorder.losses) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("count", "steps"), [(0, [7]), (3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7])])
+def test_every_so_many_steps_and_always_at_the_end(count, steps):
+    assert [step for step in range(1, 8) if hooks.every(count, step, 7)] == steps
