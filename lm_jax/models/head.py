@@ -14,6 +14,7 @@ from lm_jax.devices.products import einsum
 from lm_jax.devices.resolve import resolved
 from lm_jax.devices.sharding import shard, table, ways
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
+from lm_jax.models.parameter import TABLE, vector
 
 WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one device
 
@@ -39,11 +40,11 @@ class Network(nnx.Module):
         config = self.config
         if not config.tie_embeddings:
             V, D = config.vocab_size, config.dim
-            self.head = weight(rngs, (V, D), table(V), std_of(config, D, V))
+            self.head = weight(rngs, (V, D), table(V), std_of(config, D, V), TABLE)
         if config.head_transform:
             self.head_transform = HeadTransform(config, rngs=rngs)
         if config.head_bias:
-            self.head_bias = constant((config.vocab_size,), ("vocab",), 0.0)
+            self.head_bias = constant((config.vocab_size,), ("vocab",), 0.0, vector())
 
     def __call__(self, tokens_BL: jax.Array, **more: Any) -> jax.Array:
         """Logits [B, L, V] float32 at each token; `more` as in `hidden`."""

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lm_jax.config import ModelConfig
 from lm_jax.devices.products import contract, einsum, expand, first, lookup
 from lm_jax.devices.sharding import gather, place, shard, stream, table
+from lm_jax.models.parameter import TABLE, Role, hidden, parameter, vector
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -36,16 +37,17 @@ ACTIVATIONS = {
 
 
 def weight(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float, role: Role
 ) -> nnx.Param:
     """A float32 parameter ~ N(0, std^2), born on the devices that its logical `axes` name."""
-    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
-    return nnx.Param(shard(value, *axes))
+    return parameter(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes, role)
 
 
-def constant(shape: tuple[int, ...], axes: tuple[str | None, ...], value: float) -> nnx.Param:
+def constant(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], value: float, role: Role
+) -> nnx.Param:
     """A float32 parameter of one value, laid out by `axes`."""
-    return nnx.Param(shard(jnp.full(shape, value, jnp.float32), *axes))
+    return parameter(jnp.full(shape, value, jnp.float32), axes, role)
 
 
 def std_of(config: ModelConfig, fan_in: int, fan_out: int, ends_branch: bool = False) -> float:
@@ -72,9 +74,9 @@ class Norm(nnx.Module):
                  axes: tuple[str | None, ...] = (None,), rngs: nnx.Rngs):  # fmt: skip
         del rngs
         self.config, self.kind, shape = config, kind or config.norm, shape or (config.dim,)
-        self.scale = constant(shape, axes, 1.0 - config.norm_offset)
+        self.scale = constant(shape, axes, 1.0 - config.norm_offset, vector(len(shape)))
         if self.kind == "layernorm" and config.bias:
-            self.bias = constant(shape, axes, 0.0)
+            self.bias = constant(shape, axes, 0.0, vector(len(shape)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n = self.scale.ndim
@@ -94,11 +96,14 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         D, C, F = config.dim, 1 + config.gated, config.mlp_size
-        self.up = weight(rngs, (D, C, F), ("embed", None, "mlp"), std_of(config, D, F))
-        self.down = weight(rngs, (F, D), ("mlp", "embed"), std_of(config, F, D, ends_branch=True))
+        # Gate and up are two matrices to an optimizer, as where they lie in two arrays.
+        self.up = weight(rngs, (D, C, F), ("embed", None, "mlp"), std_of(config, D, F),
+                         hidden((-3,), (-1,)))  # fmt: skip
+        self.down = weight(rngs, (F, D), ("mlp", "embed"), std_of(config, F, D, ends_branch=True),
+                           hidden((-2,), (-1,)))  # fmt: skip
         if config.bias:
-            self.up_bias = constant((C, F), (None, "mlp"), 0.0)
-            self.down_bias = constant((D,), (None,), 0.0)
+            self.up_bias = constant((C, F), (None, "mlp"), 0.0, vector())
+            self.down_bias = constant((D,), (None,), 0.0, vector())
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         dtype = x_BLD.dtype
@@ -121,12 +126,12 @@ class Embed(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         V, D, std = config.vocab_size, config.dim, config.init_std or 0.02
-        self.tokens = weight(rngs, (V, D), table(V), config.embed_init_std or std)
+        self.tokens = weight(rngs, (V, D), table(V), config.embed_init_std or std, TABLE)
         if config.positions == "learned":
             rows = config.max_length + config.position_offset
-            self.positions = weight(rngs, (rows, D), (None, "embed"), std)
+            self.positions = weight(rngs, (rows, D), (None, "embed"), std, TABLE)
         if config.token_types:
-            self.types = weight(rngs, (config.token_types, D), (None, "embed"), std)
+            self.types = weight(rngs, (config.token_types, D), (None, "embed"), std, TABLE)
         if config.embed_norm:
             self.norm = Norm(config, rngs=rngs)
 
@@ -166,8 +171,8 @@ class HeadTransform(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config, D = config, config.dim
-        self.kernel = weight(rngs, (D, D), ("embed", None), std_of(config, D, D))
-        self.bias = constant((D,), (None,), 0.0)
+        self.kernel = weight(rngs, (D, D), ("embed", None), std_of(config, D, D), TABLE)
+        self.bias = constant((D,), (None,), 0.0, vector())
         self.norm = Norm(config, rngs=rngs)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -182,10 +187,10 @@ class Pooler(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D = config.dim
-        self.kernel = weight(rngs, (D, D), ("embed", None), std_of(config, D, D))
-        self.bias = constant((D,), (None,), 0.0)
-        self.pair = weight(rngs, (D, 2), ("embed", None), std_of(config, D, 2))
-        self.pair_bias = constant((2,), (None,), 0.0)
+        self.kernel = weight(rngs, (D, D), ("embed", None), std_of(config, D, D), TABLE)
+        self.bias = constant((D,), (None,), 0.0, vector())
+        self.pair = weight(rngs, (D, 2), ("embed", None), std_of(config, D, 2), TABLE)
+        self.pair_bias = constant((2,), (None,), 0.0, vector())
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         return self.logits(self.pooled(x_BLD))

@@ -21,6 +21,7 @@ from lm_jax.models import ragged
 from lm_jax.models.attention import context
 from lm_jax.models.attention.kernels import Mask
 from lm_jax.models.layers import ACTIVATIONS, MLP, constant, std_of, weight
+from lm_jax.models.parameter import TABLE, hidden, vector
 
 AXES = {
     "up": ("experts", None, None, "mlp"),
@@ -38,12 +39,14 @@ class Experts(nnx.Module):
         self.config = config
         E, D, C, F = config.num_experts, config.dim, 1 + config.gated, config.mlp_size
         std, end_std = std_of(config, D, F), std_of(config, F, D, ends_branch=True)
-        self.router = weight(rngs, (D, E), ("embed", None), std_of(config, D, E))
-        self.up = weight(rngs, (E, D, C, F), ("experts", "embed", None, "mlp"), std)
-        self.down = weight(rngs, (E, F, D), ("experts", "mlp", "embed"), end_std)
+        self.router = weight(rngs, (D, E), ("embed", None), std_of(config, D, E), TABLE)
+        self.up = weight(rngs, (E, D, C, F), ("experts", "embed", None, "mlp"), std,
+                         hidden((-3,), (-1,)))  # fmt: skip
+        self.down = weight(rngs, (E, F, D), ("experts", "mlp", "embed"), end_std,
+                           hidden((-2,), (-1,)))  # fmt: skip
         if config.bias:
-            self.up_bias = constant((E, C, F), ("experts", None, "mlp"), 0.0)
-            self.down_bias = constant((E, D), ("experts", None), 0.0)
+            self.up_bias = constant((E, C, F), ("experts", None, "mlp"), 0.0, vector())
+            self.down_bias = constant((E, D), ("experts", None), 0.0, vector())
         if config.shared_experts:
             width = config.shared_experts * F
             self.shared = MLP(dataclasses.replace(config, mlp_dim=width), rngs=rngs)

@@ -13,6 +13,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.devices.sharding import shard, whole
 from lm_jax.models.head import Network
 from lm_jax.models.layers import Embed, Norm, constant, dropout, std_of, weight
+from lm_jax.models.parameter import hidden, vector
 from lm_jax.models.recurrence import CELLS, recurrence
 
 Carried = dict[str, jax.Array]  # h, of an LSTM also c: [N, B, D] float32
@@ -30,13 +31,13 @@ class Layers(nnx.Module):
         self.config = config
         N, G, D = config.num_layers, CELLS[config.architecture].gates, config.dim
         axes, std = (None, None, "mlp", "embed"), std_of(config, D, D)
-        self.wx = weight(rngs, (N, G, D, D), axes, std)  # weight_ih
-        self.wh = weight(rngs, (N, G, D, D), axes, std)  # weight_hh
-        self.bx = constant((N, G, D), axes[:3], 0.0)  # bias_ih
-        self.bh = constant((N, G, D), axes[:3], 0.0)  # bias_hh
+        self.wx = weight(rngs, (N, G, D, D), axes, std, hidden((-1,), (-2,)))  # weight_ih
+        self.wh = weight(rngs, (N, G, D, D), axes, std, hidden((-1,), (-2,)))  # weight_hh
+        self.bx = constant((N, G, D), axes[:3], 0.0, vector(2))  # bias_ih
+        self.bh = constant((N, G, D), axes[:3], 0.0, vector(2))  # bias_hh
         if config.architecture == "lstm":
             # It starts by remembering (Jozefowicz et al. 2015).
-            self.bx = nnx.Param(self.bx[...].at[:, 1].set(1.0))
+            self.bx[...] = self.bx[...].at[:, 1].set(1.0)
 
     def __call__(
         self,

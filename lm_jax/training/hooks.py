@@ -17,6 +17,7 @@ from lm_jax.evaluation.heldout import Heldout
 from lm_jax.run.checkpoint import Checkpoints
 from lm_jax.run.metrics import Metrics
 from lm_jax.run.watchdog import Watchdog
+from lm_jax.training import optimizers
 
 TRACED = range(10, 15)  # steps after the first that --profile records
 
@@ -85,10 +86,13 @@ class Watch(Hook):
 
 
 class StopAtNan(Hook):
-    """Ends a run whose loss or gradient norm is not finite with a DivergedError."""
+    """Ends a run whose loss or gradient norm is not finite with a DivergedError. model: gives the
+    model as it is.
+    """
 
-    def __init__(self, config: Config, saved: Checkpoints, enter: Callable[[str, int], None]):
-        self.config, self.saved, self.enter = config, saved, enter
+    def __init__(self, config: Config, saved: Checkpoints, enter: Callable[[str, int], None],
+                 model: Callable[[], Any]):  # fmt: skip
+        self.config, self.saved, self.enter, self.model = config, saved, enter, model
 
     def finished(self, step: int, values: dict[str, float], checksum: int | None) -> None:
         """Raises DivergedError, once a save under way is on disk."""
@@ -99,11 +103,11 @@ class StopAtNan(Hook):
         self.saved.wait()
         steps = self.saved.steps()
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "nothing is saved"
-        rate = self.config.optimizer.learning_rate
+        rate = optimizers.largest_rate(self.config.optimizer, self.model())
         raise DivergedError(
             f"step {step}: loss {loss}, gradient norm {gnorm}: not finite; {kept}. In a "
-            f"new --workdir try a lower config.optimizer.learning_rate (now {rate:g}), a "
-            "longer config.optimizer.warmup_steps, or config.loss.z_loss=1e-4."
+            f"new --workdir try a lower {rate}, a longer "
+            "config.optimizer.warmup_steps, or config.loss.z_loss=1e-4."
         )
 
 

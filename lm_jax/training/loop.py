@@ -126,7 +126,7 @@ class Run:
         profiling = hooks.Profile(self.workdir / "profile", self.start, self.enter, wait)
         return [
             hooks.Watch(Watchdog(self.workdir, config.watchdog, self.start)),
-            hooks.StopAtNan(config, saved, self.enter),
+            hooks.StopAtNan(config, saved, self.enter, lambda: self.state.model),
             hooks.Log(config, self.metrics, self.start),
             *([profiling] if profile else []),
             hooks.Save(config, saved, describe, files),

@@ -1,7 +1,6 @@
-"""How are weights moved? A name in the config becomes an optax chain, and a step becomes a learning
-rate.
-"""
+"""Optimizers by their name in the config, as optax chains, and learning rate schedules."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,26 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax import contrib
 
 from lm_jax.config import OptimizerConfig
-from lm_jax.devices.sharding import as_in, mesh_is_set, shard, spread
+from lm_jax.devices.sharding import as_in, mesh_is_set, spread
+from lm_jax.models.parameter import by_role
 from lm_jax.training.adafactor import scale_by_adafactor
+from lm_jax.training.muon import scale_by_muon
 
-# Stacked matrices by name and number of axes: which are summed over, and which are the result's.
-# Axis 0: layers; those that are in neither (experts) count matrices, each of which is its own.
-MATRICES = {
-    (name, max(inputs + outputs) + 1): contrib.MuonDimensionNumbers(inputs, outputs)
-    for name, inputs, outputs in (
-        ("wq", (1,), (2, 3, 4)), ("wk", (1,), (2, 3)), ("wv", (1,), (2, 3)),
-        ("wo", (1, 2, 3), (4,)), ("up", (1,), (2, 3)), ("down", (1,), (2,)),
-        ("up", (2,), (3, 4)), ("down", (2,), (3,)),
-        ("wx", (3,), (2,)), ("wh", (3,), (2,)),
-    )
-}  # fmt: skip
-NOT_DECAYED = ("scale", "bias", "up_bias", "down_bias", "bq", "bk", "bv", "bo", "bx", "bh",
-               "head_bias", "pair_bias", "table")  # fmt: skip
-STACKED = {"blocks", "layers"}  # whose parameters have a first axis of layers
+FAR = 10.0  # weights so many times larger than the others have grown because of their own rate
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -59,40 +46,36 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules(parts, bounds)
 
 
-def names(tree, name_of):
-    """The tree with `name_of(path, axes)` at each leaf: ("decoder", "blocks", "attn", "wq"), 5."""
-
-    def leaf(path, x):
-        parts = [part.name for part in path if hasattr(part, "name") and part.name != "value"]
-        return name_of(parts or [""], x.ndim)
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+def decayed(tree: Any) -> Any:
+    """Which leaves weight decay applies to, as they were made (models.parameter.Role)."""
+    return by_role(tree, lambda role: role.decays)
 
 
-def decayed(tree):
-    """Which leaves weight decay applies to, by name: all but norms and biases.
-
-    Layers are stacked, so a bias has two axes and counting them would not tell.
+def matrices(tree: Any) -> Any:
+    """(rows, columns) of the matrices in each leaf, as axes; vectors have columns alone. Axes in
+    neither count matrices, or vectors.
     """
-    return names(tree, lambda path, _: path[-1] not in NOT_DECAYED)
+    return by_role(tree, lambda role: (role.rows, role.columns))
 
 
-def matrices(tree):
-    """(rows, columns) of the matrices in each leaf, as axes; vectors have columns alone.
-
-    Axes in neither count matrices, or vectors. What is not in MATRICES (embeddings, heads, routers)
-    has its matrix in the last two.
+def largest_rate(config: OptimizerConfig, model: Any) -> str:
+    """The learning rate to lower after a loss that is not finite, as "config.optimizer.FIELD (now
+    VALUE)": with Muon, that of the weights which have grown by far the most, or both.
     """
-
-    def axes(path, count):
-        every = tuple(range(count))
-        if known := MATRICES.get((path[-1], count)):
-            return known.reduction_axis, known.output_axis
-        if path[-1] not in NOT_DECAYED and count > 1:
-            return every[-2:-1], every[-1:]
-        return (), every[1:] if STACKED & set(path) else every
-
-    return names(tree, axes)
+    fields = {"learning_rate": config.learning_rate}
+    if config.name == "muon":
+        fields["muon_learning_rate"] = config.muon_learning_rate
+        sizes = dict.fromkeys(fields, 0.0)
+        roles = jax.tree.leaves(by_role(model, lambda role: role))
+        for x, role in zip(jax.tree.leaves(model), roles, strict=True):
+            name = "muon_learning_rate" if role.hidden else "learning_rate"
+            # A matrix counts by what it makes of an input of size 1.
+            inputs = math.prod(x.shape[axis] for axis in role.rows) if role.hidden else 1
+            sizes[name] = max(sizes[name], float(jnp.max(jnp.abs(x))) * inputs**0.5)
+        largest = max(sizes.values())
+        fields = {n: rate for n, rate in fields.items() if sizes[n] * FAR >= largest}
+    named = [f"config.optimizer.{name} (now {rate:g})" for name, rate in fields.items()]
+    return " or ".join(named[::-1])
 
 
 def layout(config: OptimizerConfig) -> Callable[[Any], Any]:
@@ -151,25 +134,19 @@ def adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTr
 
 
 def muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the matrices inside the blocks, AdamW on all other weights; here
-    optax has norms and biases decay as well.
+    """Muon (Jordan et al. 2024) on the matrices between activations, AdamW on all other weights.
 
-    Both follow `rate`; Muon's is scaled to peak at config.muon_learning_rate.
+    Both follow `rate`; Muon's is scaled to peak at config.muon_learning_rate. Both decay alike:
+    matrices and embeddings, by their own rate.
     """
     share = config.muon_learning_rate / max(config.learning_rate, 1e-30)
-    tx = contrib.muon(
-        lambda step: share * rate(step),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        weight_decay_mask=decayed,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        adam_weight_decay=config.weight_decay,
-        adam_learning_rate=rate,
-        muon_weight_dimension_numbers=lambda tree: names(
-            tree, lambda path, count: MATRICES.get((path[-1], count))
-        ),
+    on_matrices = optax.chain(
+        scale_by_muon(matrices),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.scale_by_learning_rate(lambda step: share * rate(step)),
     )
+    of = lambda tree: by_role(tree, lambda role: "muon" if role.hidden else "adamw")
+    tx = optax.partition({"muon": on_matrices, "adamw": adamw(config, rate)}, of)
 
     def update(grads, state, params=None):
         if not mesh_is_set():
@@ -178,10 +155,4 @@ def muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransfo
         places = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (grads, state))
         return jax.sharding.auto_axes(tx.update, out_sharding=places)(grads, state, params)
 
-    def init(params):
-        # A constant that no device owns: it would be restored onto one device alone, and the step
-        # be compiled twice.
-        here = lambda path, x: shard(x, None) if getattr(path[-1], "name", "") == "ns_coeffs" else x
-        return jax.tree_util.tree_map_with_path(here, tx.init(params))
-
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(tx.init, update)

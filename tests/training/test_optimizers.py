@@ -12,7 +12,9 @@ import pytest
 from flax import nnx
 
 from lm_jax.config import ModelConfig, OptimizerConfig
+from lm_jax.errors import UserError
 from lm_jax.models import Transformer
+from lm_jax.models.parameter import TABLE, hidden, parameter, vector
 from lm_jax.run.checkpoint import flatten
 from lm_jax.training import optimizers
 
@@ -83,7 +85,8 @@ def test_decay_leaves_out_norms_and_biases_and_nothing_else():
 
 class Tiny(nnx.Module):
     def __init__(self, w, scale, bias):
-        self.w, self.scale, self.bias = nnx.Param(w), nnx.Param(scale), nnx.Param(bias)
+        self.w = parameter(w, (None, None), hidden((-2,), (-1,)))
+        self.scale, self.bias = (parameter(x, (None,), vector()) for x in (scale, bias))
 
 
 def steps_of(config, steps=3):
@@ -134,15 +137,97 @@ def test_lion_equals_its_formula_over_three_steps():
     assert np.any(m["w"])
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
 def test_without_a_gradient_only_weights_decay(name):
-    config = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.3)
+    config = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.3,
+                             muon_learning_rate=0.1)  # fmt: skip
     model = Tiny(*(jnp.arange(1.0, 13.0).reshape(3, 4), jnp.full(4, 2.0), jnp.full(4, 3.0)))
     tx = optimizers.make(config, steps=10)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, model), tx.init(model), model)
     np.testing.assert_allclose(updates.w[...], -0.03 * model.w[...], rtol=1e-5)
     assert not np.any(updates.scale[...])
     assert not np.any(updates.bias[...])
+
+
+class Beside(nnx.Module):
+    """A matrix inside the blocks, two of gate and up, an embedding and a bias."""
+
+    def __init__(self, w, up, table, bias):
+        self.w = parameter(w, (None,) * 3, hidden((-1,), (-3, -2)))
+        self.up = parameter(up, (None,) * 3, hidden((-3,), (-1,)))
+        self.table = parameter(table, (None, None), TABLE)
+        self.bias = parameter(bias, (None,), vector())
+
+
+def published_muon(g, momentum):
+    """(The move of one matrix [in, out], its new momentum), in float64 (Jordan et al. 2024)."""
+    momentum = 0.95 * momentum + 0.05 * g
+    x = 0.95 * momentum + 0.05 * g
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x * max(1.0, x.shape[1] / x.shape[0]) ** 0.5, momentum
+
+
+def test_muon_equals_the_published_algorithm_with_adamw_beside_it():
+    config = OptimizerConfig(
+        name="muon", learning_rate=0.1, muon_learning_rate=0.02, schedule="constant",
+        warmup_steps=0, weight_decay=0.3, b1=0.8, b2=0.9, eps=1e-6,
+    )  # fmt: skip
+    rng, shapes = np.random.default_rng(0), {"w": (2, 3, 4), "up": (4, 2, 7), "table": (6, 4),
+                                             "bias": (4,)}  # fmt: skip
+    draw = lambda: {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    array = lambda tree: Beside(**{name: jnp.asarray(x, jnp.float32) for name, x in tree.items()})
+    values, tx = draw(), optimizers.make(config, steps=10)
+    model = array(values)
+    state = tx.init(model)
+    m = v = {"table": 0.0, "bias": 0.0}
+    momentum = dict.fromkeys(("w", 0, 1), 0.0)
+    for step in range(1, 4):
+        g = draw()
+        updates, state = tx.update(array(g), state, model)
+        model = optax.apply_updates(model, updates)
+        move, momentum["w"] = published_muon(g["w"].reshape(6, 4).T, momentum["w"])
+        values["w"] = values["w"] - 0.02 * (move.T.reshape(2, 3, 4) + 0.3 * values["w"])
+        both = []
+        for part in (0, 1):  # each by itself
+            move, momentum[part] = published_muon(g["up"][:, part], momentum[part])
+            both.append(move)
+        values["up"] = values["up"] - 0.02 * (np.stack(both, 1) + 0.3 * values["up"])
+        m = {k: 0.8 * m[k] + 0.2 * g[k] for k in m}
+        v = {k: 0.9 * v[k] + 0.1 * g[k] ** 2 for k in v}
+        for name in m:
+            mean, var = m[name] / (1 - 0.8**step), v[name] / (1 - 0.9**step)
+            decay = 0.3 * values[name] if name == "table" else 0.0
+            values[name] = values[name] - 0.1 * (mean / (np.sqrt(var) + 1e-6) + decay)
+        for name, x in values.items():
+            np.testing.assert_allclose(getattr(model, name)[...], x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("grown", "blamed"), [
+    ("hidden", "muon_learning_rate (now 9)"), ("others", "learning_rate (now 7)"),
+    ("none", "muon_learning_rate (now 9) or config.optimizer.learning_rate (now 7)"),
+])  # fmt: skip
+def test_after_divergence_the_rate_of_the_weights_that_grew_is_to_be_lowered(grown, blamed):
+    config = OptimizerConfig(name="muon", learning_rate=7.0, muon_learning_rate=9.0)
+    model = Transformer(MIXED, rngs=nnx.Rngs(0))
+    if grown == "hidden":
+        model.decoder.blocks.mlp.up[...] *= 1e6
+    if grown == "others":
+        model.decoder.blocks.mlp_norm.scale[...] *= 1e6
+    assert optimizers.largest_rate(config, model) == f"config.optimizer.{blamed}"
+    adamw = OptimizerConfig(learning_rate=7.0)
+    assert optimizers.largest_rate(adamw, model) == "config.optimizer.learning_rate (now 7)"
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_a_parameter_that_says_nothing_is_refused_by_name(name):
+    model = jax.eval_shape(lambda: Transformer(MIXED, rngs=nnx.Rngs(0)))
+    model.decoder.blocks.attn.adapter = nnx.Param(jnp.zeros((N, D, 2)))
+    tx = optimizers.make(OptimizerConfig(name=name), 10)
+    with pytest.raises(UserError, match=r"^parameter decoder/blocks/attn/adapter: .* decays .*"):
+        jax.eval_shape(tx.init, model)
 
 
 # ---- Adafactor, beside optax's on each matrix by itself ------------------------------------------
@@ -154,7 +239,7 @@ MIXED = ModelConfig(
 )  # fmt: skip
 APART = {  # name -> [matrices, rows, columns]; vectors are [vectors, size]
     "wq": (N, D, -1), "wk": (N, D, -1), "wv": (N, D, -1), "wo": (N, -1, D), "router": (N, D, E),
-    "up": (N * E, D, -1), "down": (N * E, -1, D), "tokens": (1, V, D),
+    "up": (2 * N * E, D, 12), "down": (N * E, -1, D), "tokens": (1, V, D),
 }  # fmt: skip
 
 
@@ -162,6 +247,7 @@ def apart(tree):
     """{name and number: the matrix or vector}."""
     found = {}
     for name, x in flatten(tree).items():
+        x = np.moveaxis(x, -2, 1) if name.endswith("/up") else x  # gate and up are two matrices
         shape = next((shape for end, shape in APART.items() if name.endswith("/" + end)), None)
         shape = shape or (N if "/blocks/" in name else 1, -1)
         for index, part in enumerate(x.reshape(shape)):
@@ -185,7 +271,7 @@ def test_adafactor_factors_each_layer_and_expert_as_optax_does_alone():
         updates, state = update(grads, state, model)
         expected, other = alone(apart(grads), other, apart(model))
         found = apart(updates)
-        assert len(found) == len(expected) == 30
+        assert len(found) == len(expected) == 34
         for name, x in expected.items():
             np.testing.assert_allclose(found[name], x, rtol=2e-4, atol=1e-9, err_msg=name)
         model = optax.apply_updates(model, updates)

@@ -12,6 +12,7 @@ import pytest
 from lm_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig
 from lm_jax.devices import sharding
 from lm_jax.run.checkpoint import flatten
+from lm_jax.training import optimizers
 from lm_jax.training.train_step import init_state, make_train_step
 
 STEPS, B, L, V = 20, 8, 16, 64
@@ -148,6 +149,19 @@ def test_muon_moves_the_same_on_a_mesh():
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-5)
     for name, x in found[0][0].items():
         np.testing.assert_allclose(found[1][0][name], x, rtol=1e-2, atol=1e-4)
+
+
+def test_a_rate_of_muon_that_is_too_large_is_the_one_that_is_blamed():
+    muon = OptimizerConfig(name="muon", warmup_steps=0, muon_learning_rate=1e30)
+    config = dataclasses.replace(LLAMA, optimizer=muon)
+    step, state = one(config)
+    batch, losses = batch_of(0), []
+    while len(losses) < 5 and all(map(math.isfinite, losses)):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert not math.isfinite(losses[-1])
+    blamed = optimizers.largest_rate(config.optimizer, state.model)
+    assert blamed == "config.optimizer.muon_learning_rate (now 1e+30)"
 
 
 # ---- One step, without a mesh --------------------------------------------------------------------

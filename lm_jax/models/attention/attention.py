@@ -14,6 +14,7 @@ from lm_jax.devices.products import contract, expand
 from lm_jax.models.attention import context, kernels
 from lm_jax.models.attention.positions import Rotation, rotate
 from lm_jax.models.layers import Norm, constant, std_of, weight
+from lm_jax.models.parameter import hidden, vector
 
 Cache = dict[str, jax.Array]  # keys and values so far, [B, S, K, H] each
 
@@ -29,17 +30,20 @@ class Attention(nnx.Module):
         folded = 1.0 if config.init_std else self.scale / H**-0.5
         q_std = std_of(config, D, K * G * H) / folded
         k_std, v_std = std_of(config, D, K * H), std_of(config, D, K * W)
-        self.wq = weight(rngs, (D, K, G, H), ("embed", "heads", None, None), q_std)
-        self.wk = weight(rngs, (D, K, H), ("embed", "heads", None), k_std)
-        self.wv = weight(rngs, (D, K, W), ("embed", "heads", None), v_std)
+        kv = hidden((-3,), (-2, -1))
+        self.wq = weight(rngs, (D, K, G, H), ("embed", "heads", None, None), q_std,
+                         hidden((-4,), (-3, -2, -1)))  # fmt: skip
+        self.wk = weight(rngs, (D, K, H), ("embed", "heads", None), k_std, kv)
+        self.wv = weight(rngs, (D, K, W), ("embed", "heads", None), v_std, kv)
         self.wo = weight(rngs, (K, G, W, D), ("heads", None, None, "embed"),
-                         std_of(config, K * G * W, D, ends_branch=True))  # fmt: skip
+                         std_of(config, K * G * W, D, ends_branch=True),
+                         hidden((-4, -3, -2), (-1,)))  # fmt: skip
         if config.bias or config.qkv_bias:
-            self.bq = constant((K, G, H), ("heads", None, None), 0.0)
-            self.bk = constant((K, H), ("heads", None), 0.0)
-            self.bv = constant((K, W), ("heads", None), 0.0)
+            self.bq = constant((K, G, H), ("heads", None, None), 0.0, vector(3))
+            self.bk = constant((K, H), ("heads", None), 0.0, vector(2))
+            self.bv = constant((K, W), ("heads", None), 0.0, vector(2))
         if config.bias:
-            self.bo = constant((D,), (None,), 0.0)
+            self.bo = constant((D,), (None,), 0.0, vector())
         if config.qk_norm:
             self.q_norm = Norm(config, (H,), "rmsnorm", rngs=rngs)
             self.k_norm = Norm(config, (H,), "rmsnorm", rngs=rngs)

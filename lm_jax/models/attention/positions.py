@@ -12,6 +12,7 @@ from flax import nnx
 
 from lm_jax.config import ModelConfig
 from lm_jax.models.layers import weight
+from lm_jax.models.parameter import vector
 
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -86,7 +87,7 @@ class RelativeBias(nnx.Module):
         R = config.relative_buckets
         # Without init_std as Mesh-TensorFlow, which trained T5, has it: Glorot's, of the table.
         std = config.init_std or math.sqrt(2 / (R + K * G))
-        self.table = weight(rngs, (R, K, G), (None, "heads", None), std)
+        self.table = weight(rngs, (R, K, G), (None, "heads", None), std, vector(3))
 
     def __call__(self, distance_BLS: jax.Array) -> jax.Array:
         """[B, K, G, L, S] of distances key - query."""

@@ -20,6 +20,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.devices.sharding import gather, shard, spec
 from lm_jax.errors import DataError
 from lm_jax.models.layers import weight
+from lm_jax.models.parameter import TABLE, Role
 
 Batch = dict[str, jax.Array]
 Tables = dict[str, jax.Array]  # log p: start [N], transition [N, N] (from, to), emission [N, V]
@@ -36,9 +37,9 @@ class HMM(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         N, V = config.dim, config.vocab_size
-        self.start = weight(rngs, (N,), AXES["start"], STD)
-        self.transition = weight(rngs, (N, N), AXES["transition"], STD)
-        self.emission = weight(rngs, (N, V), AXES["emission"], STD)
+        self.start = weight(rngs, (N,), AXES["start"], STD, Role(decays=True, columns=(-1,)))
+        self.transition = weight(rngs, (N, N), AXES["transition"], STD, TABLE)
+        self.emission = weight(rngs, (N, V), AXES["emission"], STD, TABLE)
 
     def __call__(self, tokens_BL: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
         """Logits [B, L, V] float32 of the next tokens."""
