@@ -1,5 +1,7 @@
-"""What does the model say of text that it never learned from? Its loss, and samples."""
+"""Held-out text of a run: its loss while training and at the end, and samples."""
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -16,8 +18,28 @@ from lm_jax.tasks.objectives import loss
 MOST_TOKENS = 5_000_000  # of held-out text that are read at the end
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldoutLoss:
+    """The loss of held-out examples."""
+
+    nats: float  # summed over the targets
+    tokens: int  # targets
+    examples: int
+    bytes: float  # of the text that the targets are; NaN where they are not the text alone
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / max(1, self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of the text that was evaluated."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+
 class Heldout:
-    """The held-out text of a run, asked as it is trained; on the default device without a mesh.
+    """The held-out text of a run under its objective; on the default device without a mesh.
 
     share: which parts of each batch are this process's. Raises DataError where the text is less
     than an example.
@@ -27,19 +49,51 @@ class Heldout:
         self.config, self.store, self.mesh, self.share = config, store, mesh, share
         self.windows = by_objective.make(store, "heldout", config, 0)
         self.sums = jax.jit(lambda model, batch: loss(model, batch, None, config.loss)[1])
+        self.bytes: dict[int, float] = {}  # by number of examples
 
-    def loss(self, model: Any, most: int) -> tuple[float, int]:
-        """(nats a target, targets) over at most about `most` tokens of windows, always the same."""
-        config = self.config
+    def loss(self, model: Any, most: int) -> HeldoutLoss:
+        """The loss of the examples that hold about `most` tokens of the text, always the same and
+        each once: whole batches of them, or all, the last batch filled up with weight 0.
+        """
+        config, size = self.config, len(self.windows)
         rows = config.batch_size // config.microbatches
-        most = min(most, self.store.num_tokens("heldout"))
+        wanted = math.ceil(min(1.0, most / self.store.num_tokens("heldout")) * size)
+        batches = max(1, -(-wanted // rows))
         nll = tokens = 0.0
-        for index in range(max(1, most // (rows * config.data.sequence_length))):
-            batch = self.windows.batch(index, rows, self.share)
+        for index in range(batches):
+            batch = self.windows.batch(index, rows, self.share, stop=size)
             del batch["example"]
             sums = self.sums(model, sharding.put(batch, self.mesh) if self.mesh else batch)
             nll, tokens = nll + float(sums["nll"]), tokens + float(sums["tokens"])
-        return nll / max(1.0, tokens), int(tokens)
+        count = min(size, batches * rows)
+        return HeldoutLoss(nll, int(tokens), count, self.text_bytes(count))
+
+    def text_bytes(self, count: int) -> float:
+        """Bytes of the text that is the targets of the first `count` examples; NaN where they are
+        not the text, each token of it once.
+        """
+        if self.config.loss.objective != "causal":
+            return math.nan
+        if count not in self.bytes:
+            self.bytes[count] = self.counted_bytes(count)
+        return self.bytes[count]
+
+    def counted_bytes(self, count: int) -> float:
+        """`text_bytes`, where there is such a number."""
+        store, tokenizer = self.store, self.store.tokenizer
+        total = store.num_bytes("heldout")
+        if count == len(self.windows):
+            return total
+        lengths, size, targets = tokenizer.byte_lengths, 0, 0
+        for start in range(0, count, 256):
+            batch = self.windows.rows(np.arange(start, min(start + 256, count)))
+            there = batch["weights"] > 0
+            size += int(lengths[batch["targets"][there]].sum())
+            targets += int(there.sum())
+        if tokenizer.lossless:
+            return size
+        # Ids do not say how long their text was: a share of the whole.
+        return total * targets / (store.num_tokens("heldout") - store.num_documents("heldout"))
 
     def samples(self, model: Any) -> list[tuple[str, str]]:
         """(prompt, what the model writes after it); none from an encoder, which writes nothing."""
@@ -65,8 +119,9 @@ class Heldout:
         if total > MOST_TOKENS:
             return {}
         if kind == "encoder_decoder":
-            nats, tokens = self.loss(model, total)
-            return {"loss": nats, "tokens": tokens, "perplexity": float(np.exp(nats))}
+            pairs = self.loss(model, total)
+            return {"loss": pairs.loss, "tokens": pairs.tokens, "examples": pairs.examples,
+                    "perplexity": float(np.exp(pairs.loss))}  # fmt: skip
         stride = window // 2 if config.eval.baselines and kind != "encoder" else window
         found = evaluate_heldout(model, store, window, stride)
         figures = {"loss": found.loss, "tokens": found.tokens}

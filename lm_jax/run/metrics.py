@@ -76,8 +76,8 @@ class Metrics:
         self.board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resumed_from + 1)
 
     def bits_per_byte(self, loss: float) -> float:
-        """Nats a token as bits a byte of text, by the store's mean token length; not a number where
-        the targets are not the text, each token of it once.
+        """Nats a token as bits a byte of training text, by its mean token length; not a number
+        where the targets are not the text, each token of it once.
         """
         if self.config.loss.objective != "causal":
             return math.nan
@@ -127,9 +127,8 @@ class Metrics:
         )
         clock.restart()
 
-    def evaluation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
-        """The line of an evaluation on held-out text, and its row."""
-        bpb = self.bits_per_byte(loss)
+    def evaluation(self, step: int, loss: float, bpb: float, tokens: int, seconds: float) -> None:
+        """The line of an evaluation on held-out text, and its row; `bpb`: bits per byte of it."""
         self.write(
             step,
             "eval",

@@ -191,8 +191,9 @@ class Evaluate(Hook):
 
     def act(self, step: int, state: Any) -> None:
         since = time.perf_counter()
-        loss, tokens = self.heldout.loss(state.model, self.config.eval.tokens)
-        self.metrics.evaluation(step, loss, tokens, time.perf_counter() - since)
+        found = self.heldout.loss(state.model, self.config.eval.tokens)
+        seconds = time.perf_counter() - since
+        self.metrics.evaluation(step, found.loss, found.bits_per_byte, found.tokens, seconds)
 
 
 class Sample(Evaluate):

@@ -111,7 +111,7 @@ class Run:
         self.step = jax.jit(make_train_step(config), donate_argnums=0, compiler_options=options)
         self.share = hosts.share(mesh)
         self.heldout = Heldout(config, store, mesh, self.share)
-        bytes_per_token = store.num_bytes("train") / store.num_tokens("train")
+        bytes_per_token = store.bytes_per_target("train", config.data.packed)
         kind = mesh.devices.flat[0].device_kind
         self.metrics = Metrics(workdir, config, bytes_per_token, kind, mesh.size, self.start,
                                hosts.is_first())  # fmt: skip

@@ -177,15 +177,16 @@ def test_a_disk_that_is_full_at_a_resume_costs_no_row(make, tmp_path, monkeypatc
 
 def test_what_is_not_a_number_is_null_in_json_and_no_event(make, tmp_path):
     reported = make()
-    reported.evaluation(10, 800.0, 1000, 2.0)
+    reported.evaluation(10, 800.0, math.nan, 1000, 2.0)
     (row,) = read(tmp_path)
     assert row["perplexity"] is None
+    assert row["bpb"] is None
     assert row["loss"] == 800.0
     assert perplexity(800.0) == math.inf
 
 
 def test_events_for_tensorboard_are_written(make, tmp_path):
-    make().evaluation(10, 2.0, 1000, 2.0)
+    make().evaluation(10, 2.0, 1.0, 1000, 2.0)
     assert list((tmp_path / "tb").glob("events.out.tfevents.*"))
 
 

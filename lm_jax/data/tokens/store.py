@@ -153,6 +153,13 @@ class TokenStore:
         """Bytes of UTF-8 text that the tokens of `split` stand for."""
         return self.manifest["splits"][split]["text_bytes"]
 
+    def bytes_per_target(self, split: str, packed: bool) -> float:
+        """Bytes of text for each token that is a target: all but bos, which only windows that are
+        not `packed` predict.
+        """
+        targets = self.num_tokens(split) - packed * self.num_documents(split)
+        return self.num_bytes(split) / max(1, targets)
+
     def ends(self, split: str) -> np.ndarray:
         """[documents] int64: one past the last token of each document."""
         return self.arrays[split]

@@ -54,9 +54,11 @@ def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Win
             if view is Windows:
                 length, packed = config.data.sequence_length, config.data.packed
                 rows = config.batch_size if config.data.carry and split == "train" else 0
-                shifted = config.data.shifted and seed is not None
+                # Of held-out text every token counts, those of the last window too.
+                whole = split != "train"
+                shifted = config.data.shifted and seed is not None and not whole
                 members.append(
-                    Windows(store, split, length, seed, packed, consecutive=rows, shifted=shifted)
+                    Windows(store, split, length, seed, packed, whole, rows, shifted)
                 )
             else:
                 members.append(view(store, split, config, seed))

@@ -141,7 +141,12 @@ class Windows:
         return found
 
     def batch(
-        self, step: int, batch_size: int, shard: Shard = (0, 1), microbatches: int = 1
+        self,
+        step: int,
+        batch_size: int,
+        shard: Shard = (0, 1),
+        microbatches: int = 1,
+        stop: int | None = None,
     ) -> dict[str, np.ndarray]:
         """What a host holds of batch `step`: of `shard[1]` equal parts number `shard[0]`, or those
         of these numbers. Arrays [rows, length].
@@ -150,7 +155,8 @@ class Windows:
         weights float32, 0 where the target is padding or belongs to another document than its
         input; example [rows] int64, window numbers. With `microbatches`, [microbatches, rows /
         microbatches, length] of the one global batch in that shape: a host has its parts of every
-        microbatch, so that each holds the same rows whatever the number of hosts.
+        microbatch, so that each holds the same rows whatever the number of hosts. The stream ends
+        at place `stop`, where it is given: the rows from there on have weight 0.
         """
         parts, count = np.atleast_1d(shard[0]), shard[1]
         if self.consecutive not in (0, batch_size):
@@ -163,7 +169,11 @@ class Windows:
         rows = batch_size // count // microbatches  # of a part
         first = np.arange(microbatches)[:, None] * (rows * count) + parts * rows
         position = step * batch_size + (first[..., None] + np.arange(rows)).reshape(-1)
-        batch = self.rows(position)
+        if stop is None:
+            batch = self.rows(position)
+        else:
+            batch = self.rows(np.minimum(position, stop - 1))
+            batch["weights"] = batch["weights"] * (position < stop)[:, None].astype(np.float32)
         if microbatches > 1:
             batch = {k: v.reshape(microbatches, -1, *v.shape[1:]) for k, v in batch.items()}
         return batch
