@@ -1,4 +1,4 @@
-"""How does a curve become a picture? A line chart as SVG text: ticks, units, hover titles.
+"""Line charts as SVG text: ticks, units, levels to compare with, hover titles.
 
 Colours are classes of the page's style sheet (report_style.py), so one chart serves light and dark.
 """
@@ -6,13 +6,13 @@ Colours are classes of the page's style sheet (report_style.py), so one chart se
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
 MOST_POINTS, MOST_TITLES = 1500, 160
-Place = Callable[[float], float]  # a value to its pixel
+LETTER, LINE = 6.6, 14  # pixels of a letter and a line of a level's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,31 @@ class Series:
     points: Sequence[tuple[float, float]]
     colour: int = 1
     dots: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The part of the picture that curves are in, and what it shows: [x0, x1], [y0, y1]."""
+
+    x0: float
+    x1: float
+    y0: float  # an exponent of ten where `log`
+    y1: float
+    log: bool
+    right: float  # its edge, in pixels
+
+    def x(self, value: float) -> float:
+        """The pixel of a value."""
+        return LEFT + (value - self.x0) / (self.x1 - self.x0) * (self.right - LEFT)
+
+    def y(self, value: float) -> float:
+        """The pixel of a value."""
+        value = math.log10(value) if self.log else value
+        return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+    def horizontal(self, kind: str, y: float) -> str:
+        """A line across."""
+        return f'<line class="{kind}" x1="{LEFT}" x2="{self.right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
 def finite(pairs: Sequence[tuple]) -> list[tuple[float, float]]:
@@ -86,17 +111,12 @@ def line_chart(
     y0, y1 = scale(min(ys)), scale(max([*ys, top]))
     margin = 0.06 * (y1 - y0) or abs(y1) * 0.1 or 0.5
     y0, y1 = (0 if zero and y0 >= 0 else y0 - margin), y1 + margin
-
-    def px(x: float) -> float:
-        return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-
-    def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (scale(y) - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [_axes(x0, x1, y0, y1, px, py, log, x_unit)]
-    parts += [_curve(s, px, py) for s in lines]
-    parts.append(_levels(levels, py))
-    parts.append(_titles(lines, px, x_unit, unit))
+    # Names of levels stand beside the frame: inside they would cover the curves.
+    letters = max((len(_level_name(*level)) + 1 for level in levels), default=0)
+    frame = Frame(x0, x1, y0, y1, log, WIDTH - max(RIGHT, letters * LETTER))
+    parts = [_axes(frame, x_unit), _levels(levels, frame)]
+    parts += [_curve(s, frame) for s in lines]
+    parts.append(_titles(lines, frame, x_unit, unit))
     names = "".join(
         f'<span class="key"><i class="k{s.colour}"></i>{escape(s.name)}</span>' for s in lines
     )
@@ -109,63 +129,65 @@ def line_chart(
     )
 
 
-def _horizontal(kind: str, y: float) -> str:
-    """A line across the frame."""
-    return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-
-
-def _axes(
-    x0: float, x1: float, y0: float, y1: float, px: Place, py: Place, log: bool, x_unit: str
-) -> str:
-    """Grid, tick labels and the name of the x axis; y0 and y1 are exponents when `log`."""
-    parts = []
-    marks = [10.0**e for e in ticks(y0, y1, 4)] if log else ticks(y0, y1, 5)
-    if log and len(marks) < 2:
+def _axes(frame: Frame, x_unit: str) -> str:
+    """Grid, tick labels and the name of the x axis."""
+    parts, y0, y1 = [], frame.y0, frame.y1
+    marks = [10.0**e for e in ticks(y0, y1, 4)] if frame.log else ticks(y0, y1, 5)
+    if frame.log and len(marks) < 2:
         marks = [10.0 ** (y0 + (y1 - y0) * f) for f in (0.1, 0.5, 0.9)]
-    for y in marks:
-        text = label(float(f"{y:.2g}") if log else float(f"{y:.6g}"))
+    for value in marks:
+        text, y = label(float(f"{value:.2g}" if frame.log else f"{value:.6g}")), frame.y(value)
         parts.append(
-            _horizontal("grid", py(y))
-            + f'<text x="{LEFT - 7}" y="{py(y) + 4:.1f}" text-anchor="end">{text}</text>'
+            frame.horizontal("grid", y)
+            + f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
     base = HEIGHT - BOTTOM
-    for x in ticks(x0, x1, 5):
+    for value in ticks(frame.x0, frame.x1, 5):
+        x = frame.x(value)
         parts.append(
-            f'<line class="axis" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{base}" y2="{base + 4}"/>'
-            f'<text x="{px(x):.1f}" y="{base + 18}" text-anchor="middle">{label(x)}</text>'
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>'
+            f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{label(value)}</text>'
         )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    name = f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_unit)}</text>'
-    return "".join([*parts, _horizontal("axis", base), name])
+    middle = (LEFT + frame.right) / 2
+    name = f'<text x="{middle:g}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_unit)}</text>'
+    return "".join([*parts, frame.horizontal("axis", base), name])
 
 
-def _levels(levels: Sequence[tuple[str, float]], py: Place) -> str:
-    """Dashed lines, each with its name above it, and no name upon another."""
-    parts, lowest = [], 0.0
-    for name, value in sorted(levels, key=lambda level: -level[1]):
-        lowest = max(py(value) - 4, lowest + 14)
-        parts.append(
-            _horizontal("level", py(value))
-            + f'<text class="levelname" x="{WIDTH - RIGHT}" y="{lowest:.1f}" text-anchor="end">'
-            f"{escape(name)} {label(value)}</text>"
-        )
-    return "".join(parts)
+def _level_name(name: str, value: float) -> str:
+    """What stands beside a level."""
+    return f"{name} {label(value)}"
 
 
-def _curve(series: Series, px: Place, py: Place) -> str:
+def _levels(levels: Sequence[tuple[str, float]], frame: Frame) -> str:
+    """Dashed lines, each with its name to the right of the frame, and no name upon another."""
+    levels = sorted(levels, key=lambda level: -level[1])
+    places: list[float] = []
+    for _, value in levels:
+        places.append(max(frame.y(value) + 4, *(y + LINE for y in places[-1:]), TOP))
+    for i in reversed(range(len(places))):  # those that were pushed below the frame move up
+        places[i] = min([places[i], HEIGHT - BOTTOM, *(y - LINE for y in places[i + 1 : i + 2])])
+    return "".join(
+        frame.horizontal("level", frame.y(value))
+        + f'<text class="levelname" x="{frame.right + 5:g}" y="{y:.1f}">'
+        f"{escape(_level_name(name, value))}</text>"
+        for (name, value), y in zip(levels, places, strict=True)
+    )
+
+
+def _curve(series: Series, frame: Frame) -> str:
     """The line, thinned to what a screen can show; dots where the points are few."""
     points = _thin(series.points, MOST_POINTS)
-    path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     dots = ""
     if len(points) == 1 or (series.dots and len(points) <= 60):
         dots = "".join(
-            f'<circle class="c{series.colour}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3"/>'
+            f'<circle class="c{series.colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>'
             for x, y in points
         )
     return f'<polyline class="c{series.colour}" points="{path}"/>{dots}'
 
 
-def _titles(lines: Sequence[Series], px: Place, x_unit: str, unit: str) -> str:
+def _titles(lines: Sequence[Series], frame: Frame, x_unit: str, unit: str) -> str:
     """Bands under the pointer, each with the values at its step."""
     # Evaluations are rare: all of their steps are kept, and the dense curve is thinned around them.
     by_x: dict[float, list[str]] = {x: [] for s in lines for x, _ in _thin(s.points, MOST_TITLES)}
@@ -174,8 +196,8 @@ def _titles(lines: Sequence[Series], px: Place, x_unit: str, unit: str) -> str:
             if x in by_x:
                 by_x[x].append(f"{s.name}: {y:.4g} {unit}")
     places = sorted(by_x)
-    centres = [px(x) for x in places]
-    edges = [LEFT, *((a + b) / 2 for a, b in itertools.pairwise(centres)), WIDTH - RIGHT]
+    centres = [frame.x(x) for x in places]
+    edges = [LEFT, *((a + b) / 2 for a, b in itertools.pairwise(centres)), frame.right]
     height = HEIGHT - TOP - BOTTOM
     return "".join(
         f'<g class="hover"><rect x="{edges[i]:.1f}" y="{TOP}" '

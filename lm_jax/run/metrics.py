@@ -1,4 +1,4 @@
-"""What does a run report? One line a person and grep can read, metrics.jsonl, TensorBoard events,
+"""Metrics of a run: one line that people and grep can read, metrics.jsonl, TensorBoard events,
 MFU.
 """
 
@@ -14,11 +14,6 @@ from lm_jax.config.cost import flops_per_token
 from lm_jax.devices.chips import peak_flops
 from lm_jax.progress import duration, human
 from lm_jax.run.rundir import replace_text
-
-
-def shown(number: float) -> str:
-    """Three digits, or n/a."""
-    return f"{number:.3f}" if math.isfinite(number) else "n/a"
 
 
 def perplexity(loss: float) -> float:
@@ -97,7 +92,9 @@ class Metrics:
             if isinstance(value, (int, float)) and math.isfinite(value):
                 self.board.add_scalar(f"{kind}/{name}", value, step)
             elif isinstance(value, str) and kind == "sample":
-                self.board.add_text(f"{kind}/{name}", value, step)
+                # Markdown joins lines, but not those of a block of code.
+                code = "\n".join(f"    {line}" for line in value.splitlines())
+                self.board.add_text(f"{kind}/{name}", code, step)
 
     def train(self, step: int, values: dict[str, float], crc: int | None) -> None:
         """The line of a finished step, and its row: `values` are loss, gnorm, lr, tokens and what
@@ -117,10 +114,13 @@ class Metrics:
         self.write(step, "train", **known, bpb=bpb, mfu=mfu, **extra, **more)
         left = (config.steps - step) * config.tokens_per_step
         speed = human(rate) if rate else "n/a"
+        # What this run never knows is on no line: bits per byte of other objectives, MFU of a
+        # device without a known peak.
+        bits = f"  bpb {bpb:.3f}" if math.isfinite(bpb) else ""
+        used = f"  mfu {'n/a' if mfu is None else f'{mfu:.1%}'}" if self.peak else ""
         print(
-            f"step {step}/{config.steps}  loss {loss:.3f}  bpb {shown(bpb)}  "
-            f"lr {values['lr']:.1e}  gnorm {values['gnorm']:.2f}  {speed} tok/s  "
-            f"mfu {'n/a' if mfu is None else f'{mfu:.1%}'}  "
+            f"step {step}/{config.steps}  loss {loss:.3f}{bits}  "
+            f"lr {values['lr']:.1e}  gnorm {values['gnorm']:.2f}  {speed} tok/s{used}  "
             f"data {share:.1%}  eta {duration(left / rate) if rate else 'n/a'}"
             + "".join(f"  {name} {value:.3f}" for name, value in more.items()),
             flush=True,
@@ -138,8 +138,9 @@ class Metrics:
             tokens=tokens,
             seconds=seconds,
         )
+        bits = f"  bpb {bpb:.3f}" if math.isfinite(bpb) else ""
         print(
-            f"eval {step}/{self.config.steps}  loss {loss:.3f}  bpb {shown(bpb)}  "
+            f"eval {step}/{self.config.steps}  loss {loss:.3f}{bits}  "
             f"perplexity {perplexity(loss):.1f}  {human(tokens)} tokens  {seconds:.1f} s",
             flush=True,
         )

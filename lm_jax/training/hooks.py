@@ -203,7 +203,8 @@ class Sample(Evaluate):
         """Writes, keeps and prints the samples."""
         for prompt, text in self.heldout.samples(state.model):
             self.metrics.write(step, "sample", prompt=prompt, text=text)
-            print(f"sample {step}: {' '.join((prompt + text).split())[:300]}", flush=True)
+            lines = (prompt + text).splitlines()
+            print(f"sample {step}:", *lines, sep="\n    ", flush=True)
 
 
 def due(hooks: Sequence[Hook], step: int, last: int, stopping: bool) -> list[Hook]:

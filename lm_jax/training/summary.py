@@ -1,4 +1,4 @@
-"""What is about to run? One screen: what differs, parameters, mesh, memory, FLOPs, tokens, data,
+"""The start-up screen of a run: what differs, parameters, mesh, memory, FLOPs, tokens, data,
 outputs.
 """
 
@@ -12,6 +12,7 @@ from lm_jax.config import Config
 from lm_jax.config.cost import flops_per_token
 from lm_jax.config.mesh_check import large_axes
 from lm_jax.config.values import differences
+from lm_jax.data.views import by_objective
 from lm_jax.devices.chips import peak_flops
 from lm_jax.devices.sharding import bytes_per_device, memory_limit
 from lm_jax.progress import human
@@ -40,14 +41,7 @@ def text(
     rows.append(("not default", "  ".join(changed) or "nothing"))
     if abstract is not None:
         rows += network(config, mesh, abstract)
-    tokens = config.steps * config.tokens_per_step
-    amount = f"{human(tokens)} tokens: {config.steps} steps of "
-    amount += f"{config.batch_size} x {data.sequence_length}"
-    if abstract is None:
-        amount += ", or all: counted once"
-    elif store is not None:
-        amount += f" = {tokens / store.num_tokens('train'):.2f} epochs"
-    rows.append(("training", amount))
+    rows.append(("training", amount(config, abstract is None, store)))
     if store is None:
         rows.append(("data", f"{data.input}: not prepared yet"))
     else:
@@ -64,6 +58,22 @@ def text(
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def amount(config: Config, counts: bool, store: Any | None) -> str:
+    """How much text a run trains on, in tokens or pairs, and in epochs of its examples."""
+    examples, length = config.steps * config.batch_size, config.data.sequence_length
+    if config.loss.objective == "seq2seq":  # a row is a pair, however short
+        text = f"{human(examples)} pairs: {config.steps} steps of {config.batch_size}"
+    else:
+        text = f"{human(examples * length)} tokens: {config.steps} steps of "
+        text += f"{config.batch_size} x {length}"
+    if counts:
+        return f"{text}, or all: counted once"
+    if store is None:
+        return text
+    size = len(by_objective.make(store, "train", config, config.seed))
+    return f"{text} = {examples / size:.2f} epochs"
+
+
 def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
     """What a network is made of, where it will be, and what it will cost."""
     model, device, parts = config.model, mesh.devices.flat[0], modules(abstract.model)
@@ -72,10 +82,10 @@ def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
     axes = large_axes(mesh.shape)
     held = sum(bytes_per_device(x) for x in jax.tree.leaves(abstract))
     limit = memory_limit(device)
-    has = f"{human(limit)}B" if limit else "an unknown amount"
+    has = f"; it has {human(limit)}B" if limit else ""
     flops = flops_per_token(model, config.data.sequence_length)
     peak = peak_flops(kind)
-    speed = f"; peak {human(peak * mesh.size)}FLOP/s" if peak else ""
+    speed = f"; peak {human(peak * mesh.size)}FLOP/s" if peak else f"; no MFU on {kind}"
     step = human(flops * config.tokens_per_step)
     precision = model.matmul_precision
     products = "" if precision == "default" else f" with products in {precision}"
@@ -83,7 +93,7 @@ def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
         ("parameters", f"{human(sum(parts.values()))}: {shares}"),
         ("mesh", f"{axes} on {mesh.size} {kind}, {jax.process_count()} process(es)"),
         ("compute", f"{model.dtype}{products}, attention {model.attention}, remat {model.remat}"),
-        ("memory", f"{human(held)}B of parameters and optimizer a device; it has {has}"),
+        ("memory", f"{human(held)}B of parameters and optimizer a device{has}"),
         ("FLOPs", f"{human(flops)} a token, {step} a step{speed}"),
     ]
 

@@ -48,6 +48,20 @@ def test_a_logarithmic_axis_spaces_powers_of_ten_evenly():
     assert points[0][1] - points[1][1] == pytest.approx(points[1][1] - points[2][1], abs=0.11)
 
 
+def test_names_of_levels_are_beside_the_curves_and_apart():
+    curve = Series("s", [(i, 8 - 6 * i / 99) for i in range(100)])
+    levels = [("xz -9", 2.0), ("byte 5-gram", 2.05), ("token 5-gram", 2.01), ("other", 7.9)]
+    svg = chart.line_chart("t", "u", [curve], levels)
+    names = re.findall(r'levelname" x="([\d.]+)" y="([\d.]+)">([^<]*)<', svg)
+    assert sorted(name.rsplit(" ", 1)[0] for *_, name in names) == sorted(n for n, _ in levels)
+    edge = max(x for x, _ in points_of(svg))
+    assert all(float(x) >= edge + 4 for x, _, _ in names), "right of every point"
+    assert all(float(x) + chart.LETTER * len(name) <= chart.WIDTH for x, _, name in names)
+    places = sorted(float(y) for _, y, _ in names)
+    assert min(b - a for a, b in itertools.pairwise(places)) >= chart.LINE - 0.1
+    assert places[-1] <= chart.HEIGHT - chart.BOTTOM
+
+
 def test_a_chart_without_points_is_nothing():
     assert chart.line_chart("t", "u", [Series("s", [(1, None), (2, float("nan"))])]) == ""
 

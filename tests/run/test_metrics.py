@@ -24,7 +24,7 @@ CONFIG = Config(
 )  # fmt: skip
 LINE = re.compile(
     r"step \d+/\d+  loss \d+\.\d{3}  bpb \d+\.\d{3}  lr \d\.\de[-+]\d\d  gnorm \d+\.\d\d  "
-    r"\S+ tok/s  mfu (\d+\.\d%|n/a)  data \d+\.\d%  eta (\d+h\d\dm|\d+m|\d+s)"
+    r"\S+ tok/s  (mfu (\d+\.\d%|n/a)  )?data \d+\.\d%  eta (\d+h\d\dm|\d+m|\d+s)"
 )
 ISSUE = ("step 100/5000  loss 3.214  bpb 1.412  lr 3.0e-04  gnorm 0.81  412k tok/s  mfu 38.1%  "
          "data 0.4%  eta 12m")  # fmt: skip
@@ -77,10 +77,12 @@ def test_the_line_of_a_step_is_exactly_the_promised_one(make, capsys, monkeypatc
     assert "batch_crc" not in row
 
 
-def test_mfu_of_an_unknown_device_is_not_guessed(make, capsys, monkeypatch, tmp_path):
+def test_mfu_of_an_unknown_device_is_neither_guessed_nor_on_each_line(
+    make, capsys, monkeypatch, tmp_path
+):
     line = line_of(make("cpu"), capsys, monkeypatch, "unknown")
     assert LINE.fullmatch(line)
-    assert "  mfu n/a  " in line
+    assert "mfu" not in line
     assert read(tmp_path)[0]["mfu"] is None
     assert [peak_flops(kind) for kind in ("cpu", "TPU v9", "NVIDIA GTX 1080")] == [None] * 3
 
@@ -188,6 +190,13 @@ def test_what_is_not_a_number_is_null_in_json_and_no_event(make, tmp_path):
 def test_events_for_tensorboard_are_written(make, tmp_path):
     make().evaluation(10, 2.0, 1.0, 1000, 2.0)
     assert list((tmp_path / "tb").glob("events.out.tfevents.*"))
+
+
+def test_a_sample_keeps_its_lines_where_text_is_shown_as_markdown(make, monkeypatch):
+    shown, reported = [], make()
+    monkeypatch.setattr(reported.board, "add_text", lambda name, text, step: shown.append(text))
+    reported.write(5, "sample", prompt="a", text="one\n  two\n\nthree")
+    assert shown == ["    a", "    one\n      two\n    \n    three"]
 
 
 def test_numbers_are_short():

@@ -7,7 +7,10 @@ import pytest
 from flax import nnx
 from test_rundir import CONFIG, write_store
 
-from lm_jax.config import MeshConfig
+from lm_jax.config import LossConfig, MeshConfig
+from lm_jax.data.tokens.store import TokenStore
+from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.tokens.writer import Writer
 from lm_jax.devices import runtime, sharding
 from lm_jax.devices.resolve import resolved
 from lm_jax.models import ModelConfig, create
@@ -44,7 +47,8 @@ def test_the_screen_has_every_number_that_decides_the_run(screen, tmp_path):
     assert screen["mesh"].startswith("data 2 x fsdp 2 x tensor 2 on 8 cpu, 1 process")
     assert "float32, attention xla" in screen["compute"]
     assert "300 steps of 32 x 16" in screen["training"]
-    assert "epochs" in screen["training"]
+    assert "= 384.00 epochs" in screen["training"], "of the 25 windows that 402 tokens hold"
+    assert "unknown" not in screen["memory"]
     assert "402 tokens" in screen["data"]  # bos and eos too
     for name in ("checkpoints", "metrics.jsonl", "tb", "report.html"):
         assert name in screen["outputs"]
@@ -75,3 +79,17 @@ def test_a_dry_run_stops_at_the_screen_and_writes_nothing(tmp_path, capsys, monk
     assert loop.train(config, str(tmp_path / "run"), dry_run=True) == 0
     assert "not prepared yet" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_pairs_are_counted_in_pairs(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, steps=300, loss=LossConfig("seq2seq"),
+        model=dataclasses.replace(CONFIG.model, architecture="encoder_decoder"),
+    )  # fmt: skip
+    with Writer(tmp_path / "store", Tokenizer.byte_level()) as writer:
+        for i in range(60):
+            writer.add("train", writer.tokenizer.encode(f"{i}\tx"), 4)
+        writer.finish({})
+    store = TokenStore.open(tmp_path / "store")
+    assert summary.amount(config, False, store) == "9.6k pairs: 300 steps of 32 = 160.00 epochs"
+    assert summary.amount(config, False, None) == "9.6k pairs: 300 steps of 32"

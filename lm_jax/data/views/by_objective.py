@@ -57,9 +57,7 @@ def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Win
                 # Of held-out text every token counts, those of the last window too.
                 whole = split != "train"
                 shifted = config.data.shifted and seed is not None and not whole
-                members.append(
-                    Windows(store, split, length, seed, packed, whole, rows, shifted)
-                )
+                members.append(Windows(store, split, length, seed, packed, whole, rows, shifted))
             else:
                 members.append(view(store, split, config, seed))
             weights.append(weight / len(VIEWS[name]))
