@@ -5,17 +5,25 @@ Encoding is theirs. Decoding is ours, as everywhere: one byte string an id, from
 decoder that tokenizer.json names.
 """
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lm_jax.data.tokens import definition as definition_file
+from lm_jax.data.tokens import probe
+from lm_jax.data.tokens.definition import MAX_GROWTH, MAX_PIECE_BYTES
+from lm_jax.data.tokens.frame import frame_of
 from lm_jax.data.tokens.tokenizer import MAX_FILE_BYTES, Tokenizer, utf8
 from lm_jax.errors import DataError, UserError, nearest
 
 ABOUT = "lm_jax_tokenizer.json"  # ours, beside their tokenizer.json
+# What else a directory says of its tokenizer; it goes where the tokenizer goes.
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+              "chat_template.json")  # fmt: skip
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 # What the tokenizer classes of transformers call them, for directories that do not say it.
 USUAL = {
@@ -29,6 +37,7 @@ USUAL = {
 }
 DECODERS = ("ByteLevel", "ByteFallback", "Metaspace", "Replace", "WordPiece", "BPEDecoder", "Fuse",
             "Strip")  # fmt: skip
+FAILED = "the tokenizer cannot encode this text"
 BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 # A tokenizer that gives all of these back is taken to be lossless.
 PROBES = (
@@ -64,37 +73,46 @@ class HFTokenizer(Tokenizer):
     lossless: whether PROBES come back from their ids. prefix: the space that encoding may put
     before a text; `decode` takes it away, `decode_bytes` and `decoder` do not, since they also read
     what stands within a text. byte_lengths of a WordPiece that begins a word count one space.
+
+    frame: the special tokens that transformers puts around a text. files: COMPANIONS by name, as
+    they were.
     """
 
-    def __init__(self, model: bytes, roles: dict[str, str | int]):
-        """`model`: the file tokenizer.json. `roles`: token or id of each special. Raises DataError,
-        or UserError without the library.
+    def __init__(
+        self, model: bytes, roles: Mapping[str, str | int], files: Mapping[str, bytes] | None = None
+    ):
+        """`model`: the file tokenizer.json. `roles`: token or id of each special. `files`:
+        COMPANIONS. Raises DataError, or UserError without the library.
         """
         definition = json.loads(model)
         for volatile in ("truncation", "padding"):  # transformers saves the last call's
             definition[volatile] = None
-        self.kind, self.model = "hf", model
-        self.processor = processor_of(json.dumps(definition))
+        definition_file.check(definition)
+        self.kind, self.model, self.files = "hf", model, dict(files or {})
+        self.definition = json.dumps(definition)
+        self.processor = processor_of(self.definition)
         vocabulary = self.processor.get_vocab(with_added_tokens=True)
         added = {token["content"]: token for token in definition.get("added_tokens") or []}
         steps = decoder_steps(definition.get("decoder"))
-        pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
-        for piece, i in vocabulary.items():
-            if piece not in added:
-                pieces[i] = piece_bytes(piece, steps)
-            elif not added[piece].get("special"):
-                pieces[i] = piece.encode()
+        pieces = pieces_of(vocabulary, added, steps)
         special = {name: vocabulary[name] for name in added if added[name].get("special")}
         self.roles = known_roles(roles, vocabulary, special)
         for name in {"unk"} & self.roles.keys():  # it stands for no text, whatever it is called
             pieces[self.roles[name]] = b""
-        self.specials = {**special, **self.roles}
+        self.specials, self.names = {**special, **self.roles}, special
         self.bos_id = self.first("bos", "cls", "decoder_start", "eos", "sep")
         self.eos_id = self.first("eos", "sep", "bos", "cls")
         self.pad_id = self.roles.get("pad", self.eos_id)
         self.prefix = prefix_of(steps)
         canonical = json.dumps(definition, sort_keys=True)
         self.keep(pieces, ["hf", canonical, sorted(self.roles.items())])
+        options = json.loads(self.files.get("tokenizer_config.json", b"{}"))
+        self.splits_specials = options.get("split_special_tokens") is True
+        self.frame = frame_of(definition, options, self.roles)
+        if odd := [i for i in (*self.frame.before, *self.frame.after) if i >= self.vocab_size]:
+            raise DataError(
+                f"post_processor: id {odd[0]} is outside the vocabulary of {self.vocab_size}."
+            )
         found = self.encode_batch(PROBES)
         self.lossless = all(map(self.restores, utf8(PROBES), found))
 
@@ -109,12 +127,50 @@ class HFTokenizer(Tokenizer):
         )
 
     def __reduce__(self) -> Any:
-        return HFTokenizer, (self.model, self.roles)
+        return HFTokenizer, (self.model, self.roles, self.files)
+
+    @functools.cached_property
+    def with_specials(self) -> Any:
+        """The library's tokenizer, to which text that spells a special token is that token."""
+        processor = processor_of(self.definition)
+        processor.encode_special_tokens = False
+        return processor
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja template of a conversation; "" where the directory has none or several."""
+        if "chat_template.jinja" in self.files:
+            return self.files["chat_template.jinja"].decode(errors="replace")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            found = json.loads(self.files.get(name, b"{}")).get("chat_template")
+            if isinstance(found, str):
+                return found
+        return ""
+
+    def name_of(self, i: int) -> str:
+        """The text of a token; its number where it has none."""
+        return self.processor.id_to_token(i) or f"<{i}>"
+
+    def encode_specials(self, text: str, more: Mapping[str, int] | None = None) -> np.ndarray:
+        """Ids [n] of `text`, in which a special token's own text is that token, as the library has
+        it; `more`: ids of others by their text.
+        """
+        if more:
+            parts = re.split(f"({'|'.join(map(re.escape, more))})", text)
+        else:
+            parts = [text]
+        utf8(parts)
+        ids = [[more[part]] if more and part in more
+               else guarded(FAILED, self.with_specials.encode_batch_fast, [part],
+                            add_special_tokens=False)[0].ids for part in parts]  # fmt: skip
+        return np.concatenate(ids).astype(np.int32)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[np.ndarray]:
         """Ids of each text, by as many threads as the library takes (TOKENIZERS_PARALLELISM)."""
         utf8(texts)
-        found = self.processor.encode_batch_fast(list(texts), add_special_tokens=False)
+        found = guarded(
+            FAILED, self.processor.encode_batch_fast, list(texts), add_special_tokens=False
+        )
         return [np.array(encoding.ids, np.int32) for encoding in found]
 
     def decode(self, ids: Any) -> str:
@@ -122,14 +178,27 @@ class HFTokenizer(Tokenizer):
         return super().decode(ids).removeprefix(self.prefix.decode())
 
     def save(self, directory: Any) -> None:
-        """Writes their tokenizer.json and, beside it, ABOUT with the ids of the specials."""
+        """Writes their files and, beside them, ABOUT with the ids of the specials."""
         from etils import epath
 
         folder = epath.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"kind": "hf", "vocab_size": self.vocab_size, "hash": self.hash}
         (folder / ABOUT).write_text(json.dumps({**about, "roles": self.roles}, indent=1) + "\n")
-        (folder / "tokenizer.json").write_bytes(self.model)
+        for name, content in {"tokenizer.json": self.model, **self.files}.items():
+            (folder / name).write_bytes(content)
+
+
+def guarded(what: str, call: Any, *arguments: Any, **options: Any) -> Any:
+    """What the library's `call` returns; raises DataError, with `what` before it, for what it
+    raises, its panics too, which are no Exception.
+    """
+    try:
+        return call(*arguments, **options)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise DataError(f"{what}: {error}") from None
 
 
 def processor_of(definition: str) -> Any:
@@ -140,10 +209,8 @@ def processor_of(definition: str) -> Any:
         raise UserError(
             "a tokenizer.json of Hugging Face needs the tokenizers library: pip install lm_jax[hf]"
         ) from None
-    try:
-        processor = tokenizers.Tokenizer.from_str(definition)
-    except Exception as error:  # it raises nothing more exact
-        raise DataError(f"tokenizers {tokenizers.__version__} cannot read it: {error}") from None
+    what = f"tokenizers {tokenizers.__version__} cannot read it"
+    processor = guarded(what, tokenizers.Tokenizer.from_str, definition)
     processor.encode_special_tokens = True
     return processor
 
@@ -153,7 +220,10 @@ def load(folder: Any) -> HFTokenizer:
     try:
         model = (folder / "tokenizer.json").read_bytes()
         about = read_object(folder / ABOUT)
-        tokenizer = HFTokenizer(model, about["roles"] if about else roles_in(folder))
+        definition_file.check(definition := json.loads(model))
+        probe.check(definition)
+        roles = about["roles"] if about else roles_in(folder)
+        tokenizer = HFTokenizer(model, roles, companions(folder))
     except DataError as error:
         raise DataError(f"{folder}: {' '.join(str(error).split())[:400]}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
@@ -161,6 +231,19 @@ def load(folder: Any) -> HFTokenizer:
     if about:
         tokenizer.check_hash(folder, about.get("hash"))
     return tokenizer
+
+
+def companions(folder: Any) -> dict[str, bytes]:
+    """The COMPANIONS in a directory; raises DataError."""
+    found = {}
+    for name in COMPANIONS:
+        if name.endswith(".json"):
+            read_object(folder / name)
+        if (folder / name).exists():
+            if (folder / name).stat().length > MAX_FILE_BYTES:
+                raise DataError(f"{name}: over {MAX_FILE_BYTES >> 20} MiB.")
+            found[name] = (folder / name).read_bytes()
+    return found
 
 
 def read_object(path: Any) -> dict[str, Any]:
@@ -200,7 +283,7 @@ def roles_in(folder: Any) -> dict[str, str | int]:
 
 
 def known_roles(
-    roles: dict[str, str | int], vocabulary: dict[str, int], special: dict[str, int]
+    roles: Mapping[str, str | int], vocabulary: Mapping[str, int], special: Mapping[str, int]
 ) -> dict[str, int]:
     """The roles whose token or id the vocabulary has; those not given by their USUAL names."""
     found = {}
@@ -225,7 +308,29 @@ def decoder_steps(decoder: Any) -> list[dict[str, Any]]:
     if decoder.get("type") not in DECODERS or "Regex" in decoder.get("pattern", {}):
         kind = "Replace by a regex" if "pattern" in decoder else str(decoder.get("type"))[:40]
         raise DataError(f"decoder {kind!r} is not supported.{nearest(kind, DECODERS)}")
+    grown = max(len(decoder.get("content") or ""), decoder.get("start") or 0)
+    if grown > MAX_GROWTH:
+        raise DataError(f"decoder {decoder['type']!r} writes {grown} characters for one.")
     return [decoder]
+
+
+def pieces_of(
+    vocabulary: Mapping[str, int], added: Mapping[str, Any], steps: list[dict[str, Any]]
+) -> list[bytes]:
+    """What each id stands for, b"" for special tokens; raises DataError when that is too much."""
+    pieces, size = [b""] * (max(vocabulary.values(), default=-1) + 1), 0
+    for piece, i in vocabulary.items():
+        if piece not in added:
+            pieces[i] = piece_bytes(piece, steps)
+        elif not added[piece].get("special"):
+            pieces[i] = piece.encode()
+        size += len(pieces[i])
+        if len(pieces[i]) > MAX_PIECE_BYTES or size > 4 * MAX_FILE_BYTES:
+            raise DataError(
+                f"token {piece[:40]!r} stands for {len(pieces[i])} bytes, and all so far for"
+                f" {size}; at most {MAX_PIECE_BYTES} and {4 * MAX_FILE_BYTES} are allowed."
+            )
+    return pieces
 
 
 def piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:
@@ -239,6 +344,8 @@ def piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:
             piece = piece.replace(step["replacement"], " ")
         elif step["type"] == "Replace":
             piece = piece.replace(step["pattern"]["String"], step["content"])
+            if len(piece) > MAX_PIECE_BYTES:
+                break
         elif step["type"] == "BPEDecoder":
             piece = piece.replace(step["suffix"], " ")
         elif step["type"] == "WordPiece":

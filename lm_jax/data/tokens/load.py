@@ -38,7 +38,10 @@ def load_tokenizer(directory: Any) -> Tokenizer:
                 raise DataError(f"{folder}/tokenizer.model: over {MAX_FILE_BYTES >> 20} MiB.")
             model = (folder / "tokenizer.model").read_bytes()
         tokenizer = Tokenizer(kind, model)
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: damaged tokenizer ({error}).") from None
+    except (ValueError, LookupError, TypeError, OSError, RuntimeError, RecursionError) as error:
+        raise DataError(f"{folder}: damaged tokenizer ({error!s:.200}).") from None
+    except DataError as error:
+        known = str(error).startswith(str(folder))
+        raise error if known else DataError(f"{folder}: {error}") from None
     tokenizer.check_hash(folder, expected)
     return tokenizer

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config.values import expand_home
+from lm_jax.data.tokens import hf_tokenizer
 from lm_jax.data.tokens.files import LocalFiles, RemoteFiles, is_remote
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
@@ -33,7 +34,8 @@ FORMAT = "lm_jax token store 1"
 SPLITS = ("train", "heldout")
 # The first that is there says which tokenizer it is: that of Hugging Face has a tokenizer.json of
 # its own.
-TOKENIZER_FILES = ("lm_jax_tokenizer.json", "tokenizer.json", "tokenizer.model")
+TOKENIZER_FILES = (hf_tokenizer.ABOUT, "tokenizer.json", "tokenizer.model",
+                   *hf_tokenizer.COMPANIONS)  # fmt: skip
 CHECKED_AT_OPEN = (
     64 << 20
 )  # bytes: a file up to this size is checksummed at open, a larger one by `verify`

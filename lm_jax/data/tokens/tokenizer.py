@@ -11,11 +11,12 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lm_jax.data.tokens.frame import Frame
 from lm_jax.errors import DataError
 
 KINDS = ("bpe", "unigram", "bytes")
@@ -26,6 +27,7 @@ MAX_CHUNK = 1 << 16  # characters that are encoded in one go
 # any run of newlines and the parts encoded apart, with the same ids as the whole.
 CUT = re.compile(r"(?<!\n)\n")
 SPACE = "\u2581"  # SentencePiece writes a space so; the sign itself is kept as three bytes
+NAMES = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}  # of special tokens
 
 
 class Tokenizer:
@@ -35,11 +37,14 @@ class Tokenizer:
     Attributes: kind, vocab_size, bos_id, eos_id, pad_id, hash (sha256 of the definition: pieces,
     scores and options, not of the file), byte_lengths [vocab_size] (UTF-8 bytes that an id stands
     for, 0 for specials), specials (ids by name: bos, eos, pad ...), lossless (whether every text
-    comes back from its ids), prefix (bytes that encoding puts before a text).
+    comes back from its ids), prefix (bytes that encoding puts before a text), frame (the special
+    tokens that belong around a text), names (ids of the special tokens by their text: "<s>"),
+    splits_specials (whether text that spells a special token is text, wherever else it is encoded).
     """
 
     lossless = True
     prefix = b""
+    splits_specials = True
 
     def __init__(self, kind: str, model: bytes = b""):
         self.kind, self.model = kind, model
@@ -53,13 +58,20 @@ class Tokenizer:
         else:
             import sentencepiece
 
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            if not model:
+                raise DataError("tokenizer.model is empty.")
+            self.processor = sentencepiece.SentencePieceProcessor()
+            self.processor.LoadFromSerializedProto(model)
             pieces, scores = read_pieces(self.processor)
             self.bos_id, self.eos_id, self.pad_id = 1, 2, 3
             self.specials = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
+            if len(pieces) <= self.pad_id:
+                raise DataError(f"its SentencePiece model holds {len(pieces)} pieces.")
             self.first_byte = self.processor.piece_to_id("<0x00>")
             if self.processor.is_unknown(self.first_byte) or len(self.encode("  a\n b")) == 0:
                 raise DataError("the tokenizer has no byte fallback: it cannot be lossless.")
+        self.names = {NAMES[role]: i for role, i in self.specials.items()}
+        self.frame = self.document_frame
         self.keep(pieces, [kind, [p.hex() for p in pieces], scores])
 
     def keep(self, pieces: list[bytes], definition: Any) -> None:
@@ -78,6 +90,25 @@ class Tokenizer:
 
     def __reduce__(self) -> Any:
         return Tokenizer, (self.kind, self.model)
+
+    @property
+    def document_frame(self) -> Frame:
+        """BOS and EOS, which a token store puts around each document."""
+        return Frame((self.bos_id,), (self.eos_id,))
+
+    def name_of(self, i: int) -> str:
+        """The text of a special token; its number where it has none."""
+        return next((name for name, known in self.names.items() if known == i), f"<{i}>")
+
+    def encode_specials(self, text: str, more: Mapping[str, int] | None = None) -> np.ndarray:
+        """Ids [n] of `text`, in which a special token's own text ("</s>") is that token; `more`:
+        ids of others by their text.
+        """
+        names = {**self.names, **(more or {})}
+        longest = sorted(names, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest))})", text)
+        ids = [[names[part]] if part in names else self.encode(part) for part in parts]
+        return np.concatenate(ids).astype(np.int32)
 
     def encode(self, text: str) -> np.ndarray:
         """Ids [n] of `text`, no bos or eos; raises DataError on a lone surrogate."""

@@ -1,0 +1,93 @@
+"""The special tokens around a text: which ids a tokenizer puts before and after it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lm_jax.errors import DataError
+
+TEXT = "TEXT"  # what a shown frame calls the text itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Ids before and after a text: BOS and EOS, [CLS] and [SEP], or none."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def around(self, ids: Any) -> np.ndarray:
+        """`ids` [n] with the frame's ids before and after them, int32."""
+        return np.concatenate([self.before, np.asarray(ids), self.after]).astype(np.int32)
+
+    def show(self, name_of: Callable[[int], str]) -> str:
+        """The frame in the tokens' names: "<s> TEXT </s>"."""
+        return " ".join([*map(name_of, self.before), TEXT, *map(name_of, self.after)])
+
+
+def frame_of(
+    definition: Mapping[str, Any],
+    options: Mapping[str, Any],
+    roles: Mapping[str, int],
+) -> Frame:
+    """The frame that `transformers` puts around a text: that of the post-processor of a
+    tokenizer.json, unless tokenizer_config.json (`options`) has add_bos_token or add_eos_token,
+    which then say it alone. roles: ids of bos and eos. Raises DataError.
+    """
+    flags = {role: options.get(f"add_{role}_token") for role in ("bos", "eos")}
+    if any(flag is not None for flag in flags.values()):
+        bos, eos = ((roles[role],) if flags[role] and role in roles else () for role in flags)
+        return Frame(bos, eos)
+    return of_processor(definition.get("post_processor"))
+
+
+def of_processor(processor: Any) -> Frame:
+    """The frame of one post-processor of a tokenizer.json; raises DataError."""
+    kind = processor.get("type") if processor else None
+    if kind in (None, "ByteLevel"):  # which moves offsets only
+        return Frame()
+    if kind == "Sequence":
+        frames = [of_processor(part) for part in processor["processors"]]
+        before = tuple(i for frame in reversed(frames) for i in frame.before)
+        return Frame(before, tuple(i for frame in frames for i in frame.after))
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return Frame((processor["cls"][1],), (processor["sep"][1],))
+    if kind == "TemplateProcessing":
+        return of_template(processor)
+    raise DataError(f"post_processor {str(kind)[:40]!r} is not supported.")
+
+
+def of_template(processor: Mapping[str, Any]) -> Frame:
+    """The frame of TemplateProcessing's `single`."""
+    sides: list[list[int]] = [[], []]
+    seen = 0
+    for part in processor["single"]:
+        if "Sequence" in part:
+            seen += 1
+        else:
+            special = processor["special_tokens"][part["SpecialToken"]["id"]]
+            sides[min(seen, 1)] += special["ids"]
+    if seen != 1:
+        raise DataError(f"post_processor: its template has {seen} texts in it, where 1 is allowed.")
+    return Frame(tuple(sides[0]), tuple(sides[1]))
+
+
+def template_of(frame: Frame, name_of: Callable[[int], str]) -> dict[str, Any] | None:
+    """The post-processor of a tokenizer.json that puts `frame` around a text; None for none."""
+    if frame == Frame():
+        return None
+    named = {i: name_of(i) for i in (*frame.before, *frame.after)}
+    special = lambda i: {"SpecialToken": {"id": named[i], "type_id": 0}}
+    text = lambda name, kind: {"Sequence": {"id": name, "type_id": kind}}
+    before, after = map(special, frame.before), map(special, frame.after)
+    single = [*before, text("A", 0), *after]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, text("B", 1)],
+        "special_tokens": {
+            name: {"id": name, "ids": [i], "tokens": [name]} for i, name in named.items()
+        },
+    }
