@@ -1,5 +1,6 @@
 """Checks of a config that need no machine: bounds and choices, then what goes together."""
 
+import types
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,12 @@ def has_prefix(config: Any) -> bool:
     """Whether rows begin with text that all of the row sees: pairs, of a decoder alone."""
     pairs = any(name in PAIRS for name, _ in mixture(config.loss.objective))
     return pairs and config.model.architecture == "decoder"
+
+
+def check_alone(model: Any) -> None:
+    """Raises UserError when a ModelConfig that no run has parsed has a value that cannot work."""
+    check_values(model, "config.model.")
+    check_model(types.SimpleNamespace(model=model))
 
 
 def check_model(config: Any) -> None:

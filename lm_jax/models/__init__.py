@@ -6,12 +6,25 @@ import jax
 from flax import nnx
 
 from lm_jax.config import ModelConfig
+from lm_jax.config.check import check_alone
+from lm_jax.models.attention.attention import Attention
+from lm_jax.models.attention.multi_head import MultiHeadAttention
 from lm_jax.models.classical.counted import NGram
 from lm_jax.models.classical.hmm import HMM
 from lm_jax.models.recurrent import Recurrent
 from lm_jax.models.transformer import Transformer
 
-__all__ = ["HMM", "ModelConfig", "NGram", "Recurrent", "Transformer", "create", "num_parameters"]
+__all__ = [
+    "HMM",
+    "Attention",
+    "ModelConfig",
+    "MultiHeadAttention",
+    "NGram",
+    "Recurrent",
+    "Transformer",
+    "create",
+    "num_parameters",
+]
 
 CLASSES: dict[str, Any] = {
     **dict.fromkeys(("decoder", "encoder", "encoder_decoder"), Transformer),
@@ -21,12 +34,15 @@ CLASSES: dict[str, Any] = {
 
 
 def num_parameters(model: Any) -> int:
-    """Numbers in a model."""
+    """Number of parameters."""
     if isinstance(model, NGram):
         return model.num_parameters
     return sum(x.size for x in jax.tree.leaves(model))
 
 
 def create(config: ModelConfig, *, rngs: nnx.Rngs) -> Any:
-    """A new network of config.architecture; an ngram is not made but counted (counting.py)."""
+    """A new network of config.architecture, for training or restoring; raises UserError for options
+    that cannot work. An ngram is not made but counted (training/counting.py).
+    """
+    check_alone(config)
     return CLASSES[config.architecture](config, rngs=rngs)

@@ -11,8 +11,8 @@ from flax import nnx
 from lm_jax.config import ModelConfig
 from lm_jax.devices import collectives
 from lm_jax.devices.products import einsum
-from lm_jax.devices.resolve import resolved
 from lm_jax.devices.sharding import shard, table, ways
+from lm_jax.models.arguments import check_inputs, ready
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
 from lm_jax.models.parameter import TABLE, vector
 
@@ -20,20 +20,16 @@ WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one dev
 
 
 class Network(nnx.Module):
-    """What a language model does with its hidden states. A kind of model has an `embed` and its own
-    `forward(batch, key)`, which gives them.
+    """The part of a language model behind its hidden states. A kind of model has an `embed`, its
+    own `forward(batch, key)`, and in `inputs` the names that a batch may have beside `tokens`.
     """
 
     embed: Any
     forward: Any
+    inputs: Any
 
     def __init__(self, config: ModelConfig):
-        if "auto" in (
-            config.attention,
-            config.dtype,
-        ):  # a run has decided, maybe for another machine
-            config = resolved(config, jax.default_backend())
-        self.config = config
+        self.config = ready(config)
 
     def make_head(self, rngs: nnx.Rngs) -> None:
         """The weights of the head, where it has any of its own."""
@@ -47,7 +43,12 @@ class Network(nnx.Module):
             self.head_bias = constant((config.vocab_size,), ("vocab",), 0.0, vector())
 
     def __call__(self, tokens_BL: jax.Array, **more: Any) -> jax.Array:
-        """Logits [B, L, V] float32 at each token; `more` as in `hidden`."""
+        """Logits [B, L, V] float32 at each token; `more` as in `hidden`.
+
+        Raises TypeError for an argument that the model does not have. Ids outside the vocabulary
+        and positions beyond the table raise ValueError; under jax.jit, where they are not known,
+        they are clamped to the nearest row.
+        """
         return self.logits(self.hidden(tokens_BL, **more))
 
     def hidden(self, tokens_BL: jax.Array, key: jax.Array | None = None, **more: Any) -> jax.Array:
@@ -55,6 +56,7 @@ class Network(nnx.Module):
 
         key: a random key turns dropout on.
         """
+        check_inputs(self, tokens_BL, more)
         return self.forward({"tokens": tokens_BL, **more}, key)[0]
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:

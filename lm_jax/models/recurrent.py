@@ -88,6 +88,8 @@ class Recurrent(Network):
     The width of the embeddings is that of the state.
     """
 
+    inputs = ("segment_ids", "positions", "state")
+
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         super().__init__(config)
         config = self.config

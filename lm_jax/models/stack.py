@@ -160,6 +160,27 @@ class Stack(nnx.Module):
                 out = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, more)
         return x_BLD, *out
 
+    def inspect(self, x_BLD, sights: dict[str, Sight], memory=None) -> tuple[list, list, list]:
+        """Every layer by itself: (the states before the first and after each, attention weights,
+        cross-attention weights). Arguments as in a call; memory: (mask, states [B, S, D]).
+        """
+        states, seen, crossed = [x_BLD], [], []
+        for layer in range(self.layers):
+            block = jax.tree.map(lambda x: x[layer], self.blocks)  # noqa: B023
+            sight = sights[self.config.kinds[layer % len(self.config.kinds)]]
+            y_BLD = block.before("attn", x_BLD)
+            seen.append(block.attn.weights(y_BLD, sight.mask, sight.rotation, sight.bias))
+            if memory is not None:
+                y_BLD, _ = block.attn(y_BLD, sight.mask, sight.rotation, None, sight.bias)
+                y_BLD = block.before("cross", block.after("attn", x_BLD, y_BLD, None))
+                keys = block.cross.keys(memory[1])
+                crossed.append(block.cross.weights(y_BLD, memory[0], memory=keys))
+            x_BLD, _, _ = block(x_BLD, sight, memory)
+            states.append(x_BLD)
+        if self.config.final_norm:
+            states[-1] = self.norm(states[-1])
+        return states, seen, crossed
+
     def bias(self, q_places_BL: jax.Array, k_places_S: jax.Array) -> jax.Array | None:
         """[1 or B, K, G, L, S] to be added to the scores, None without such positions."""
         distance_BLS = k_places_S[None, None] - q_places_BL[:, :, None]

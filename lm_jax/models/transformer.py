@@ -1,4 +1,4 @@
-"""What is the model? Stacks of blocks between embeddings and a head: a decoder, an encoder, or both
+"""The Transformer: stacks of blocks between embeddings and a head. A decoder, an encoder, or both
 from the same parts.
 """
 
@@ -6,7 +6,7 @@ from the same parts.
 # vocabulary, N layers, K key heads, H head size.
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.devices import sharding
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
+from lm_jax.models.arguments import check_inputs
 from lm_jax.models.attention.attention import Cache, context
 from lm_jax.models.attention.kernels import Mask
 from lm_jax.models.attention.positions import rotations
@@ -25,6 +26,19 @@ from lm_jax.models.pipeline import by_stage
 from lm_jax.models.stack import Sight, Stack
 
 Batch = dict[str, jax.Array]
+
+
+class Inside(NamedTuple):
+    """What layers computed, a list with an entry for each: states [B, L, D] before the first layer
+    and after each (the last one normalised, as the head reads it), attention weights
+    [B, heads, L, S] float32, and those of cross-attention. encoder: the same of the encoder of an
+    encoder_decoder.
+    """
+
+    states: list[jax.Array]
+    attention: list[jax.Array]
+    cross_attention: list[jax.Array]
+    encoder: "Inside | None" = None
 
 
 class Transformer(Network):
@@ -48,6 +62,15 @@ class Transformer(Network):
         self.make_head(rngs)
         if config.pooler:
             self.pooler = Pooler(config, rngs=rngs)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names that a batch may have beside tokens."""
+        kind, types = self.config.architecture, ("token_types",) * (self.config.token_types > 0)
+        own: tuple[str, ...] = ("prefix",) if kind == "decoder" else ()
+        if kind == "encoder_decoder":
+            own = ("inputs", "input_segment_ids", "input_positions", "prefix")
+        return ("segment_ids", "positions", *own, *types)
 
     def forward(
         self, batch: Batch, key: jax.Array | None = None
@@ -140,13 +163,22 @@ class Transformer(Network):
 
     def run(self, stack: Stack, batch: Batch, mask: Mask, memory: Any, cache: Any, key: Any):
         """Embeddings through a stack: (hidden states, cache, sums of the experts)."""
-        config, keys = self.config, (None, None) if key is None else jax.random.split(key)
+        keys = (None, None) if key is None else jax.random.split(key)
+        x_BLD, sights, balanced = self.enter(stack, batch, mask, cache, keys[0])
+        x_BLD, *rest = stack(x_BLD, sights, memory, cache, keys[1])
+        return context.back(x_BLD, balanced), *rest
+
+    def enter(self, stack: Stack, batch: Batch, mask: Mask, cache: Any, key: Any):
+        """(embeddings [B, L, D], what each kind of layer may see, whether rows are balanced over
+        the devices that share them).
+        """
+        config = self.config
         places_BL = jnp.arange(batch["tokens"].shape[1])[None]
         places_BL = places_BL if mask.q_places is None else mask.q_places
         mask, rows, places_BL = context.shared(mask, {"positions": places_BL, **batch}, places_BL)
         positions_BL, types_BL = rows["positions"], rows.get("token_types")
         x_BLD = self.embed(rows["tokens"], positions_BL, jnp.dtype(config.dtype), types_BL)
-        x_BLD = dropout(x_BLD, config.dropout, keys[0])
+        x_BLD = dropout(x_BLD, config.dropout, key)
         slots = x_BLD.shape[1] if cache is None else cache["k"].shape[2]
         bias = stack.bias(places_BL, jnp.arange(slots))
         sights = {
@@ -157,5 +189,30 @@ class Transformer(Network):
             )
             for kind in dict.fromkeys(config.kinds)
         }
-        x_BLD, *rest = stack(x_BLD, sights, memory, cache, keys[1])
-        return context.back(x_BLD, mask.balanced), *rest
+        return x_BLD, sights, mask.balanced
+
+    @sharding.whole_rows()
+    def inspect(self, tokens_BL: jax.Array, **more: jax.Array) -> "Inside":
+        """Hidden states and attention weights of all layers, computed one layer after the other.
+
+        Arguments as in a call, without dropout. Memory grows with layers x heads x length^2.
+        """
+        check_inputs(self, tokens_BL, more)
+        batch = {"tokens": tokens_BL, **more}
+        segments, encoder, memory = batch.get("segment_ids"), None, None
+        if self.config.architecture != "decoder":
+            side = batch
+            if self.config.architecture == "encoder_decoder":
+                side = {n.removeprefix("input_"): x for n, x in more.items() if n[:6] == "input_"}
+                side["tokens"] = more["inputs"]
+            mask = Mask(causal=False, segments=side.get("segment_ids"))
+            x_BLD, sights, _ = self.enter(self.encoder, side, mask, None, None)
+            encoder = Inside(*self.encoder.inspect(x_BLD, sights))
+        if self.config.architecture == "encoder":
+            assert encoder is not None
+            return encoder
+        if encoder is not None:
+            memory = self.memory(batch, segments)[0]
+        mask = Mask(causal=True, segments=segments, prefix=batch.get("prefix"))
+        x_BLD, sights, _ = self.enter(self.decoder, batch, mask, None, None)
+        return Inside(*self.decoder.inspect(x_BLD, sights, memory), encoder=encoder)

@@ -1,16 +1,20 @@
-"""How does one token look at others? Grouped-query attention (Ainslie et al. 2023) to itself or
-to an encoder, with a key/value cache.
+"""Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), self or cross, with a key/value
+cache.
 """
 
 # Shapes: B batch, L query length, S key length, D model width, K key heads, G query heads a key
 # head, H head size (of values too).
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
 from lm_jax.devices.products import contract, expand
+from lm_jax.models.arguments import ready
 from lm_jax.models.attention import context, kernels
 from lm_jax.models.attention.positions import Rotation, rotate
 from lm_jax.models.layers import Norm, constant, std_of, weight
@@ -20,10 +24,14 @@ Cache = dict[str, jax.Array]  # keys and values so far, [B, S, K, H] each
 
 
 class Attention(nnx.Module):
-    """softmax(q k / sqrt(H)) v over the keys that `mask` allows."""
+    """softmax(q k / sqrt(H)) v over the keys that a mask allows.
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    `Attention(ModelConfig())(x)` works alone: rngs is nnx.Rngs(0) by default.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs | None = None):
+        rngs = rngs or nnx.Rngs(0)
+        self.config = config = ready(config)
         D, K, H, W = config.dim, config.kv_heads, config.head_size, config.value_size
         G = config.num_heads // K
         # Where scores are not divided by sqrt(H), the initial queries are smaller instead (T5).
@@ -60,18 +68,21 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        mask: kernels.Mask,
+        mask: kernels.Mask | jax.Array | None = None,
         rotation: Rotation | None = None,
         cache: Cache | None = None,
         bias: jax.Array | None = None,
         memory: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """(what was seen [B, L, D], the longer cache); `memory`: `keys` of an encoder."""
+        """Attends from the states [B, L, D]; returns (output [B, L, D], the longer cache).
+
+        mask: a Mask; or booleans, true where a query may see a key, that broadcast to [B, L, S]; by
+        default causal in a decoder, everything elsewhere.
+        memory: `keys` of an encoder's states, in place of keys and values of its own.
+        """
         config, dtype = self.config, x_BLD.dtype
-        seen = self.read(x_BLD, "qkv" if memory is None else "q") | (memory or {})
-        q_BLKGH, k_BSKH, v_BSKH = (seen[name] for name in "qkv")
-        if rotation is not None:
-            q_BLKGH, k_BSKH = rotate(q_BLKGH, rotation), rotate(k_BSKH, rotation)
+        mask, bias = self.as_mask(mask, bias)
+        q_BLKGH, k_BSKH, v_BSKH = self.projections(x_BLD, rotation, memory)
         if cache is not None:
             assert mask.q_places is not None
             k_BSKH = append(cache["k"], k_BSKH, mask.q_places[:, 0])
@@ -89,6 +100,47 @@ class Attention(nnx.Module):
         if config.bias:
             y_BLD += self.bo[...].astype(dtype)[None, None]
         return y_BLD, cache
+
+    def weights(
+        self,
+        x_BLD: jax.Array,
+        mask: kernels.Mask | jax.Array | None = None,
+        rotation: Rotation | None = None,
+        bias: jax.Array | None = None,
+        memory: Cache | None = None,
+    ) -> jax.Array:
+        """Attention weights [B, heads, L, S] float32 of the same arguments; rows sum to 1."""
+        mask, bias = self.as_mask(mask, bias)
+        q_BLKGH, k_BSKH, _ = self.projections(x_BLD, rotation, memory)
+        scores = kernels.Scores(self.scale, self.config.attn_softcap, bias)
+        p_BKGLS = kernels.probabilities(q_BLKGH, k_BSKH, mask, scores)
+        return p_BKGLS.reshape(len(p_BKGLS), -1, *p_BKGLS.shape[3:])
+
+    def as_mask(self, mask: Any, bias: Any) -> tuple[kernels.Mask, jax.Array | None]:
+        """A Mask, and the bias of the scores, to which booleans are added."""
+        if isinstance(mask, kernels.Mask):
+            return mask, bias
+        if mask is None:
+            return kernels.Mask(causal=self.config.architecture == "decoder"), bias
+        mask = jnp.asarray(mask)
+        if mask.dtype != bool or mask.ndim > 3:
+            raise TypeError(
+                f"mask: {mask.dtype}{list(mask.shape)}; expected booleans that broadcast to "
+                "[B, L, S], true where a query may see a key."
+            )
+        mask_BLS = mask.reshape((1,) * (3 - mask.ndim) + mask.shape)
+        hidden = jnp.where(mask_BLS, 0.0, kernels.NEVER)[:, None, None]
+        return kernels.Mask(causal=False), hidden if bias is None else bias + hidden
+
+    def projections(
+        self, x_BLD: jax.Array, rotation: Rotation | None, memory: Cache | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, L, K, G, H], keys and values [B, S, K, H], rotated."""
+        seen = self.read(x_BLD, "qkv" if memory is None else "q") | (memory or {})
+        q_BLKGH, k_BSKH, v_BSKH = (seen[name] for name in "qkv")
+        if rotation is not None:
+            q_BLKGH, k_BSKH = rotate(q_BLKGH, rotation), rotate(k_BSKH, rotation)
+        return q_BLKGH, k_BSKH, v_BSKH
 
     def keys(self, y_BSD: jax.Array) -> Cache:
         """Keys and values [B, S, K, H] of what is looked at."""

@@ -87,6 +87,16 @@ def attention(
     return RUN[backend](q_BLKGH, k_BSKH, v_BSKH, mask, scores)
 
 
+def probabilities(q_BLKGH: jax.Array, k_BSKH: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
+    """softmax(q k / sqrt(H)) [B, K, G, L, S] float32, as the xla backend weighs the values."""
+    L, S = q_BLKGH.shape[1], k_BSKH.shape[1]
+    q_BKGLH = jnp.transpose(scaled(q_BLKGH, scores), (0, 2, 3, 1, 4))
+    a_BKGLS = softcap(products_of(q_BKGLH, jnp.transpose(k_BSKH, (0, 2, 1, 3))), scores.softcap)
+    a_BKGLS = a_BKGLS if scores.bias is None else a_BKGLS + scores.bias
+    allowed_BLS = mask.allowed(slice(0, L), slice(0, S))
+    return jax.nn.softmax(jnp.where(allowed_BLS[:, None, None], a_BKGLS, NEVER), -1)
+
+
 def scaled(q_BLKGH: jax.Array, scores: Scores) -> jax.Array:
     """The queries, so that what is left to do is a product."""
     return q_BLKGH if scores.scale == 1.0 else q_BLKGH * np.asarray(scores.scale, q_BLKGH.dtype)
