@@ -12,6 +12,7 @@ from flax import nnx
 from lm_jax.models.attention.kernels import NEVER
 from lm_jax.models.layers import dropout as drop
 from lm_jax.models.layers import weight
+from lm_jax.models.parameter import hidden
 
 
 class MultiHeadAttention(nnx.Module):
@@ -37,11 +38,15 @@ class MultiHeadAttention(nnx.Module):
             raise ValueError(f"dropout={dropout}: must be at least 0 and below 1.")
         K, V, self.dropout = d_k or D // N, d_v or D // N, dropout
         std = lambda size: math.sqrt(2 / (D + N * size))
-        heads = ("embed", "heads", None)
-        self.wq = weight(rngs, (D, N, K), heads, std(K))
-        self.wk = weight(rngs, (D, N, K), heads, std(K))
-        self.wv = weight(rngs, (D, N, V), heads, std(V))
-        self.wo = weight(rngs, (N, V, D), ("heads", None, "embed"), std(V))
+        heads, into, out = (
+            ("embed", "heads", None),
+            hidden((-3,), (-2, -1)),
+            hidden((-3, -2), (-1,)),
+        )
+        self.wq = weight(rngs, (D, N, K), heads, std(K), into)
+        self.wk = weight(rngs, (D, N, K), heads, std(K), into)
+        self.wv = weight(rngs, (D, N, V), heads, std(V), into)
+        self.wo = weight(rngs, (N, V, D), ("heads", None, "embed"), std(V), out)
 
     def __call__(
         self,
