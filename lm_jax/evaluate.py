@@ -1,11 +1,11 @@
 """python -m lm_jax.evaluate --checkpoint=runs/q: how well does a model predict text?
 
 Loss (nats per token), perplexity and bits per byte of the run's held-out text, or of --data=PATH.
-Each document is read from its own beginning, and each of its tokens, the end included, is counted
-once. --stride=1 gives every token the whole window before it; the default, a stride of one window,
-is fastest and a little pessimistic. An encoder's figures are pseudo-likelihoods: each token is
-masked once, together with every eighth of its window. An encoder_decoder's loss is that of its
-objective on the run's held-out text.
+Each document is read from its own beginning, and each of its tokens is counted once: its end as
+well, where `frame` has EOS, and its first where it has BOS. --stride=1 gives every token the whole
+window before it; the default, a stride of one window, is fastest and a little pessimistic. An
+encoder's figures are pseudo-likelihoods: each token is masked once, together with every eighth of
+its window. An encoder_decoder's loss is that of its objective on the run's held-out text.
 """
 
 import json
@@ -39,6 +39,10 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "stride", 0, "Tokens by which the window moves on; 0: the window. 1 is exact and slow."
     )
+    flags.DEFINE_bool(
+        "bos", None, "Whether BOS is before a text of --data; as the model knows it by default."
+    )
+    flags.DEFINE_bool("eos", None, "Whether EOS is predicted after a text of --data.")
     flags.DEFINE_integer("batch_size", 0, "Windows at a time; 0: about 8192 tokens.")
     flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 
@@ -55,20 +59,24 @@ def main(argv: Sequence[str]) -> int:
     runtime.start()
     runtime.devices()
     lm = load(asked.checkpoint, asked.step)
-    lm.need_tokenizer()
+    tokenizer = lm.need_tokenizer()
     window, stride = checked(
         asked.window or lm.config.data.sequence_length, asked.stride, lm.model.config.max_length
     )
     sizes: dict[str, Any] = {"window": window, "stride": stride, "batch_size": asked.batch_size}
+    frame = lm.framed(asked.bos, asked.eos)
     if asked.data:
-        name = asked.data
+        name, sizes = asked.data, {**sizes, "frame": frame}
         result = on_text(lm, asked.data, asked.text_field, sizes, asked.max_bad_fraction)
+    elif frame != lm.frame:
+        raise UserError("--bos, --eos: the held-out text of a run has both; these are of --data.")
     else:
         name, result = on_heldout(lm, asked.checkpoint, sizes)
     rows = {
         "checkpoint": asked.checkpoint,
         "step": lm.step,
         "data": name,
+        "frame": frame.show(tokenizer.name_of),
         "documents": result.documents,
         "tokens": result.tokens,
         "bytes": result.bytes,

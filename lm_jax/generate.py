@@ -18,6 +18,13 @@ def define_flags() -> None:
     """The command line; not at import, since evaluate.py has some of the names."""
     flags.DEFINE_string("checkpoint", None, "Run directory, or one checkpoint: runs/q.")
     flags.DEFINE_string("prompt", "", "Text to continue; by default the start of a document.")
+    flags.DEFINE_list("prompt_ids", None, "Ids to continue instead of a text: 1,52,17.")
+    flags.DEFINE_bool(
+        "special_tokens", False, "Special tokens that --prompt spells, like </s>, are these tokens."
+    )
+    flags.DEFINE_bool(
+        "bos", None, "Whether BOS stands before the prompt; as the model was trained by default."
+    )
     flags.DEFINE_integer("num_samples", 1, "How many texts.")
     flags.DEFINE_integer("max_new_tokens", 0, "At most so many; 0: 256, or what the model can see.")
     flags.DEFINE_float("temperature", 0.8, "Below 1 safer, above 1 bolder; 0: the likeliest token.")
@@ -41,24 +48,39 @@ def main(argv: Sequence[str]) -> int:
     check_settings(**settings)
     if asked.num_samples < 1:
         raise UserError(f"--num_samples={asked.num_samples}: must be at least 1.")
+    prompt = ids_of(asked.prompt_ids) if asked.prompt_ids is not None else asked.prompt
+    if asked.prompt_ids is not None and asked.prompt:
+        raise UserError("--prompt_ids: there is a --prompt, too; give one of them.")
     # Text is UTF-8 whatever the terminal's locale says.
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     runtime.start()
     runtime.devices()
     lm = load(asked.checkpoint, asked.step)
     print(lm, file=sys.stderr, flush=True)
-    common = {"max_new_tokens": asked.max_new_tokens, "seed": asked.seed, **settings}
+    common = {"max_new_tokens": asked.max_new_tokens, "seed": asked.seed, "bos": asked.bos,
+              "special_tokens": asked.special_tokens, **settings}  # fmt: skip
+    shown = prompt if isinstance(prompt, str) else f"{prompt} "
     if asked.num_samples == 1:
-        pieces = lm.stream(asked.prompt, **common)
-        print(asked.prompt, end="", flush=True)
+        pieces = lm.stream(prompt, **common)
+        print(shown, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print(flush=True)
         return 0
-    found = lm.generate(asked.prompt, num_samples=asked.num_samples, **common)
+    found = lm.generate(prompt, num_samples=asked.num_samples, **common)
     for i, text in enumerate(found, 1):
-        print(f"--- sample {i} of {asked.num_samples}\n{asked.prompt}{text}", flush=True)
+        print(f"--- sample {i} of {asked.num_samples}\n{shown}{text}", flush=True)
     return 0
+
+
+def ids_of(parts: Sequence[str]) -> list[int]:
+    """The numbers of --prompt_ids; raises UserError."""
+    try:
+        return [int(part) for part in parts]
+    except ValueError:
+        raise UserError(
+            f"--prompt_ids={','.join(parts)}: expected whole numbers: --prompt_ids=1,52,17."
+        ) from None
 
 
 if __name__ == "__main__":

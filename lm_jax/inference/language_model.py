@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from etils import epath
 from flax import nnx
 
 from lm_jax.config import Config, ModelConfig
+from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import CheckpointError, UserError
+from lm_jax.inference.prompts import Prompt, Reading, checked, objective_names, trained_frame
 from lm_jax.inference.sampling import TEMPERATURE, TOP_P, texts
 from lm_jax.inference.scoring import Result, evaluate
 from lm_jax.models import NGram, create, num_parameters
@@ -43,48 +45,103 @@ class LanguageModel:
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: Prompt = "",
         max_new_tokens: int = 0,
         temperature: float = TEMPERATURE,
         top_k: int = 0,
         top_p: float = TOP_P,
         seed: int = 0,
         num_samples: int = 1,
+        special_tokens: bool = False,
+        bos: bool | None = None,
     ) -> str | list[str]:
-        """The continuation of `prompt`, without it; a list of them when num_samples > 1.
+        """The continuation of `prompt`, a text or a list of ids, without it; a list of them when
+        num_samples > 1.
 
         max_new_tokens 0: 256, or fewer where the model's length ends. temperature 0: always the
         likeliest token. top_k, top_p: of the likeliest tokens alone (0 and 1: off). The same seed
         gives the same text. An encoder_decoder reads the prompt, and its answer is what is
-        returned. Raises UserError when prompt and max_new_tokens do not fit the model.
+        returned. special_tokens: a special token's own text in the prompt ("<|im_start|>") is that
+        token. bos: whether BOS stands before a text; None: as `frame` has it. Ids are taken as they
+        are. Raises UserError when prompt and max_new_tokens do not fit the model.
         """
         if num_samples < 1:
             raise UserError(f"num_samples={num_samples}: must be at least 1.")
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        steps = self._texts([prompt] * num_samples, max_new_tokens, seed, settings)
+        reading = self.reading(special_tokens, bos)
+        steps = self._texts([prompt] * num_samples, max_new_tokens, seed, reading, settings)
         found = ["".join(parts) for parts in zip(*steps, strict=True)]
         return found[0] if num_samples == 1 else found
 
     def stream(
-        self, prompt: str = "", max_new_tokens: int = 0, seed: int = 0, **settings: Any
+        self,
+        prompt: Prompt = "",
+        max_new_tokens: int = 0,
+        seed: int = 0,
+        special_tokens: bool = False,
+        bos: bool | None = None,
+        **settings: Any,
     ) -> Iterator[str]:
         """The text of `generate` in pieces, as it is made."""
-        steps = self._texts([prompt], max_new_tokens, seed, settings)
+        reading = self.reading(special_tokens, bos)
+        steps = self._texts([prompt], max_new_tokens, seed, reading, settings)
         return (added for (added,) in steps if added)
 
     def _texts(
-        self, prompts: list[str], max_new_tokens: int, seed: int, settings: dict[str, Any]
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        seed: int,
+        reading: Reading,
+        settings: dict[str, Any],
     ) -> Iterator[list[str]]:
         tokenizer = self.need_tokenizer()
-        return texts(self.model, tokenizer, prompts, max_new_tokens, seed, **settings)
+        prompts = [checked(prompt, self.model.config.vocab_size) for prompt in prompts]
+        return texts(self.model, tokenizer, prompts, max_new_tokens, seed, reading, **settings)
 
-    def loss(self, text: str, stride: int = 0) -> Result:
-        """Loss, perplexity, bits per byte and tokens of `text` as one document, its end included.
+    def loss(
+        self, text: str, stride: int = 0, bos: bool | None = None, eos: bool | None = None
+    ) -> Result:
+        """Loss, perplexity, bits per byte and tokens of `text` as one document.
 
         stride: targets by which the window of config.data.sequence_length moves on; 0: the window.
+        bos, eos: whether these stand around the text, and the end is predicted; None: as `frame`
+        has it. Without bos the first token is given.
         """
-        window = self.config.data.sequence_length
-        return evaluate(self.model, self.need_tokenizer(), [text], window, stride, 1)
+        window, frame = self.config.data.sequence_length, self.framed(bos, eos)
+        return evaluate(self.model, self.need_tokenizer(), [text], window, stride, 1, frame)
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether the model saw texts as a token store writes them, not only another library's."""
+        imported = self.need_tokenizer().kind == "hf" and "data_fingerprint" not in self.metadata
+        return not imported
+
+    @property
+    def frame(self) -> Frame:
+        """The special tokens around a text: of a model that was trained here those of its token
+        store, of an imported one those that its tokenizer puts there in transformers.
+        """
+        tokenizer = self.need_tokenizer()
+        kind = self.model.config.architecture
+        return trained_frame(tokenizer, kind) if self.trained_here else tokenizer.frame
+
+    def framed(self, bos: bool | None = None, eos: bool | None = None) -> Frame:
+        """`frame`, with BOS and EOS as they are asked for."""
+        tokenizer, frame = self.need_tokenizer(), self.frame
+        before, after = frame.before, frame.after
+        if bos is not None:
+            before = (before or (tokenizer.bos_id,)) if bos else ()
+        if eos is not None:
+            after = (after or (tokenizer.eos_id,)) if eos else ()
+        return Frame(before, after)
+
+    def reading(self, special_tokens: bool = False, bos: bool | None = None) -> Reading:
+        """How prompts become ids here, and what ends an answer."""
+        tokenizer, here = self.need_tokenizer(), self.trained_here
+        more = objective_names(tokenizer, self.model.config.vocab_size) if here else {}
+        ends = tuple(self.metadata.get("stop_ids", ())) or (tokenizer.eos_id,)
+        return Reading(self.framed(bos), ends, special_tokens, more, all_ids=not here)
 
     def logits(self, ids: Any, target_ids: Any = None, mask: Any = None) -> jax.Array:
         """Logits [L, V] float32 at each of `ids` [L]; [B, L, V] of ids [B, L].
@@ -141,7 +198,10 @@ class LanguageModel:
         return num_parameters(self.model)
 
     def __repr__(self) -> str:
-        known = f"{self.tokenizer.vocab_size} tokens" if self.tokenizer else "no tokenizer"
+        known = "no tokenizer"
+        if self.tokenizer:
+            shown = self.frame.show(self.tokenizer.name_of)
+            known = f"{self.tokenizer.vocab_size} tokens, reads {shown!r}"
         return (
             f"LanguageModel({self.path or self.config.name!r}, step {self.step}, "
             f"{self.num_parameters:,} parameters, {known})"

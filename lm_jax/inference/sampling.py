@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.data.text.clean import tidy
 from lm_jax.devices import sharding
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
+from lm_jax.inference.prompts import Prompt, Reading, reading_of, start_id
 from lm_jax.models.classical.counted import NGram
 
 CHUNK = 8  # tokens a dispatch: Python's share is small, and text still streams
@@ -98,18 +98,18 @@ def generate(
     temperature: float = TEMPERATURE,
     top_k: int = 0,
     top_p: float = TOP_P,
-    eos_id: int = NOTHING,
+    eos_id: int | Sequence[int] = NOTHING,
     allowed: np.ndarray | None = None,
     inputs: Sequence[Sequence[int] | np.ndarray] = (),
 ) -> Iterator[np.ndarray]:
     """Columns [B] int32 of new tokens, for up to `max_new_tokens` steps, as they are made.
 
-    prompts: ids of each row, at least one (bos), of any lengths. A row that gave `eos_id` gives -1
-    from then on, and the columns end when every row has. What row i draws depends on (key, i) and
-    its own prompt alone. allowed: bool [V], the ids that may be drawn; all by default. inputs: of
-    an encoder_decoder, ids a row; the prompts are then how its answers begin. Raises UserError, at
-    once, for an encoder, and when a prompt and its continuation do not fit
-    `model.config.max_length`.
+    prompts: ids of each row, at least one (bos), of any lengths. A row that gave `eos_id` (or one
+    of several) gives -1 from then on, and the columns end when every row has. What row i draws
+    depends on (key, i) and its own prompt alone. allowed: bool [V], the ids that may be drawn; all
+    by default. inputs: of an encoder_decoder, ids a row; the prompts are then how its answers
+    begin. Raises UserError, at once, for an encoder, and when a prompt and its continuation do not
+    fit `model.config.max_length`.
     """
     check_settings(temperature, top_k, top_p)
     if model.config.architecture == "encoder":
@@ -127,7 +127,8 @@ def generate(
         )
     if allowed is None:
         allowed = np.ones(model.config.vocab_size, bool)
-    settings = (np.float32(temperature), np.int32(top_k), np.float32(top_p), np.int32(eos_id))
+    ends = np.atleast_1d(np.asarray(eos_id, np.int32))
+    settings = (np.float32(temperature), np.int32(top_k), np.float32(top_p), ends)
     if isinstance(model, NGram):
         return counted(model, prompts, max_new_tokens, key, settings, allowed)
     return columns(model, prompts, max_new_tokens, key, settings, allowed, padded(inputs))
@@ -136,40 +137,37 @@ def generate(
 def texts(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
     seed: int = 0,
+    reading: Reading | None = None,
     **settings: Any,
 ) -> Iterator[list[str]]:
     """What each step adds to each prompt's continuation: [a str of whole characters a prompt].
 
-    Each prompt stands at the start of a document (bos); an encoder_decoder reads it, with eos at
-    its end, and writes from bos on. max_new_tokens 0: MOST, or fewer where the model's length ends.
-    `settings`: temperature, top_k, top_p of `sample`. Special tokens other
-    than eos are never drawn.
+    reading: how prompts become ids and what ends an answer; by default as in training here: each
+    prompt stands at the start of a document (bos), an encoder_decoder reads it with eos at its end
+    and writes from bos on, and special tokens other than eos are never drawn. max_new_tokens 0:
+    MOST, or fewer where the model's length ends. `settings`: temperature, top_k, top_p of `sample`.
     """
-    prompts = [tidy(prompt) for prompt in prompts]  # as training text was
-    bos, eos, read = [tokenizer.bos_id], [tokenizer.eos_id], map(tokenizer.encode, prompts)
-    inputs: list[np.ndarray] = []
-    if model.config.architecture == "encoder_decoder":
-        inputs, ids = [np.concatenate([x, eos]) for x in read], [np.array(bos) for _ in prompts]
-    else:
-        ids = [np.concatenate([bos, x]) for x in read]
+    kind = model.config.architecture
+    reading = reading or reading_of(tokenizer, kind)
+    ids, inputs = [reading.ids(tokenizer, prompt, kind) for prompt in prompts], []
+    if kind == "encoder_decoder":
+        inputs, ids = ids, [np.array([start_id(tokenizer)]) for _ in prompts]
     longest, limit = max(len(prompt) for prompt in ids), model.config.max_length
     max_new_tokens = max_new_tokens or max(1, min(MOST, limit - longest))
-    allowed = np.zeros(model.config.vocab_size, bool)
-    allowed[: tokenizer.vocab_size] = tokenizer.byte_lengths > 0
-    allowed[tokenizer.eos_id] = True
+    allowed = reading.allowed(tokenizer, model.config.vocab_size)
     steps = generate(
         model, ids, max_new_tokens, jax.random.key(seed),
-        eos_id=tokenizer.eos_id, allowed=allowed, inputs=inputs, **settings,
+        eos_id=reading.stop_ids or NOTHING, allowed=allowed, inputs=inputs, **settings,
     )  # fmt: skip
-    decoders = [tokenizer.decoder() for _ in prompts]
+    decoders, silent = [tokenizer.decoder() for _ in prompts], {NOTHING, *reading.stop_ids}
 
     def pieces() -> Iterator[list[str]]:
         for token_B in steps:
             yield [
-                decoder.push(token) if token not in (NOTHING, tokenizer.eos_id) else ""
+                decoder.push(token) if int(token) not in silent else ""
                 for decoder, token in zip(decoders, token_B, strict=True)
             ]
         yield [decoder.flush() for decoder in decoders]
@@ -178,7 +176,12 @@ def texts(
 
 
 def sample_text(
-    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 0, seed: int = 0, **settings: Any
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    max_new_tokens: int = 0,
+    seed: int = 0,
+    **settings: Any,
 ) -> str:
     """The continuation of `prompt`, without it; arguments as in `texts`."""
     return "".join(
@@ -208,7 +211,7 @@ def columns(model, prompts, max_new_tokens, key, settings, allowed_V, inputs):
 
 def counted(model, prompts, max_new_tokens, key, settings, allowed_V):
     """The loop of `generate` for n-grams, whose tables are on the host."""
-    *settings, eos_id = settings
+    *settings, ends = settings
     rows = [[*map(int, prompt)] for prompt in prompts]
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(rows)))
     done_B = np.zeros(len(rows), bool)
@@ -222,7 +225,7 @@ def counted(model, prompts, max_new_tokens, key, settings, allowed_V):
         if done_B.all():
             return
         yield np.where(done_B, NOTHING, token_B)
-        done_B |= token_B == eos_id
+        done_B |= np.isin(token_B, ends)
 
 
 def drawn(logits_BV, keys_B, length_B, settings, allowed_V):
@@ -282,7 +285,7 @@ def extended(model, cache, x_BD, tokens_BL, lengths_B):
 @sharding.whole_rows()
 def continued(model, cache, x_BD, done_B, keys_B, settings, allowed_V):
     """CHUNK tokens more: (cache, x_BD, done_B, tokens_TB). The next token is drawn from `x_BD`."""
-    *settings, eos_id = settings
+    *settings, ends = settings
 
     def step(carry, _):
         cache, x_BD, done_B = carry
@@ -290,7 +293,8 @@ def continued(model, cache, x_BD, done_B, keys_B, settings, allowed_V):
         token_B = drawn(logits_BV, keys_B, shard(cache["length"], None), settings, allowed_V)
         x_BLD, cache = model.decode(token_B[:, None], cache)
         token_B = jnp.where(done_B, NOTHING, token_B)
-        return (cache, x_BLD[:, 0], done_B | (token_B == eos_id)), token_B
+        ended_B = (token_B[:, None] == ends[None]).any(-1)
+        return (cache, x_BLD[:, 0], done_B | ended_B), token_B
 
     (cache, x_BD, done_B), tokens_TB = jax.lax.scan(step, (cache, x_BD, done_B), length=CHUNK)
     return cache, x_BD, done_B, tokens_TB

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.data.text.clean import tidy
+from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.specials import Specials
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import DataError, UserError
@@ -86,16 +87,23 @@ def evaluate(
     window: int = 0,
     stride: int = 0,
     batch_size: int = 0,
+    frame: Frame | None = None,
 ) -> Result:
-    """`evaluate_tokens` of texts, tidied as training text is, each [bos] text [eos]; raises
-    DataError when there is none.
+    """`evaluate_tokens` of texts, tidied as training text is; raises DataError when there is none.
+
+    frame: special tokens around each text, by default bos and eos as in training here. Where none
+    stands before it, its first token is given and not predicted, and its bytes do not count.
     """
     documents, size = [], 0
-    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    frame = frame or tokenizer.document_frame
     for group in grouped(map(tidy, texts), TEXTS):
-        documents += [np.concatenate([bos, ids, eos]) for ids in tokenizer.encode_batch(group)]
-        size += sum(len(text.encode()) for text in group)
-    total = sum(len(document) - 1 for document in documents)
+        for text, ids in zip(group, tokenizer.encode_batch(group), strict=True):
+            documents.append(frame.around(ids))
+            size += len(text.encode())
+            if not frame.before and len(ids):
+                given = int(tokenizer.byte_lengths[ids[0]]) - len(tokenizer.prefix)
+                size -= min(len(text.encode()), max(0, given))
+    total = sum(max(0, len(document) - 1) for document in documents)
     masking = masking_of(model, tokenizer)
     return evaluate_tokens(model, documents, size, window, stride, batch_size, total, masking)
 
