@@ -7,7 +7,8 @@ Imports no jax: a wrong field is refused in a blink.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lm_jax.config import check
 from lm_jax.config.field import execution, record, training
@@ -16,6 +17,10 @@ from lm_jax.config.values import expand_home, from_dict
 from lm_jax.errors import UserError, nearest
 
 PATHS = ("input", "store", "tokenizer")  # of config.data, in which ~ is the home folder
+
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +161,9 @@ class Config:
         return self.batch_size * self.data.sequence_length
 
     @classmethod
-    def parse(cls, values: Any) -> "Config":
+    def parse(cls, values: "Mapping[str, object] | ConfigDict") -> "Config":
         """From a ConfigDict or nested dict; raises UserError naming field, value, right choice."""
-        config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else values)
+        config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else dict(values))
         paths = {name: expand_home(getattr(config.data, name)) for name in PATHS}
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
         check.check(config)
@@ -169,14 +174,16 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def from_model(model: ModelConfig, sequence_length: int, name: str = "run", **more: Any) -> Config:
+def from_model(
+    model: ModelConfig, sequence_length: int, name: str = "run", mesh: MeshConfig | None = None
+) -> Config:
     """The config of a model that no run here has made, with an objective that it can have."""
     objective = check.OBJECTIVES[model.architecture][0]
     return Config(name, model=model, data=DataConfig(sequence_length=sequence_length),
-                  loss=LossConfig(objective), **more)  # fmt: skip
+                  loss=LossConfig(objective), mesh=mesh or MeshConfig())  # fmt: skip
 
 
-def sized(name: str, size: str, fields: str, sizes: dict[str, tuple]) -> Any:
+def sized(name: str, size: str, fields: str, sizes: dict[str, tuple]) -> "ConfigDict":
     """`new`, named name_size, with the row `size` of a table in its `fields` ("steps model.dim").
 
     Raises UserError for a size that is not in the table.
@@ -189,7 +196,7 @@ def sized(name: str, size: str, fields: str, sizes: dict[str, tuple]) -> Any:
     return config
 
 
-def new() -> Any:
+def new() -> "ConfigDict":
     """A ConfigDict of every field at its default, for a config file to set its numbers in."""
     from ml_collections import ConfigDict
 

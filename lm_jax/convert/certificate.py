@@ -18,6 +18,7 @@ from flax import nnx
 
 from lm_jax.config import ModelConfig
 from lm_jax.config.field import with_role
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError
 from lm_jax.inference.sampling import generate
@@ -37,7 +38,7 @@ Die Straße war naß, l'été fut court, \u6771\u4eac is far, and 3.14 is not \u
 
 
 def certify(
-    directory: str | os.PathLike[str], model: Transformer, tokenizer: Any = None
+    directory: str | os.PathLike[str], model: Transformer, tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
     """Writes certificate.json beside the weights and returns it: figures, versions, verdict.
 

@@ -26,6 +26,7 @@ from lm_jax.convert.safetensors_file import (
 )
 from lm_jax.convert.tokenizer import special_ids
 from lm_jax.convert.values import short
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices.sharding import mesh_is_set
 from lm_jax.errors import CheckpointError, MachineError, UserError, nearest
 from lm_jax.models import Transformer
@@ -80,7 +81,7 @@ def export_hf(
     model: Transformer,
     config: ModelConfig,
     directory: str | os.PathLike[str],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     shard_bytes: int = SHARD_BYTES,
     family: str = "",
 ) -> None:

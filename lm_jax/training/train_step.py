@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from lm_jax.config import Config
-from lm_jax.models import create
+from lm_jax.models import Recurrent, create
 from lm_jax.tasks.objectives import Batch, loss, means
 from lm_jax.training import optimizers
 
@@ -38,7 +38,9 @@ def init_state(config: Config) -> TrainState:
     """
     model = create(config.model, rngs=nnx.Rngs(config.seed))
     opt = optimizers.make(config.optimizer, config.steps).init(model)
-    carry = model.init_state(config.batch_size) if config.data.carry else None
+    carry = None
+    if config.data.carry and isinstance(model, Recurrent):
+        carry = model.init_state(config.batch_size)
     return TrainState(jnp.zeros((), jnp.int32), model, opt, carry)
 
 

@@ -5,10 +5,9 @@ cache.
 # Shapes: B batch, L query length, S key length, D model width, K key heads, G query heads a key
 # head, H head size (of values too).
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -116,7 +115,9 @@ class Attention(nnx.Module):
         p_BKGLS = kernels.probabilities(q_BLKGH, k_BSKH, mask, scores)
         return p_BKGLS.reshape(len(p_BKGLS), -1, *p_BKGLS.shape[3:])
 
-    def as_mask(self, mask: Any, bias: Any) -> tuple[kernels.Mask, jax.Array | None]:
+    def as_mask(
+        self, mask: kernels.Mask | jax.Array | np.ndarray | None, bias: jax.Array | None
+    ) -> tuple[kernels.Mask, jax.Array | None]:
         """A Mask, and the bias of the scores, to which booleans are added."""
         if isinstance(mask, kernels.Mask):
             return mask, bias
