@@ -29,6 +29,7 @@ def check(config: Any) -> None:
     """Raises UserError at the first field whose value cannot work, whatever the machine is."""
     check_values(config)
     check_model(config)
+    check_dropout(config)
     check_steps(config)
     check_objective(config)
     check_mesh(config)
@@ -43,6 +44,7 @@ def check_ring(config: Any) -> None:
     beyond = {
         f"config.model.window={model.window}": model.window,
         f"config.model.positions={model.positions!r}": model.positions in ("relative", "alibi"),
+        f"config.model.attention_dropout={model.attention_dropout}": model.attention_dropout,
         f"config.loss.objective={config.loss.objective!r}, whose rows have a prefix":
             has_prefix(config),
     }  # fmt: skip
@@ -120,6 +122,27 @@ def check_model(config: Any) -> None:
         not model.pooler or model.architecture == "encoder",
         "model.pooler",
         f"config.model.architecture={model.architecture!r} has none: set it to False.",
+    )
+
+
+def check_dropout(config: Any) -> None:
+    """Raises UserError for dropout where the model has no such place, or its kernel cannot."""
+    model, need_it = config.model, partial(need, config)
+    for name in ("attention_dropout", "activation_dropout", "output_dropout"):
+        need_it(
+            not getattr(model, name) or model.architecture in TRANSFORMERS,
+            f"model.{name}",
+            f"config.model.architecture={model.architecture!r} has no such place: set it to 0.",
+        )
+    need_it(
+        not (model.activation_dropout and model.num_experts),
+        "model.activation_dropout",
+        f"not of experts (config.model.num_experts={model.num_experts}): set it to 0.",
+    )
+    need_it(
+        not model.attention_dropout or model.attention in ("auto", "xla"),
+        "model.attention_dropout",
+        f"config.model.attention={model.attention!r} cannot have it: set that to auto or xla.",
     )
 
 

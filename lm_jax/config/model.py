@@ -141,7 +141,16 @@ class ModelConfig:
     order: int = logits(
         5, low=1, high=6, of=("ngram",)
     )  # of an ngram, 1 to 6: tokens of its longest
+    # of the embeddings, and of what each branch adds
     dropout: float = training(0.0, low=0, below=1, of=NEURAL)
+    # of the attention probabilities (BERT, T5); on xla alone
+    attention_dropout: float = training(0.0, low=0, below=1, of=TRANSFORMERS)
+    # inside the feed-forward layer, after its activation (T5)
+    activation_dropout: float = training(
+        0.0, low=0, below=1, of=TRANSFORMERS, when=lambda m: m.num_experts == 0
+    )
+    # of what a stack gives, after its last norm (T5)
+    output_dropout: float = training(0.0, low=0, below=1, of=TRANSFORMERS)
     # standard deviation of new weights; 0: by the sizes of each, see init_fan (T5)
     init_std: float = training(0.02, low=0, of=NEURAL)
     # init_std 0: fan_in ** -0.5; average: (2 / (fan_in + fan_out)) ** 0.5
@@ -221,6 +230,12 @@ class ModelConfig:
     def bits(self, kind: str) -> str:
         """How the products of one kind of `quantized` are done."""
         return self.quantization if kind in self.quantized.split(",") else "none"
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return any((self.dropout, self.attention_dropout, self.activation_dropout,
+                    self.output_dropout))  # fmt: skip
 
     @property
     def mlp_size(self) -> int:

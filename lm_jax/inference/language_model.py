@@ -245,10 +245,10 @@ def model_of(config: ModelConfig, checkpoints: Checkpoints, step: int | None) ->
 
 
 def portable(config: ModelConfig) -> ModelConfig:
-    """The model as it runs here: an attention backend of other devices becomes this one's, and no
-    product is in eight bits, which is of training.
+    """The model as it runs here: an attention backend of other devices becomes this one's. Products
+    in eight bits and attention's dropout, which decide about the backend too, are of training.
     """
-    config = dataclasses.replace(config, quantization="none")
+    config = dataclasses.replace(config, quantization="none", attention_dropout=0.0)
     try:
         return resolved(config, jax.default_backend())
     except UserError:

@@ -174,9 +174,10 @@ class Transformer(Network):
         key: jax.Array | None,
     ):
         """Embeddings through a stack: (hidden states, cache, sums of the experts)."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         x_BLD, sights, balanced = self.enter(stack, batch, mask, cache, keys[0])
         x_BLD, *rest = stack(x_BLD, sights, memory, cache, keys[1])
+        x_BLD = dropout(x_BLD, self.config.output_dropout, keys[2])
         return context.back(x_BLD, balanced), *rest
 
     def enter(

@@ -61,7 +61,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     )
 
     def sums(model, batch, key):
-        return loss(model, batch, key if config.model.dropout else None, config.loss)
+        return loss(model, batch, key if config.model.has_dropout else None, config.loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)

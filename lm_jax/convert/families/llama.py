@@ -29,6 +29,7 @@ OPTIONS = (
     Option("hidden_act", "activation", "silu", ACTIVATIONS),
     Option("rms_norm_eps", "norm_eps", 1e-6),
     Option("initializer_range", "init_std", 0.02),
+    Option("attention_dropout", "attention_dropout", 0.0),
     Option("tie_word_embeddings", "tie_embeddings", False),
 )
 
@@ -151,8 +152,7 @@ def like(
         ),
         ours={"norm": "rmsnorm", "positions": "rope", "gated": True, **(ours or {})},
         only=only or {},
-        # attention_dropout acts in training only.
-        keys=frozenset((*rope.KEYS, "attention_dropout", *keys)),
+        keys=frozenset((*rope.KEYS, *keys)),
         buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
         rows=rows,
         read=read_all,

@@ -96,6 +96,8 @@ def read(values: dict[str, Any], where: str) -> dict[str, Any]:
     act = values.get("dense_act_fn") or word
     if (ACTIVATIONS.get(str(act)), flag("is_gated_act", gated)) != (activation, gated):
         raise UserError(f"{where}: feed_forward_proj={short(kind)}: differs from dense_act_fn.")
+    rate = values.get("dropout_rate")
+    dropout = 0.1 if rate is None else sized(rate, float, f"{where}: dropout_rate")
     return {
         "num_layers": sized(values[key], int, f"{where}: {key}"),
         "gated": gated,
@@ -104,6 +106,7 @@ def read(values: dict[str, Any], where: str) -> dict[str, Any]:
         "logit_scale": max(values["d_model"], 1) ** -0.5 if scaled else 1.0,
         "init_std": 0.0,
         "embed_init_std": 1.0,
+        **dict.fromkeys(("attention_dropout", "activation_dropout", "output_dropout"), dropout),
     }
 
 

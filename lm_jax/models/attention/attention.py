@@ -5,6 +5,8 @@ cache.
 # Shapes: B batch, L query length, S key length, D model width, K key heads, G query heads a key
 # head, H head size (of values too).
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,12 +74,14 @@ class Attention(nnx.Module):
         cache: Cache | None = None,
         bias: jax.Array | None = None,
         memory: Cache | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Attends from the states [B, L, D]; returns (output [B, L, D], the longer cache).
 
         mask: a Mask; or booleans, true where a query may see a key, that broadcast to [B, L, S]; by
         default causal in a decoder, everything elsewhere.
         memory: `keys` of an encoder's states, in place of keys and values of its own.
+        key: a random key turns on the dropout of the probabilities.
         """
         config, dtype = self.config, x_BLD.dtype
         mask, bias = self.as_mask(mask, bias)
@@ -89,6 +93,8 @@ class Attention(nnx.Module):
             cache = {"k": k_BSKH, "v": v_BSKH}
         q_BLKGH, k_BSKH, v_BSKH = (checkpoint_name(x, "qkv") for x in (q_BLKGH, k_BSKH, v_BSKH))
         scores = kernels.Scores(self.scale, config.attn_softcap, bias)
+        if key is not None and config.attention_dropout:
+            scores = dataclasses.replace(scores, dropout=config.attention_dropout, key=key)
         o_BLKGH = context.attention(
             q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores, config.context_attention
         )
