@@ -113,7 +113,10 @@ class ModelConfig:
     activation: str = logits("silu", choices=("silu", "gelu", "gelu_tanh", "relu"), of=TRANSFORMERS)
     gated: bool = logits(True, of=TRANSFORMERS)
     bias: bool = logits(False, of=NEURAL)  # on every projection and LayerNorm
-    qkv_bias: bool = logits(False, of=TRANSFORMERS)  # on the query, key and value projections alone
+    # on the query, key and value projections alone
+    qkv_bias: bool = logits(False, of=TRANSFORMERS, when=lambda m: not (m.bias or m.attn_bias))
+    # on the four projections of attention alone
+    attn_bias: bool = logits(False, of=TRANSFORMERS, when=lambda m: not m.bias)
     tie_embeddings: bool = logits(True, of=NEURAL)
     # of the token embeddings (Gemma and the Transformer: sqrt(dim))
     embed_scale: float = logits(1.0, above=0, of=NEURAL)

@@ -34,12 +34,8 @@ OURS = {
     "head_transform": True, "head_bias": True,
 }  # fmt: skip
 ONLY = {"is_decoder": False, "position_embedding_type": "absolute"}
-# These act in training or in heads for other tasks; the pooler_* were never read.
-KEYS = frozenset(
-    ("classifier_dropout", "directionality",
-     "gradient_checkpointing", "output_past", "pooler_fc_size", "pooler_num_attention_heads",
-     "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "max_position_embeddings")
-)  # fmt: skip
+# embedding_size only silences a check there.
+KEYS = frozenset(("embedding_size", "max_position_embeddings"))
 
 
 def linear(ours: str, axes: str, bias: str, theirs: str, dims: str) -> list[Row]:

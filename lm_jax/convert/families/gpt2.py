@@ -89,7 +89,6 @@ FAMILY = Family(
     keys=frozenset(
         (
             "embd_pdrop",
-            "n_ctx",
             "reorder_and_upcast_attn",
             "summary_activation",
             "summary_first_dropout",
@@ -103,4 +102,10 @@ FAMILY = Family(
     read=read,
     write=write,
     zeros=("bias",),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
 )

@@ -28,11 +28,16 @@ OPTIONS = (
     Option("layer_norm_epsilon", "norm_eps", 1e-6),
     Option("dropout_rate", "dropout", 0.1),
 )
-KEYS = frozenset(  # what `read` reads, and what acts in training or other heads
+KEYS = frozenset(  # what `read` reads, and initializer_factor, which acts at birth
     ("num_decoder_layers", "feed_forward_proj", "dense_act_fn", "is_gated_act",
-     "tie_word_embeddings", "scale_decoder_outputs", "decoder_start_token_id",
-     "initializer_factor", "classifier_dropout", "output_past", "gradient_checkpointing")
+     "tie_word_embeddings", "scale_decoder_outputs", "initializer_factor")
 )  # fmt: skip
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -164,5 +169,6 @@ T5 = Family(
         ("lm_head.weight", "embed/tokens"),
     ),
     fit=fit,
+    aliases=ALIASES,
 )  # fmt: skip
 MT5 = dataclasses.replace(T5, model_type="mt5", architecture="MT5ForConditionalGeneration")

@@ -47,11 +47,11 @@ class Attention(nnx.Module):
         self.wo = weight(rngs, (K, G, W, D), ("heads", None, None, "embed"),
                          std_of(config, K * G * W, D, ends_branch=True),
                          hidden((-4, -3, -2), (-1,)))  # fmt: skip
-        if config.bias or config.qkv_bias:
+        if config.bias or config.attn_bias or config.qkv_bias:
             self.bq = constant((K, G, H), ("heads", None, None), 0.0, vector(3))
             self.bk = constant((K, H), ("heads", None), 0.0, vector(2))
             self.bv = constant((K, W), ("heads", None), 0.0, vector(2))
-        if config.bias:
+        if config.bias or config.attn_bias:
             self.bo = constant((D,), (None,), 0.0, vector())
         if config.qk_norm:
             self.q_norm = Norm(config, (H,), "rmsnorm", rngs=rngs)
@@ -102,7 +102,7 @@ class Attention(nnx.Module):
         axes = ("batch", "length", "heads", None, None)
         w_KGHD, bits = self.wo[...].astype(dtype), config.bits("attn")
         y_BLD = contract("blkgh,kghd->bld", o_BLKGH, w_KGHD, *axes, bits=bits)
-        if config.bias:
+        if config.bias or config.attn_bias:
             y_BLD += self.bo[...].astype(dtype)[None, None]
         return y_BLD, cache
 
