@@ -41,7 +41,8 @@ FACES = {"api", "cli"}
 NEVER = {"tensorflow", "torch", "transformers", "pickle", "cloudpickle", "dill", "joblib", "pandas",
          "sklearn", "matplotlib", "nltk", "clu"}  # fmt: skip
 # Inside a function, where it is installed: to compare with.
-BESIDE = {"lm_jax.convert.certificate": {"torch", "transformers"}}
+BESIDE = {"lm_jax.convert.certificate": {"torch", "transformers"},
+          "lm_jax.convert.same_tokenizer": {"transformers"}}  # fmt: skip
 DRAWERS = {"utils", "util", "common", "base", "core", "helpers", "misc"}
 # Whole folders, and files of others, that import no jax.
 WITHOUT_JAX = ("errors", "progress", "cli", "prepare", "doctor", "config", "data",
