@@ -110,7 +110,10 @@ class ModelConfig:
         0.0, low=0, of=TRANSFORMERS
     )  # scores are cap tanh(score / cap) (Gemma 2); 0: off
     logit_softcap: float = logits(0.0, low=0, of=NEURAL)  # the same of the logits
-    activation: str = logits("silu", choices=("silu", "gelu", "gelu_tanh", "relu"), of=TRANSFORMERS)
+    activation: str = logits(
+        "silu", choices=("silu", "gelu", "gelu_tanh", "relu"), of=NEURAL,
+        when=lambda m: m.architecture in TRANSFORMERS or m.head_transform,
+    )  # fmt: skip
     gated: bool = logits(True, of=TRANSFORMERS)
     bias: bool = logits(False, of=NEURAL)  # on every projection and LayerNorm
     # on the query, key and value projections alone
@@ -124,7 +127,7 @@ class ModelConfig:
         1.0, above=0, of=NEURAL
     )  # of what the head reads (T5 1.0: dim ** -0.5)
     # kinds of segment that an encoder tells apart (BERT: 2)
-    token_types: int = logits(0, low=0, high=2**16, of=TRANSFORMERS)
+    token_types: int = logits(0, low=0, high=2**16, of=NEURAL)
     head_transform: bool = logits(False, of=NEURAL)  # a layer and a norm before the head (BERT)
     head_bias: bool = logits(False, of=NEURAL)
     pooler: bool = logits(

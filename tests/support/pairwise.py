@@ -58,7 +58,7 @@ def completed(
     for name in draw.sample(sorted(set(options) - set(row)), len(options) - 2):
         # Values at first in random order: of those that add equally much, any.
         values = draw.sample(list(options[name]), len(options[name]))
-        row[name] = max(values, key=lambda value: gain(row, name, value, missing))  # noqa: B023
+        row[name] = max(values, key=lambda value: gain(row, name, value, missing))
     for _ in range(REPAIRS):
         wrong = blamed(row)
         if not wrong:
