@@ -67,14 +67,14 @@ def check_alone(model: Any) -> None:
 def check_model(config: Any) -> None:
     """Can the parts of the model be put together?"""
     model, need_it = config.model, partial(need, config)
-    heads = model.architecture not in ("hmm", "ngram")  # which have none
+    heads = model.architecture in TRANSFORMERS  # the others have none
     need_it(
         not heads or model.head_dim or model.dim % model.num_heads == 0,
         "model.dim",
         f"not divisible by model.num_heads={model.num_heads}; or set model.head_dim.",
     )
     need_it(
-        model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0,
+        not heads or (model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0),
         "model.num_kv_heads",
         f"must divide model.num_heads={model.num_heads}.",
     )
