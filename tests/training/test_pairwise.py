@@ -121,6 +121,7 @@ def run(row, forks, stores, folder):
     assert "Traceback" not in log.read_text(), shown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(QUICK))
 def test_a_combination_goes_through_every_verb(number, forks, stores, tmp_path):
     run(sampled()[0][number], forks, stores, tmp_path / "row")
