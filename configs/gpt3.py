@@ -51,6 +51,8 @@ def get_config(size: str = "small"):
     config.optimizer.end_fraction = 0.1
     config.mesh.data = 1
     config.mesh.fsdp = -1
+    if size == "13b":  # four is the highest power of two that divides its width
+        config.mesh.data, config.mesh.fsdp = -1, 4
     config.eval.every = 1000
     config.eval.tokens = 4_194_304
     config.checkpoint.every = 1000

@@ -9,11 +9,12 @@ The text is the Python standard library of the machine unless --config.data.inpu
 
 from lm_jax import config as lm_config
 
+VARIANTS = ("lstm", "gru", "rnn", "accelerator")
+
 
 def get_config(variant: str = "lstm"):
     """`lstm`, `gru`, `rnn`: 2 cores; `accelerator`: a wider LSTM on one GPU or TPU chip."""
-    if variant not in ("lstm", "gru", "rnn", "accelerator"):
-        raise ValueError(f"{variant!r}: the variants are lstm, gru, rnn and accelerator")
+    lm_config.need_variant("lstm", variant, VARIANTS)
     config = lm_config.new()
     config.name = "lstm" if variant == "accelerator" else variant
     config.steps = 1900

@@ -8,11 +8,12 @@ The text is the Python standard library of the machine unless --config.data.inpu
 
 from lm_jax import config as lm_config
 
+VARIANTS = ("cpu", "accelerator")
+
 
 def get_config(variant: str = "cpu"):
     """`cpu`: 2 cores; `accelerator`: one GPU or TPU chip."""
-    if variant not in ("cpu", "accelerator"):
-        raise ValueError(f"{variant!r}: the variants are cpu and accelerator")
+    lm_config.need_variant("quickstart", variant, VARIANTS)
     config = lm_config.new()
     config.name = "quickstart"
     config.steps = 1900

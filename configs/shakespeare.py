@@ -16,11 +16,12 @@ of text.
 
 from lm_jax import config as lm_config
 
+VARIANTS = ("cpu", "accelerator")
+
 
 def get_config(variant: str = "cpu"):
     """`cpu` or `accelerator`."""
-    if variant not in ("cpu", "accelerator"):
-        raise ValueError(f"{variant!r}: the variants are cpu and accelerator")
+    lm_config.need_variant("shakespeare", variant, VARIANTS)
     config = lm_config.new()
     config.name = "shakespeare"
     config.steps = 2000

@@ -13,10 +13,11 @@ from lm_jax.config.options import (
     OptimizerConfig,
     WatchdogConfig,
     from_model,
+    need_variant,
     new,
     sized,
 )
 
 __all__ = ["CheckpointConfig", "Config", "DataConfig", "EvalConfig", "LossConfig", "MeshConfig",
-           "ModelConfig", "OptimizerConfig", "WatchdogConfig", "from_model", "new",
-           "sized"]  # fmt: skip
+           "ModelConfig", "OptimizerConfig", "WatchdogConfig", "from_model",
+           "need_variant", "new", "sized"]  # fmt: skip

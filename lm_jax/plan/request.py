@@ -36,8 +36,8 @@ def asked(
     """
     if config.model.architecture in ("ngram", "hmm"):
         raise UserError(
-            f"config.model.architecture={config.model.architecture!r}: is not trained in steps; "
-            "plan is for networks."
+            f"config.model.architecture={config.model.architecture!r}: is no network of "
+            "matrix products; plan is for those."
         )
     config = with_flags(config, mesh_of(mesh) if mesh else config.mesh, batch, remat)
     each = f" ({topology.chip.devices} a chip)" if topology.chip.devices > 1 else ""

@@ -47,6 +47,7 @@ def test_what_cannot_work_is_refused_by_its_field(topology, flags, why):
         asked(config(), parse(topology), **flags)
 
 
-def test_a_model_that_is_counted_has_no_step_to_plan():
-    with pytest.raises(UserError, match="'ngram': is not trained in steps"):
-        asked(Config.parse({"model": {"architecture": "ngram"}}), parse("v5e:4x4"))
+@pytest.mark.parametrize("kind", ["ngram", "hmm"])
+def test_a_model_that_is_no_network_has_no_step_to_plan(kind):
+    with pytest.raises(UserError, match=f"'{kind}': is no network"):
+        asked(Config.parse({"model": {"architecture": kind}}), parse("v5e:4x4"))

@@ -22,8 +22,6 @@ from lm_jax.run.manifest import flatten
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- initial standard deviations -->\n", "<!-- end -->\n"
-VARIANTS = {"quickstart": ("cpu", "accelerator"), "shakespeare": ("cpu", "accelerator"),
-            "lstm": ("lstm", "gru", "rnn", "accelerator")}  # fmt: skip
 MAKERS = (head, layers, moe, recurrent, attention, positions, hmm)  # they import `weight` by name
 TRAINED = [name for name in REFERENCES if name != "ngram"]
 
@@ -38,7 +36,7 @@ def module(name):
 def models(name):
     """{variant: ModelConfig} of a file in configs/; the first is its default."""
     preset = module(name)
-    names = VARIANTS.get(name) or tuple(getattr(preset, "SIZES", ("",)))
+    names = tuple(getattr(preset, "SIZES", getattr(preset, "VARIANTS", ("",))))
     make = lambda size: preset.get_config(size) if size else preset.get_config()
     found = {size: Config.parse(make(size)).model for size in names}
     default = Config.parse(preset.get_config()).model

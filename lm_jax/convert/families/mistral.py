@@ -2,7 +2,6 @@
 layers, and for Mixtral experts (transformers/models/mistral, mixtral).
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +40,7 @@ MISTRAL = llama.like(
     write=write,
 )
 
-LIKE = llama.like(
+MIXTRAL = llama.like(
     "mixtral",
     "MixtralForCausalLM",
     defaults={**SIZES, "rms_norm_eps": 1e-5},
@@ -55,4 +54,3 @@ LIKE = llama.like(
     read=read,
     write=write_mixtral,
 )
-MIXTRAL = replace(LIKE, aliases={"num_experts": "num_local_experts"})

@@ -13,10 +13,8 @@ LIKE = llama.like(
     "Olmo2ForCausalLM",
     defaults={"rms_norm_eps": 1e-5},
     ours={"norm_order": "output", "qk_norm_all": True},
-    keys=("attention_bias",),
+    only={"attention_bias": False},
     divides=True,
-    read=llama.read_bias,
-    write=llama.write_bias,
 )
 NORMS = {
     "attn_norm/scale": ("D", "post_attention_layernorm"),
