@@ -6,6 +6,7 @@ encoded, decoded again and compared. --show=3 prints examples as the model will 
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from absl import flags
@@ -14,7 +15,6 @@ from ml_collections import config_flags
 from lm_jax import cli
 from lm_jax.config import Config
 from lm_jax.data.build import prepare
-from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.errors import UserError
 
 OVERRIDES = (
@@ -33,7 +33,9 @@ def define_flags() -> None:
     flags.DEFINE_string("input", None, "Text: a file, folder, glob, stdlib or tfds:NAME[:SPLIT].")
     flags.DEFINE_string("output", None, "Directory of the token store to make, or gs://...")
     flags.DEFINE_string("tokenizer", None, "bpe, unigram, bytes, or a directory that holds one.")
-    flags.DEFINE_integer("vocab_size", None, "Pieces of the tokenizer.")
+    flags.DEFINE_integer(
+        "vocab_size", None, "Pieces of the tokenizer; 16384 or more for Chinese and the like."
+    )
     flags.DEFINE_string("text_field", None, "Field of JSON lines and tfds records with the text.")
     flags.DEFINE_float("heldout_fraction", None, "Part of the text that is kept for evaluation.")
     flags.DEFINE_float(
@@ -57,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
     from lm_jax.data.tokens.store import TokenStore
     from lm_jax.data.tokens.tokenizer import KINDS
 
-    tokenizer = None
-    if values.get("tokenizer", "bpe") not in KINDS:
-        tokenizer = load_tokenizer(values.pop("tokenizer"))
+    named = values.get("tokenizer", "bpe")
+    if named not in KINDS and "/" not in named and os.path.isdir(named):
+        values["tokenizer"] = f"./{named}"
     data = Config.parse({**config.to_dict(), "data": {**config.to_dict()["data"], **values}}).data
     if not (asked.show and not data.input and TokenStore.exists(path)):
-        prepare(data, path, config.seed, tokenizer)
+        prepare(data, path, config.seed)
     store = TokenStore.open(path)
     print(inspect.table(store))
     for text in inspect.examples(store, dataclasses.replace(config, data=data), asked.show):

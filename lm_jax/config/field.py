@@ -22,7 +22,8 @@ class Facts:
       execution: how the same is computed; results differ by rounding at most.
       record: what is shown, evaluated, saved or kept.
     resume: whether it may differ between the start of a run and a resume.
-    choices: the values that a string may have; empty: any.
+    choices: the values that a string may have; empty: any. or_path: or it is a path, which has a
+      slash in it (so that a mistyped choice is none, on any machine).
     low, high: inclusive bounds; above, below: exclusive ones.
     of: the architectures in which the option has an effect; empty: all.
     when: whether the option has an effect, given the group (the dataclass) that it is in.
@@ -31,6 +32,7 @@ class Facts:
     role: str
     resume: bool
     choices: tuple[str, ...] = ()
+    or_path: bool = False
     low: float | None = None
     high: float | None = None
     above: float | None = None
@@ -45,7 +47,10 @@ class Facts:
     def fault(self, value: Any) -> str:
         """What is wrong with `value`, as the end of a sentence; "" when nothing is."""
         if self.choices:
-            return "" if value in self.choices else f"not known.{nearest(value, self.choices)}"
+            if value in self.choices or (self.or_path and "/" in str(value)):
+                return ""
+            path = " A directory is written with a slash: ./NAME." if self.or_path else ""
+            return f"not known.{nearest(value, self.choices)}{path}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return ""
         high = self.high

@@ -26,8 +26,10 @@ class DataConfig:
     # file, folder, glob, `stdlib` or `tfds:NAME`, prepared when `store` is absent
     input: str = training("", resume=True)
     store: str = training("", resume=True)  # token store; "": <workdir>/data
-    tokenizer: str = training("bpe", choices=("bpe", "unigram", "bytes"))
-    # pieces of the tokenizer that `input` trains
+    # what `input` trains, or the directory of an existing one, ours or of Hugging Face: ./DIR
+    tokenizer: str = training("bpe", choices=("bpe", "unigram", "bytes"), or_path=True)
+    # pieces of the tokenizer that `input` trains: for Chinese and other scripts without spaces
+    # about four a character, 16384 or more
     vocab_size: int = training(4096, low=1, high=2**24)
     text_field: str = training("text")  # of JSON lines and tfds records
     heldout_fraction: float = training(0.02, low=0, below=1)  # of the documents, for evaluation

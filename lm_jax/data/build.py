@@ -14,13 +14,15 @@ from typing import Any
 
 from lm_jax.config import DataConfig
 from lm_jax.config.values import expand_home
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import DataError, MachineError
 
 
 def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None) -> str:
     """Makes the token store `output` from the text `data.input` and returns its path.
 
-    `tokenizer`: an existing one, else `data.tokenizer` and `data.vocab_size` say which is trained.
+    `tokenizer`: an existing one, else `data.tokenizer` and `data.vocab_size` say which is taken or
+    trained.
     The store is the same for any number of cores. Raises DataError (unusable text; something is at
     `output`) or MachineError (disk), and then leaves nothing behind. `seed` is kept in the
     metadata only: the split follows the text.
@@ -31,6 +33,7 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
 
     started, output = time.monotonic(), expand_home(output)
     refuse_existing(output)
+    tokenizer = tokenizer or given_tokenizer(data)
     folder = None
     parents = [] if "://" in output else Path(output).absolute().parents
     made = [parent for parent in parents if not parent.exists()]
@@ -67,6 +70,31 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
             with contextlib.suppress(OSError):
                 parent.rmdir()
     return output
+
+
+def given_tokenizer(data: DataConfig) -> Tokenizer | None:
+    """The tokenizer of the directory `data.tokenizer`; None where one is trained. Raises
+    DataError.
+    """
+    from lm_jax.data.tokens.load import load_tokenizer
+    from lm_jax.data.tokens.tokenizer import KINDS
+
+    return None if data.tokenizer in KINDS else load_tokenizer(data.tokenizer)
+
+
+def check_vocabulary(data: DataConfig, vocab_size: int) -> None:
+    """Raises DataError when the tokenizer that `data` asks for has more ids than a model of
+    `vocab_size`; reads no text.
+    """
+    given = given_tokenizer(data)
+    ids = given.vocab_size if given else 259 if data.tokenizer == "bytes" else data.vocab_size
+    if ids > vocab_size:
+        what = "ids of" if given else "pieces of"
+        raise DataError(
+            f"config.model.vocab_size={vocab_size}: smaller than the {ids} {what}"
+            f" config.data.tokenizer={data.tokenizer}; set it to {-(-ids // 128) * 128}"
+            " (a multiple of 128)."
+        )
 
 
 def write(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:

@@ -43,6 +43,17 @@ class LanguageModel:
     path: str = ""
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        ids = self.tokenizer.vocab_size if self.tokenizer else 0
+        rows = self.model.config.vocab_size if self.model else ids
+        if self.tokenizer and ids > rows:
+            raise CheckpointError(
+                f"{self.path or self.config.name}: its tokenizer has {ids} ids, up to"
+                f" {self.tokenizer.name_of(ids - 1)!r}, and the model {rows} rows;"
+                " take the tokenizer that belongs to it, or resize the model there"
+                " (resize_token_embeddings of transformers)."
+            )
+
     def generate(
         self,
         prompt: Prompt = "",

@@ -90,10 +90,12 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
                 "config.data.heldout_fraction=0.0: a run is evaluated on held-out text; set it"
                 " above 0, or make a store that has some (python -m lm_jax.prepare)."
             )
-        if not prepare:
-            return None
+        from lm_jax.data.build import check_vocabulary
         from lm_jax.data.build import prepare as run_prepare
 
+        check_vocabulary(data, config.model.vocab_size)
+        if not prepare:
+            return None
         run_prepare(data, path, config.seed)
     store = TokenStore.open(path)
     if data.store:

@@ -140,8 +140,8 @@ MISTAKES = {
     "no output": ("prepare --input={p}/text.txt", 2, "--output: missing"),
     "output is there": ("prepare --input={p}/text.txt --output={p}/run/data --tokenizer=bytes", 3,
         "run/data: exists already"),
-    "unknown tokenizer": ("prepare --input={p}/text.txt --output={p}/made --tokenizer=bppe", 3,
-        "bppe"),
+    "unknown tokenizer": ("prepare --input={p}/text.txt --output={p}/made --tokenizer=bppe", 2,
+        "config.data.tokenizer='bppe': not known. Did you mean 'bpe'?"),
     "too many pieces": ("prepare --input={p}/text.txt --output={p}/made --vocab_size=9000", 3,
         "vocab_size"),
 }  # fmt: skip
