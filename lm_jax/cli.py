@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -24,6 +25,18 @@ def fail(message: str, code: int) -> None:
     """Prints one line and leaves with `code`."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def define_config(name: str, default: str | None, text: str, **more: Any) -> Any:
+    """ml_collections' flag of a config file. It reads --flagfile where it is defined: one that
+    cannot be read is one line here, too.
+    """
+    from ml_collections import config_flags
+
+    try:
+        return config_flags.DEFINE_config_file(name, default, text, **more)
+    except flags.Error as error:
+        fail(explained(error, ""), UserError.code)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -112,6 +125,8 @@ def check_config(arguments: list[str]) -> str:
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config":
             found = value if equals else "".join(arguments[index + 1 : index + 2])
+            if not found:
+                raise UserError(f"{argument}: names no file; write --config=configs/quickstart.py.")
         elif name.startswith("config."):
             fields.append(name)
     if fields and not found:
@@ -146,6 +161,8 @@ def explained(error: BaseException, file: str) -> str:
     value = re.match(r"flag --(config\.[\w.]+)=(.*?): ", text, re.DOTALL)
     if value and (hint := kind(value[1])):
         return f"{value[1]}={value[2]!r}: expected {EXPECTED.get(hint, 'a field of it to be set')}."
+    if isinstance(error, flags.CantOpenFlagFileError):
+        return f"--flagfile: {text.split('flagfile: ')[-1]}; name a file of flags, one a line."
     if isinstance(error, flags.Error) and not text.startswith("flag --config="):
         named = "Unknown command line flag" not in text or "Did you mean" in text
         return text if named else f"{text}. --help lists the names."

@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
     asked = flags.FLAGS
     if not asked.checkpoint:
         raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
+    if asked.batch_size < 0:
+        raise UserError(f"--batch_size={asked.batch_size}: must be 0 (about 8192 tokens) or more.")
     from lm_jax.api import load
     from lm_jax.inference.scoring import checked
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from lm_jax import cli
 from lm_jax.config import Config
@@ -29,7 +28,7 @@ OVERRIDES = (
 
 def define_flags() -> None:
     """The command line; not at import, since other commands have some of the names."""
-    config_flags.DEFINE_config_file("config", None, "File with get_config(); its data.* is used.")
+    cli.define_config("config", None, "File with get_config(); its data.* is used.")
     flags.DEFINE_string("input", None, "Text: a file, folder, glob, stdlib or tfds:NAME[:SPLIT].")
     flags.DEFINE_string("output", None, "Directory of the token store to make, or gs://...")
     flags.DEFINE_string("tokenizer", None, "bpe, unigram, bytes, or a directory that holds one.")

@@ -8,15 +8,12 @@ example --config.model.num_layers=8.
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from lm_jax import cli
 from lm_jax.config import Config
 from lm_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File with get_config(), e.g. configs/quickstart.py."
-)
+CONFIG = cli.define_config("config", None, "File with get_config(), e.g. configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run: checkpoints, metrics, report. Started before: resumed."
 )

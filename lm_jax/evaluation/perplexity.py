@@ -5,12 +5,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from lm_jax.data.tokens.files import path_of
 from lm_jax.errors import DataError
 
 
 def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, Any]:
     """(path, result) of the held-out text of the run's token store; raises DataError."""
-    from etils import epath
 
     from lm_jax.data.tokens.store import TokenStore
     from lm_jax.inference.scoring import evaluate_heldout
@@ -20,7 +20,7 @@ def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, An
     beside = [
         f"{parent}/data" for parent in (checkpoint, f"{checkpoint}/..", f"{checkpoint}/../..")
     ]
-    is_store = lambda path: path and (epath.Path(path) / "store.json").exists()
+    is_store = lambda path: path and (path_of(path, DataError) / "store.json").exists()
     path = next(filter(is_store, (recorded, *beside)), None)
     if path is None:
         raise DataError(

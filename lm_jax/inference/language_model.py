@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 
 from lm_jax.config import Config, ModelConfig
+from lm_jax.data.tokens.files import path_of
 from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
@@ -227,7 +227,7 @@ def forward(model: Any, tokens_BL: jax.Array, **more: jax.Array) -> jax.Array:
 
 def load(path: Any, step: int | None = None) -> LanguageModel:
     """The language model of a run or of one checkpoint of it; see lm_jax.load."""
-    if not epath.Path(path).exists():
+    if not path_of(path).exists():
         raise CheckpointError(f"{path}: no such path; name a run directory or a checkpoint in it.")
     with Checkpoints(path, read_only=True) as checkpoints:
         metadata = checkpoints.metadata(step)

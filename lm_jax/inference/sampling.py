@@ -1,7 +1,6 @@
 """How does a model continue text? A key/value cache, and chunks of drawn tokens."""
 
 # Shapes: B rows, L tokens of a block, D model width, V vocabulary, T tokens of a chunk.
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm_jax.config.field import INT_MAX
 from lm_jax.devices import sharding
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
@@ -83,8 +83,8 @@ def check_settings(temperature: float, top_k: int, top_p: float) -> None:
     """Raises UserError at the first setting of `sample` that cannot be."""
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature}: must be 0 (the likeliest token) or more.")
-    if top_k < 0:
-        raise UserError(f"top_k={top_k}: must be 0 (off) or a number of tokens.")
+    if not 0 <= top_k <= INT_MAX:
+        raise UserError(f"top_k={top_k}: must be 0 (off) or a number of tokens, up to {INT_MAX}.")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p}: must be above 0 and at most 1 (off).")
 
@@ -158,6 +158,8 @@ def texts(
     longest, limit = max(len(prompt) for prompt in ids), model.config.max_length
     max_new_tokens = max_new_tokens or max(1, min(MOST, limit - longest))
     allowed = reading.allowed(tokenizer, model.config.vocab_size)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must be 0 to {2**32 - 1}.")
     steps = generate(
         model, ids, max_new_tokens, jax.random.key(seed),
         eos_id=reading.stop_ids or NOTHING, allowed=allowed, inputs=inputs, **settings,

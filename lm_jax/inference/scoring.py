@@ -143,6 +143,10 @@ def evaluate_tokens(
         needs = "pairs of texts" if kind == "encoder_decoder" else "`masking`"
         raise UserError(f"config.model.architecture={kind!r}: is scored on {needs}, not on this.")
     window, stride = checked(window, stride, model.config.max_length)
+    if batch_size < 0:
+        raise UserError(
+            f"batch_size={batch_size}: must be 0 (about {BATCH_TOKENS} tokens) or more."
+        )
     batch_size = batch_size or max(1, BATCH_TOKENS // window)
     started, count, nats, tokens = time.perf_counter(), 0, 0.0, 0
     pending: Any = 0.0

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from lm_jax import cli
 from lm_jax.config import Config
@@ -26,9 +25,7 @@ from lm_jax.errors import UserError
 
 def define_flags() -> None:
     """The command line; not at import, since other commands have some of the names."""
-    config_flags.DEFINE_config_file(
-        "config", None, "File with get_config(), e.g. configs/llama3_8b.py."
-    )
+    cli.define_config("config", None, "File with get_config(), e.g. configs/llama3_8b.py.")
     text, number = flags.DEFINE_string, flags.DEFINE_float
     text("topology", "", "Chip and shape, e.g. v5p:4x4x4, v5e:16x16, v6e:16x16*2; auto.")
     text("mesh", "", "Sizes by axis, e.g. fsdp:16,tensor:4; config: its own; searched if empty.")

@@ -26,6 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from lm_jax.data.tokens.files import path_of
 from lm_jax.errors import CheckpointError, UserError
 from lm_jax.run import manifest
 from lm_jax.run.manifest import Damaged, flatten, unflatten
@@ -68,7 +69,7 @@ class SavedSteps:
         path: epath.PathLike,
         report: Callable[[str], None] = lambda line: print(f"warning: {line}", file=sys.stderr),
     ):
-        path = epath.Path(path)
+        path = path_of(path)
         if "://" not in str(path):
             path = epath.Path(os.path.abspath(path))  # the only kind that Orbax takes
         inside = path.name == "checkpoints" or _is_step(path)

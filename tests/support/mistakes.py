@@ -39,6 +39,8 @@ MISTAKES = {
         "config.model.dmi: no such field. Did you mean 'dim'?"),
     "unknown variant": ("train --config=configs/quickstart.py:gpu --workdir={p}/new", 2, "'gpu'",
         "accelerator"),
+    "empty config": ("train --config= --workdir={p}/new", 2, "--config=: names no file; write"),
+    "unreadable flag file": ("evaluate --flagfile={p}/none", 2, "--flagfile: [Errno 2] No such"),
     # Values that cannot work.
     "negative learning rate": (NEW + "--config.optimizer.learning_rate=-1e-3", 2,
         "config.optimizer.learning_rate=-0.001: must not be negative."),
@@ -122,7 +124,14 @@ MISTAKES = {
     "no such step": ("evaluate --checkpoint={p}/run --step=3", 3,
         "no checkpoint of step 3; has 2, 4."),
     "checkpoint missing": ("evaluate", 2, "--checkpoint: missing. Name a run"),
+    "unknown scheme": ("generate --checkpoint=foo://x", 3, "foo:// is not known; name a folder or"),
+    "store of an unknown scheme": (NEW + "--config.data.store=foo://x", 3,
+        'unsupported URL scheme "foo"'),
     # Using a model.
+    "top_k too large": ("generate --checkpoint={p}/run --top_k=3000000000", 2, "top_k=3000000000"),
+    "seed too large": ("generate --checkpoint={p}/run --seed=4294967296", 2, "must be 0 to 42949"),
+    "seed below 0": ("generate --checkpoint={p}/run --seed=-1", 2, "seed=-1: must be 0 to"),
+    "negative batch": ("evaluate --checkpoint={p}/run --batch_size=-1", 2, "--batch_size=-1: must"),
     "more tokens than the model sees": (
         "generate --checkpoint={p}/run --prompt=abc --max_new_tokens=30", 2,
         "a prompt of 4 tokens: the model sees 32", "ask for at most 28"),

@@ -1,5 +1,5 @@
-"""How are the files of a store read? A memory map for a directory, byte ranges through TensorStore
-for a URL.
+"""Files of a store, read through a memory map of a directory or by byte ranges of a URL
+(TensorStore); paths and URLs that cannot be opened.
 """
 
 import os
@@ -8,10 +8,31 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.errors import CheckpointError, DataError, UserError
+
 
 def is_remote(path: Any) -> bool:
     """gs://, s3:// and every other URL that TensorStore opens."""
     return "://" in str(path)
+
+
+def path_of(path: Any, error: type[UserError] = CheckpointError) -> Any:
+    """The epath.Path of a folder or URL; raises `error` for a URL that nothing here can open."""
+    from etils import epath
+
+    try:
+        found = epath.Path(path)
+        if is_remote(path):
+            found.exists()  # the first call that needs what opens such URLs
+        return found
+    except KeyError:
+        scheme = str(path).split("://")[0]
+        raise error(
+            f"{path}: {scheme}:// is not known; name a folder or gs://BUCKET/PATH."
+        ) from None
+    except ImportError as missing:
+        extra = " (pip install lm_jax[gcs])" if str(path).startswith("gs://") else ""
+        raise error(f"{path}: {missing}{extra}") from None
 
 
 class LocalFiles:
@@ -64,7 +85,13 @@ class RemoteFiles:
     def __init__(self, path: str):
         import tensorstore
 
-        self.kv = tensorstore.KvStore.open(path.rstrip("/") + "/").result()
+        try:
+            self.kv = tensorstore.KvStore.open(path.rstrip("/") + "/").result()
+        except ValueError as error:
+            why = str(error).split(": ", 2)[-1].split(" [")[0]
+            raise DataError(
+                f"{path}: {why}; name a folder, or a URL of gs://, s3://, http:// or https://."
+            ) from None
 
     def result(self, name: str, span: slice | None = None) -> bytes:
         reply = self.kv.read(name, byte_range=span).result()
