@@ -10,7 +10,8 @@ kubectl must know the cluster (gcloud container clusters get-credentials), and t
 --image=IMAGE           has lm_jax and its configs (README.md says how it is made)
 --claim=CLAIM           a PersistentVolumeClaim that all pods can write, mounted at /runs
 --accelerator=NAME      as GKE calls it: tpu-v5-lite-podslice, tpu-v6e-slice, tpu-v5p-slice, tpu-v4-podslice, tpu7x;
-                        nvidia-h100-80gb, nvidia-h100-mega-80gb, nvidia-h200-141gb, nvidia-b200, ...
+                        nvidia-h100-80gb, nvidia-h100-mega-80gb, nvidia-h200-141gb, nvidia-b200, ...;
+                        or v5e-16, v5litepod-16, ct5lp-hightpu-4t:4x4, a3-highgpu-8g, which say more
 --topology=4x4          of a TPU slice; the number of its hosts follows
 --slices=N              TPU slices (1)
 --nodes=N               GPU nodes (1)

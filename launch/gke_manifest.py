@@ -1,10 +1,9 @@
-"""Which JobSet are these options? Fills in gke.yaml; what cannot be is one line, exit code 2.
+"""The JobSet of a run on GKE: gke.yaml filled in; a mistake is one line, exit code 2.
 
 Called by launch/gke.sh, with the standard library alone: the cluster has jax, this machine may not.
 """
 
 import difflib
-import itertools
 import json
 import math
 import re
@@ -13,25 +12,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lm_jax.devices import chips
+from lm_jax.errors import UserError
+
 OPTIONS = {"name", "image", "accelerator", "topology", "slices", "nodes", "chips-per-host", "claim",
            "queue", "retries", "delete", "dry-run"}  # fmt: skip
 PORT = 8476  # of the first process, where the others meet
 LONGEST = 63  # characters of a pod's name, its random end of six included
 
-# What GKE calls them, and the topologies that it has. A host of several has four chips.
-FLAT = ("tpu-v5-lite-podslice", "tpu-v6e-slice")
-FLAT_SIZES = ["1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"]
-CUBOID = ("tpu-v4-podslice", "tpu-v5p-slice", "tpu7x")
-CUBOID_SIZES = ["2x2x1", "2x2x2", "2x2x4", "2x4x4"]  # larger ones: rising multiples of 4
-MOST = 9216  # chips of a slice
-TPUS = (*FLAT, *CUBOID)
-GPUS = {"nvidia-h100-80gb": 8, "nvidia-h100-mega-80gb": 8, "nvidia-h200-141gb": 8, "nvidia-b200": 8,
-        "nvidia-a100-80gb": 8, "nvidia-tesla-a100": 8, "nvidia-l4": 1}  # fmt: skip
-# What else they are called.
-CALLED = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5lite": "tpu-v5-lite-podslice",
-          "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice", "v7": "tpu7x", "h100": "nvidia-h100-80gb",
-          "h200": "nvidia-h200-141gb", "b200": "nvidia-b200", "a100": "nvidia-a100-80gb",
-          "l4": "nvidia-l4"}  # fmt: skip
+# GPUs that lm_jax has no figures of, by GKE's names: how many a host has, and other names.
+OTHER_GPUS = {"nvidia-tesla-a100": (8, ("a100-40gb", "a2-highgpu")),
+              "nvidia-l4": (1, ("l4", "g2-standard"))}  # fmt: skip
+# GKE's names, the first of each chip's in lm_jax/devices/chips.py; H100 has two.
+TPUS = {chip.names[0]: chip for chip in chips.CHIPS.values() if chip.is_tpu}
+GPUS = {name: chip.host for name, chip in chips.NAMES.items()
+        if not chip.is_tpu and name.startswith("nvidia-")}  # fmt: skip
+GPUS |= {name: host for name, (host, _) in OTHER_GPUS.items()}
+MEGA = ("h100-mega-80gb", "a3-megagpu")  # of nvidia-h100-mega-80gb
 
 
 class Wrong(Exception):
@@ -46,18 +44,14 @@ def number(options: dict[str, str], name: str, default: int, least: int = 1) -> 
     return int(value)
 
 
-def chips(topology: str) -> int:
-    """2x4 -> 8."""
+def size(topology: str) -> int:
+    """Number of chips: 2x4 -> 8."""
     return math.prod(map(int, topology.split("x")))
 
 
 def topologies(accelerator: str) -> list[str]:
-    """What a TPU comes in."""
-    if accelerator in FLAT:
-        return FLAT_SIZES
-    sizes = itertools.combinations_with_replacement(range(4, 256, 4), 3)
-    large = ["x".join(map(str, size)) for size in sizes if math.prod(size) <= MOST]
-    return (["1x1x1"] if accelerator == "tpu7x" else []) + CUBOID_SIZES + large
+    """The shapes that a TPU comes in."""
+    return [chips.joined(shape) for shape in chips.slices(TPUS[accelerator])]
 
 
 def check_topology(accelerator: str, topology: str) -> None:
@@ -66,14 +60,49 @@ def check_topology(accelerator: str, topology: str) -> None:
     if not re.fullmatch(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})+", topology):
         raise Wrong(f"--topology={topology}: must be the sizes of a slice, like {there[3]}.")
     if topology not in there:
-        near = min(there, key=lambda one: abs(math.log(chips(one) / chips(topology))))
+        near = min(there, key=lambda one: abs(math.log(size(one) / size(topology))))
         raise Wrong(f"--topology={topology}: not one of {accelerator}; the nearest is {near}.")
+
+
+def understood(options: dict[str, str]) -> dict[str, str]:
+    """`options` with GKE's name of the accelerator, and what another name says of topology, slices,
+    nodes and chips of a host; raises Wrong where that contradicts an option.
+    """
+    name = options["accelerator"]
+    other = [gke for gke, (_, names) in OTHER_GPUS.items()
+             if any(re.match(rf"{one}(-\d+g?)?$", name) for one in names)]  # fmt: skip
+    if name in TPUS or name in GPUS or other:
+        return options | {"accelerator": other[0] if other else name}
+    try:
+        machine = chips.named(name, "--accelerator")
+    except UserError as error:
+        near = difflib.get_close_matches(name, [*TPUS, *GPUS], 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join([*TPUS, *GPUS])}."
+        known = "is not known" in str(error)
+        raise Wrong(f"--accelerator={name}: no such one; {hint}" if known else str(error)) from None
+    chip, says = machine.chip, {}
+    gke = "nvidia-h100-mega-80gb" if name.startswith(MEGA) else chip.names[0]
+    if name.split(":")[0] in GPUS:
+        gke = name.split(":")[0]
+    if chip.is_tpu:
+        shape = machine.shape
+        if shape is None and machine.chips_per_host and "topology" not in options:
+            shape = chips.slice_of(chip, machine.chips_per_host)
+        says = {"topology": chips.joined(shape) if shape else None, "slices": machine.slices,
+                "chips-per-host": machine.chips_per_host}  # fmt: skip
+    else:
+        says = {"chips-per-host": machine.shape[0] if machine.shape else None,
+                "nodes": machine.slices}  # fmt: skip
+    for option, value in says.items():
+        if value and options.get(option, str(value)) != str(value):
+            raise Wrong(f"--{option}={options[option]}: --accelerator={name} says {value}.")
+    return options | {"accelerator": gke} | {k: str(v) for k, v in says.items() if v}
 
 
 def tpu_hosts(accelerator: str, topology: str, per_host: int) -> tuple[int, int]:
     """(hosts of a slice, chips of a host). Hosts of 1 and 8 chips stand alone."""
     check_topology(accelerator, topology)
-    total = chips(topology)
+    total = size(topology)
     per_host = per_host or min(total, 4)
     alone = per_host == total and (total in (1, 4) or topology == "2x4")
     if not alone and (per_host != 4 or total % 4):
@@ -85,13 +114,10 @@ def tpu_hosts(accelerator: str, topology: str, per_host: int) -> tuple[int, int]
 
 
 def placed(options: dict[str, str]) -> dict[str, Any]:
-    """Where the pods go: slices, hosts of each, annotations, nodeSelector, limits."""
+    """Where the pods go: slices, hosts of each, annotations, nodeSelector, limits; `options` as
+    `understood` returns them.
+    """
     name = options["accelerator"]
-    if name not in TPUS and name not in GPUS:
-        near = [CALLED[short] for short in CALLED if short in name.lower()]
-        near = near or difflib.get_close_matches(name, [*TPUS, *GPUS], 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join([*TPUS, *GPUS])}."
-        raise Wrong(f"--accelerator={name}: no such one; {hint}")
     per_host = number(options, "chips-per-host", 0, 1 if "chips-per-host" in options else 0)
     for other in ("nodes",) if name in TPUS else ("topology", "slices"):
         if other in options:
@@ -148,6 +174,7 @@ def values(options: dict[str, str], flags: list[str]) -> dict[str, Any]:
         if not options.get(name):
             raise Wrong(f"--{name}: missing; --help shows how it is used.")
     name = options["name"]
+    options = understood(options)
     place = placed(options)
     longest = f"{name}-workers-{place['slices'] - 1}-{place['hosts'] - 1}-abcde"
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(longest) > LONGEST:

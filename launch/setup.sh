@@ -30,6 +30,17 @@ find_python() {  # [NAMES]: prints the first interpreter that will do
     fail "no Python 3.11, 3.12 or 3.13 with venv here; install one (Debian, Ubuntu: apt install python3-venv) or set PYTHON=/path/to/python." 4
 }
 
+any_python() {  # prints an interpreter that runs scripts without packages
+    local name
+    for name in "$root/.venv/bin/python" python3.13 python3.12 python3.11 python3 python; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+            printf '%s\n' "$name"
+            return
+        fi
+    done
+    fail "no Python 3.10 or newer here; install one (gcloud needs one, too)." 4
+}
+
 pip_install() {  # LOG ARGUMENTS: quiet; one line and the log when it fails
     local log=$1
     shift

@@ -9,7 +9,7 @@ the first. TRAIN_FLAGS are those of python -m lm_jax.train. The run does not nee
 finds it again. A preempted TPU is created anew, and the run goes on from its newest checkpoint.
 --name=NAME       of the queued resource, and of the TPU
 --zone=ZONE       as in us-west4-a
---type=TYPE       v2, v3, v4, v5litepod, v5p or v6e and its size, as in v5litepod-16
+--type=TYPE       TPU and size, by any of its names: v5litepod-16, v5e-16, tpu-v5-lite-podslice:4x4
 --project=P       the one that gcloud is set to
 --slices=N        so many of that type make one run (1)
 --spot            cheaper, and may be preempted at any time
@@ -51,6 +51,14 @@ done
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
     fail "--name=$name: must be lower case letters, digits and dashes, as in --name=gpt2."
 [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]] || fail "--zone=$zone: must be a zone with TPUs, as in --zone=us-west4-a."
+if [ -z "$version" ] || ! [[ $type =~ ^v[0-9]+[a-z]*-[0-9]+$ ]]; then
+    machine=$("$(any_python)" "$root/launch/machine.py" "$type") || exit $?
+    type=${machine% *}
+    if [ "${machine#* }" != 1 ]; then
+        [ "$slices" = 1 ] || [ "$slices" = "${machine#* }" ] || fail "--slices=$slices: --type says ${machine#* }."
+        slices=${machine#* }
+    fi
+fi
 [[ $type =~ ^[a-z0-9]+-([0-9]+)$ ]] || fail "--type=$type: must be a type and its size, as in --type=v5litepod-16."
 size=${BASH_REMATCH[1]} image=$version
 case "$type" in  # https://cloud.google.com/tpu/docs/runtimes
@@ -58,8 +66,6 @@ case "$type" in  # https://cloud.google.com/tpu/docs/runtimes
     v5litepod-*) image=${image:-v2-alpha-tpuv5-lite} ;;
     v5p-*) image=${image:-v2-alpha-tpuv5} ;;
     v6e-*) image=${image:-v2-alpha-tpuv6e} ;;
-    v5e-*) fail "--type=$type: is called v5litepod-$size." ;;
-    *7x-*) [ -n "$image" ] || fail "--type=$type: is given by GKE alone; take v6e-$size." ;;
     *) [ -n "$image" ] || fail "--type=$type: must be of v2, v3, v4, v5litepod, v5p or v6e, or come with --version." ;;
 esac
 [ -n "$config" ] && [ -n "$workdir" ] ||

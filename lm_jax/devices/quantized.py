@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lm_jax.devices.chips import chip_of
 from lm_jax.devices.matmul import einsum
 from lm_jax.errors import MachineError
 
@@ -30,10 +31,6 @@ BACKWARD: dict[str, Types] = {
 }
 # The largest number of a row becomes 127, and not 127.5, a tie, which rounds as its last bit is.
 LARGEST = {"int8": f"absmax,{127.5 / 127}"}
-# By a part of the device's kind, lower case: where they take half the time of bfloat16
-# (lm_jax/devices/chips.py has the rates and their sources).
-FASTER = {"int8": ("tpu v5", "tpu v6", "h100", "h200", "b200"),
-          "fp8": ("tpu7x", "tpu v7", "h100", "h200", "b200")}  # fmt: skip
 
 
 def library() -> ModuleType:
@@ -56,9 +53,10 @@ def warning(quantization: str, kind: str) -> str:
         return ""
     library()
     name = quantization.removesuffix("_full")
-    if any(part in kind.lower() for part in FASTER[name]):
+    chip = chip_of(kind)
+    better = [other for other in ("int8", "fp8") if chip and chip.faster(other)]
+    if name in better:
         return ""
-    better = [other for other, parts in FASTER.items() if any(p in kind.lower() for p in parts)]
     return (
         f"WARNING: config.model.quantization={quantization!r}: on {kind}, {name} is no faster than "
         f"bfloat16, and may be slower; set it to {' or '.join([*better, 'none'])}."

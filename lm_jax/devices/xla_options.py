@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Options = dict[str, Any]
-# By a part of the device's kind, lower case, as metrics.PEAKS; the first that is found counts.
+# By a part of the device's kind, lower case; the first that is found counts.
 GENERATIONS = {
     "tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5e": "v5e", "tpu v5": "v5p", "tpu v6": "v6e",
     "tpu7x": "tpu7x", "tpu v7": "tpu7x", "h100": "hopper", "h200": "hopper",

@@ -6,7 +6,8 @@ real TPU compiler, which needs no TPU (pip install libtpu); what a program holds
 counted in it, and the time is that of the roofline: at least the slowest part, at most all parts
 one after the other. --mesh=fsdp:16,tensor:4 is compiled alone, and --mesh=config, that of the
 config. Any field is overridden by --config.FIELD=VALUE, as in training. A topology of several
-slices is written v6e:16x16*2, of four hosts of GPUs h100:8*4, which are estimated only;
+slices is written v6e:16x16*2, of four hosts of GPUs h100:8*4, which are estimated only; the names
+that clouds have are understood, too: v5litepod-16, tpu-v6e-slice:4x8, a3-highgpu-8g;
 --topology=auto ranks chips and slice sizes, by hours of chips or by --price.
 """
 

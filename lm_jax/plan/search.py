@@ -180,7 +180,8 @@ def topologies() -> Iterator[Topology]:
         shape = [1] * (chip.dims - 2) + [2, 2] if chip.is_tpu else [chip.host]
         hosts = 1
         while math.prod(shape) <= chip.most and math.prod(shape) * hosts <= MOST_CHIPS:
-            yield Topology(chip, tuple(shape), hosts)
+            # Clouds write the shortest slice of three dimensions 2x2x1.
+            yield Topology(chip, tuple(shape if 1 not in shape[:-1] else shape[::-1]), hosts)
             if chip.is_tpu:
                 shape = sorted([shape[0] * 2, *shape[1:]])
             else:

@@ -1,6 +1,6 @@
-"""What may a run cost, and how long may it take? What --price and --deadline say."""
+"""The terms of a run: prices and deadline, as --price and --deadline say them."""
 
-from lm_jax.devices.chips import CHIPS
+from lm_jax.devices.chips import CHIPS, NAMES
 from lm_jax.errors import UserError
 
 
@@ -10,10 +10,11 @@ def prices(text: str) -> dict[str, float]:
     for part in filter(None, text.split(",")):
         name, _, value = part.strip().rpartition(":")
         try:
-            found |= dict.fromkeys((name,) if name else CHIPS, float(value))
+            chip = NAMES[name].name if name in NAMES else name
+            found |= dict.fromkeys((chip,) if name else CHIPS, float(value))
         except ValueError:
             raise UserError(f"--price={text}: {value!r} is not a number of USD.") from None
-        if name and name not in CHIPS:
+        if name and name not in NAMES:
             raise UserError(f"--price={text}: no chip {name!r}. Allowed: {', '.join(CHIPS)}.")
     return found
 

@@ -5,6 +5,7 @@ workers that are folders and have a stub for Python.
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from fake_gcloud import Cloud, serve
@@ -55,6 +56,9 @@ USUAL = "^asked for run$|^installing on|^last line$|^run is still there| Aborted
 def make_clone(clone):
     """A clone with what the script needs."""
     shutil.copytree(ROOT / "launch", clone / "launch")
+    for name in ("__init__.py", "errors.py", "devices/__init__.py", "devices/chips.py"):
+        (clone / "lm_jax" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "lm_jax" / name, clone / "lm_jax" / name)
     (clone / "configs").mkdir()
     (clone / "configs" / "c.py").write_text("committed")
     for name in ("setup.cfg", "pyproject.toml"):
@@ -80,6 +84,10 @@ class Vm:
         for name, text in (("python3.11", STUB), ("stat", STAT)):
             (there / name).write_text(text)
             (there / name).chmod(0o755)
+        (self.here / "python3").write_text(
+            f'#!{shutil.which("bash")}\nexec "{sys.executable}" -B "$@"\n'
+        )
+        (self.here / "python3").chmod(0o755)
         self.cloud = Cloud(self.homes, there)
         self.server = serve(self.cloud, self.here / "gcloud")
         self.env = {"PATH": str(self.here), "HOME": str(folder), "POLL": "0.02", "GRACE": "0",

@@ -69,11 +69,53 @@ def test_a_topology_has_its_hosts(accelerator, topology, per_host, hosts, chips)
 
 
 @pytest.mark.parametrize(
+    ("name", "accelerator", "topology", "hosts", "limit"),
+    [
+        ("v5e-16", "tpu-v5-lite-podslice", "4x4", 4, 4),
+        ("v5litepod-16", "tpu-v5-lite-podslice", "4x4", 4, 4),
+        ("tpu-v5-lite-podslice:4x4", "tpu-v5-lite-podslice", "4x4", 4, 4),
+        ("ct5lp-hightpu-4t", "tpu-v5-lite-podslice", "2x2", 1, 4),
+        ("ct5lp-hightpu-8t", "tpu-v5-lite-podslice", "2x4", 1, 8),
+        ("ct5lp-hightpu-4t:4x4", "tpu-v5-lite-podslice", "4x4", 4, 4),
+        ("v5p-128", "tpu-v5p-slice", "4x4x4", 16, 4),
+        ("tpu7x-128", "tpu7x", "4x4x4", 16, 4),
+        ("ironwood:4x4x8", "tpu7x", "4x4x8", 32, 4),
+        ("trillium:4x8", "tpu-v6e-slice", "4x8", 8, 4),
+    ],
+)  # fmt: skip
+def test_the_names_that_people_have_are_those_of_gke(name, accelerator, topology, hosts, limit):
+    options = {key: value for key, value in TPU.items() if key != "topology"}
+    found = manifest.values({**options, "accelerator": name}, FLAGS)
+    assert found["selector"] == {"cloud.google.com/gke-tpu-accelerator": accelerator,
+                                 "cloud.google.com/gke-tpu-topology": topology}  # fmt: skip
+    assert (found["hosts"], found["limits"]) == (hosts, {"google.com/tpu": limit})
+
+
+@pytest.mark.parametrize(
+    ("name", "accelerator", "nodes", "limit"),
+    [
+        ("h100", "nvidia-h100-80gb", 1, 8),
+        ("h100:8*4", "nvidia-h100-80gb", 4, 8),
+        ("a3-megagpu-8g", "nvidia-h100-mega-80gb", 1, 8),
+        ("nvidia-h100-mega-80gb:4", "nvidia-h100-mega-80gb", 1, 4),
+        ("a100-40gb-8", "nvidia-tesla-a100", 1, 8),
+        ("a4-highgpu-8g", "nvidia-b200", 1, 8),
+    ],
+)
+def test_so_are_those_of_gpus(name, accelerator, nodes, limit):
+    options = {key: value for key, value in GPU.items() if key not in ("nodes", "chips-per-host")}
+    found = manifest.values({**options, "accelerator": name}, FLAGS)
+    assert found["selector"] == {"cloud.google.com/gke-accelerator": accelerator}
+    assert (found["hosts"], found["limits"]) == (nodes, {"nvidia.com/gpu": limit})
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"accelerator": "v5e"}, "no such one; did you mean tpu-v5-lite-podslice?"),
+        ({"accelerator": "v5e-7"}, "v5e-7: no slice of v5e has this size; the nearest is v5e-8."),
+        ({"accelerator": "v5e-32"}, "--topology=4x4: --accelerator=v5e-32 says 4x8."),
         ({"accelerator": "tpu-v6-slice"}, "no such one; did you mean tpu-v6e-slice?"),
-        ({"accelerator": "?"}, "no such one; one of tpu-v5-lite-podslice, "),
+        ({"accelerator": "?"}, "no such one; one of tpu-v4-podslice, "),
         ({"topology": "3x4"}, "not one of tpu-v5-lite-podslice; the nearest is 4x4."),
         ({"topology": "2x2x2"}, "the nearest is 2x4."),
         ({"topology": "16"}, "must be the sizes of a slice, like 4x4."),

@@ -98,6 +98,22 @@ def test_several_slices_are_asked_for_together_and_the_first_one_is_shown(vm):
     assert [call.split()[2] for call in vm.calls if " log 1 " in call] == ["run-0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "slices"),
+    [
+        ("v5e-16", "v5litepod-16", 1),
+        ("tpu-v5-lite-podslice:4x4", "v5litepod-16", 1),
+        ("ct5lp-hightpu-4t", "v5litepod-4", 1),
+        ("v5p:4x4x4", "v5p-128", 1),
+        ("v6e:8x8*2", "v6e-64", 2),
+    ],
+)
+def test_the_names_that_people_have_are_those_of_gcloud(vm, name, kind, slices):
+    _, out, _ = vm(*SPOT[:2], f"--type={name}", *RUN, "--dry-run")
+    assert f" --accelerator-type={kind} " in out[0]
+    assert (f" --node-count={slices} " in out[0]) == (slices > 1)
+
+
 def test_what_git_tracks_travels_as_it_is_now(vm):
     (vm.clone / "configs" / "c.py").write_text("changed")
     (vm.clone / "configs" / "secret").write_text("untracked")
@@ -263,10 +279,12 @@ def test_the_number_of_another_process_is_not_taken_for_a_run(vm):
     [
         (["--name=Run"], "--name=Run: must be lower case"),
         (["--zone=us-west4"], "--zone=us-west4: must be a zone"),
-        (["--type=v5e-16"], "--type=v5e-16: is called v5litepod-16."),
-        (["--type=tpu7x-16"], "--type=tpu7x-16: is given by GKE alone; take v6e-16."),
-        (["--type=v9-16"], "--type=v9-16: must be of v2, v3, v4, v5litepod, v5p or v6e"),
+        (["--type=v6e-7"], "--type=v6e-7: no slice of v6e has this size; the nearest is v6e-8."),
+        (["--type=v5p:4x4x6"], "--type=v5p:4x4x6: no slice of this API; the nearest is v5p-"),
+        (["--type=tpu7x-16"], "--type=tpu7x-16: the Cloud TPU API has no tpu7x; GKE has"),
+        (["--type=v9-16"], "--type=v9-16: chip 'v9-16' is not known."),
         (["--type=v4"], "--type=v4: must be a type and its size"),
+        (["--type=v5e-16*2", "--slices=3"], "--slices=3: --type says 2."),
         (["--slices=0"], "--slices=0: must be a whole number, at least 1."),
         (["--retries=x"], "--retries=x: must be a whole number, at least 0."),
         (["--workdir="], "--config and --workdir: missing"),
