@@ -39,6 +39,7 @@ def get_config(size: str = "base"):
     config.model.head_bias = True
     config.model.init_depth_scaling = False
     config.model.dropout = 0.1
+    config.model.attention_dropout = 0.1
     config.model.token_types = 2
     config.model.pooler = True
 

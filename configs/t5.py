@@ -65,5 +65,6 @@ def get_config(size: str = "base"):
     else:
         config.model.activation, config.model.gated = "relu", False
         config.model.tie_embeddings, config.model.logit_scale = True, config.model.dim**-0.5
-        config.model.dropout = 0.1
+        for place in ("dropout", "attention_dropout", "activation_dropout", "output_dropout"):
+            config.model[place] = 0.1
     return config

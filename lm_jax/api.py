@@ -1,6 +1,6 @@
 """The entry point for Python: `lm = lm_jax.load("runs/q")` or `lm_jax.load("hf:DIR")`."""
 
-from typing import Any
+import os
 
 from lm_jax.config.values import expand_home
 from lm_jax.devices import runtime
@@ -8,7 +8,7 @@ from lm_jax.inference import language_model
 from lm_jax.inference.language_model import LanguageModel
 
 
-def load(path: Any, step: int | None = None) -> LanguageModel:
+def load(path: str | os.PathLike, step: int | None = None) -> LanguageModel:
     """Loads the language model of a run (runs/q), of one checkpoint (runs/q/checkpoints/2000), or
     of a Hugging Face directory (hf:DIR).
 

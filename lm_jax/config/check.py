@@ -29,6 +29,7 @@ def check(config: Any) -> None:
     """Raises UserError at the first field whose value cannot work, whatever the machine is."""
     check_values(config)
     check_model(config)
+    check_dropout(config)
     check_steps(config)
     check_objective(config)
     check_mesh(config)
@@ -43,6 +44,7 @@ def check_ring(config: Any) -> None:
     beyond = {
         f"config.model.window={model.window}": model.window,
         f"config.model.positions={model.positions!r}": model.positions in ("relative", "alibi"),
+        f"config.model.attention_dropout={model.attention_dropout}": model.attention_dropout,
         f"config.loss.objective={config.loss.objective!r}, whose rows have a prefix":
             has_prefix(config),
     }  # fmt: skip
@@ -65,14 +67,14 @@ def check_alone(model: Any) -> None:
 def check_model(config: Any) -> None:
     """Can the parts of the model be put together?"""
     model, need_it = config.model, partial(need, config)
-    heads = model.architecture not in ("hmm", "ngram")  # which have none
+    heads = model.architecture in TRANSFORMERS  # the others have none
     need_it(
         not heads or model.head_dim or model.dim % model.num_heads == 0,
         "model.dim",
         f"not divisible by model.num_heads={model.num_heads}; or set model.head_dim.",
     )
     need_it(
-        model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0,
+        not heads or (model.kv_heads <= model.num_heads and model.num_heads % model.kv_heads == 0),
         "model.num_kv_heads",
         f"must divide model.num_heads={model.num_heads}.",
     )
@@ -120,6 +122,27 @@ def check_model(config: Any) -> None:
         not model.pooler or model.architecture == "encoder",
         "model.pooler",
         f"config.model.architecture={model.architecture!r} has none: set it to False.",
+    )
+
+
+def check_dropout(config: Any) -> None:
+    """Raises UserError for dropout where the model has no such place, or its kernel cannot."""
+    model, need_it = config.model, partial(need, config)
+    for name in ("attention_dropout", "activation_dropout", "output_dropout"):
+        need_it(
+            not getattr(model, name) or model.architecture in TRANSFORMERS,
+            f"model.{name}",
+            f"config.model.architecture={model.architecture!r} has no such place: set it to 0.",
+        )
+    need_it(
+        not (model.activation_dropout and model.num_experts),
+        "model.activation_dropout",
+        f"not of experts (config.model.num_experts={model.num_experts}): set it to 0.",
+    )
+    need_it(
+        not model.attention_dropout or model.attention in ("auto", "xla"),
+        "model.attention_dropout",
+        f"config.model.attention={model.attention!r} cannot have it: set that to auto or xla.",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from lm_jax.config.model import TRANSFORMERS
+from lm_jax.config.model import RECURRENT, TRANSFORMERS
 from lm_jax.errors import UserError, need, value_of
 
 ROW_AXES = ("slice", "data", "fsdp", "expert")  # of the mesh: they share the batch in the layers,
@@ -25,11 +25,7 @@ def check_mesh(config: Any) -> None:
     filled = [axis for axis, size in sizes.items() if size == -1]
     if len(filled) > 1:
         raise UserError(f"config.mesh.{filled[1]}=-1: only one mesh axis may be -1.")
-    for field, size in (
-        ("model.num_kv_heads", model.kv_heads),
-        ("model.mlp_dim", model.mlp_size),
-        ("model.vocab_size", model.vocab_size),
-    ):
+    for field, size in shared_by_tensor(model):
         need_it(size % abs(mesh.tensor) == 0, "mesh.tensor", f"must divide config.{field}={size}.")
     need_it(
         model.num_experts % abs(mesh.expert) == 0,
@@ -65,6 +61,15 @@ def check_mesh(config: Any) -> None:
     need_it(
         model.dim % abs(mesh.fsdp) == 0, "mesh.fsdp", f"must divide config.model.dim={model.dim}."
     )
+
+
+def shared_by_tensor(model: Any) -> list[tuple[str, int]]:
+    """(field, size) of what the devices along mesh.tensor divide among them."""
+    sizes = [("model.vocab_size", model.vocab_size)]
+    if model.architecture in TRANSFORMERS:
+        heads = ("model.num_kv_heads", model.kv_heads)
+        return [heads, ("model.mlp_dim", model.mlp_size), *sizes]
+    return [("model.dim", model.dim), *sizes] if model.architecture in RECURRENT else sizes
 
 
 def check_stages(config: Any) -> None:

@@ -110,10 +110,16 @@ class ModelConfig:
         0.0, low=0, of=TRANSFORMERS
     )  # scores are cap tanh(score / cap) (Gemma 2); 0: off
     logit_softcap: float = logits(0.0, low=0, of=NEURAL)  # the same of the logits
-    activation: str = logits("silu", choices=("silu", "gelu", "gelu_tanh", "relu"), of=TRANSFORMERS)
+    activation: str = logits(
+        "silu", choices=("silu", "gelu", "gelu_tanh", "relu"), of=NEURAL,
+        when=lambda m: m.architecture in TRANSFORMERS or m.head_transform,
+    )  # fmt: skip
     gated: bool = logits(True, of=TRANSFORMERS)
     bias: bool = logits(False, of=NEURAL)  # on every projection and LayerNorm
-    qkv_bias: bool = logits(False, of=TRANSFORMERS)  # on the query, key and value projections alone
+    # on the query, key and value projections alone
+    qkv_bias: bool = logits(False, of=TRANSFORMERS, when=lambda m: not (m.bias or m.attn_bias))
+    # on the four projections of attention alone
+    attn_bias: bool = logits(False, of=TRANSFORMERS, when=lambda m: not m.bias)
     tie_embeddings: bool = logits(True, of=NEURAL)
     # of the token embeddings (Gemma and the Transformer: sqrt(dim))
     embed_scale: float = logits(1.0, above=0, of=NEURAL)
@@ -121,7 +127,7 @@ class ModelConfig:
         1.0, above=0, of=NEURAL
     )  # of what the head reads (T5 1.0: dim ** -0.5)
     # kinds of segment that an encoder tells apart (BERT: 2)
-    token_types: int = logits(0, low=0, high=2**16, of=TRANSFORMERS)
+    token_types: int = logits(0, low=0, high=2**16, of=NEURAL)
     head_transform: bool = logits(False, of=NEURAL)  # a layer and a norm before the head (BERT)
     head_bias: bool = logits(False, of=NEURAL)
     pooler: bool = logits(
@@ -141,7 +147,16 @@ class ModelConfig:
     order: int = logits(
         5, low=1, high=6, of=("ngram",)
     )  # of an ngram, 1 to 6: tokens of its longest
+    # of the embeddings, and of what each branch adds
     dropout: float = training(0.0, low=0, below=1, of=NEURAL)
+    # of the attention probabilities (BERT, T5); on xla alone
+    attention_dropout: float = training(0.0, low=0, below=1, of=TRANSFORMERS)
+    # inside the feed-forward layer, after its activation (T5)
+    activation_dropout: float = training(
+        0.0, low=0, below=1, of=TRANSFORMERS, when=lambda m: m.num_experts == 0
+    )
+    # of what a stack gives, after its last norm (T5)
+    output_dropout: float = training(0.0, low=0, below=1, of=TRANSFORMERS)
     # standard deviation of new weights; 0: by the sizes of each, see init_fan (T5)
     init_std: float = training(0.02, low=0, of=NEURAL)
     # init_std 0: fan_in ** -0.5; average: (2 / (fan_in + fan_out)) ** 0.5
@@ -221,6 +236,12 @@ class ModelConfig:
     def bits(self, kind: str) -> str:
         """How the products of one kind of `quantized` are done."""
         return self.quantization if kind in self.quantized.split(",") else "none"
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return any((self.dropout, self.attention_dropout, self.activation_dropout,
+                    self.output_dropout))  # fmt: skip
 
     @property
     def mlp_size(self) -> int:

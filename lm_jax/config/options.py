@@ -7,16 +7,31 @@ Imports no jax: a wrong field is refused in a blink.
 """
 
 import dataclasses
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lm_jax.config import check
 from lm_jax.config.field import execution, record, training
-from lm_jax.config.model import ModelConfig
+from lm_jax.config.model import NEURAL, ModelConfig
 from lm_jax.config.values import expand_home, from_dict
 from lm_jax.errors import UserError
 
+ENDLESS = ("constant", "rsqrt")  # schedules without an end
 PATHS = ("input", "store", "tokenizer")  # of config.data, in which ~ is the home folder
+
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def asks(*names: str) -> Callable[["LossConfig"], bool]:
+    """A condition: one of these is in the objective."""
+    return lambda loss: any(name in names for name, _ in check.mixture(loss.objective))
+
+
+def steps_by(*names: str) -> Callable[["OptimizerConfig"], bool]:
+    """A condition: the optimizer is one of these."""
+    return lambda optimizer: optimizer.name in names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +45,7 @@ class DataConfig:
     tokenizer: str = training("bpe", choices=("bpe", "unigram", "bytes"), or_path=True)
     # pieces of the tokenizer that `input` trains: for Chinese and other scripts without spaces
     # about four a character, 16384 or more
-    vocab_size: int = training(4096, low=1, high=2**24)
+    vocab_size: int = training(4096, low=1, high=2**24, when=lambda d: d.tokenizer != "bytes")
     text_field: str = training("text")  # of JSON lines and tfds records
     heldout_fraction: float = training(0.02, low=0, below=1)  # of the documents, for evaluation
     # of the input's records; above it, the input is refused
@@ -49,19 +64,24 @@ class LossConfig:
 
     objective: str = training("causal")  # or a mixture by weight: "span_corruption:3,causal:1"
     # of the tokens: masked (mlm, bert, sop) or in spans
-    mask_rate: float = training(0.15, low=0, below=1)
-    whole_word: bool = training(False)  # mlm: all pieces of a word or none
-    mean_span: float = training(3.0, low=1)  # tokens of a span (T5, arXiv:1910.10683)
+    mask_rate: float = training(
+        0.15, low=0, below=1, when=asks("mlm", "bert", "sop", "span_corruption")
+    )
+    # mlm: all pieces of a word or none
+    whole_word: bool = training(False, when=asks("mlm", "bert", "sop"))
+    # tokens of a span (T5, arXiv:1910.10683)
+    mean_span: float = training(3.0, low=1, when=asks("span_corruption"))
     # of the documents that are cut for infilling (arXiv:2207.14255)
-    fim_rate: float = training(0.5, low=0, high=1)
-    spm_rate: float = training(0.5, low=0, high=1)  # of these, in the order suffix, prefix, middle
+    fim_rate: float = training(0.5, low=0, high=1, when=asks("fim"))
+    # of these, in the order suffix, prefix, middle
+    spm_rate: float = training(0.5, low=0, high=1, when=asks("fim"))
     balance_loss: float = training(0.01, low=0)  # times the load-balance loss of the experts
     router_z_loss: float = training(0.001, low=0)  # times log(Z)^2 of the router
     # share of the uniform distribution in a target (2017: 0.1)
-    label_smoothing: float = training(0.0, low=0, below=1)
-    z_loss: float = training(0.0, low=0)  # times log(Z)^2 (PaLM, section 5)
+    label_smoothing: float = training(0.0, low=0, below=1, of=NEURAL)
+    z_loss: float = training(0.0, low=0, of=NEURAL)  # times log(Z)^2 (PaLM, section 5)
     # positions whose logits exist at once; 0: 256 MiB of them a device
-    chunk_size: int = execution(0, low=0)
+    chunk_size: int = execution(0, low=0, of=NEURAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +93,11 @@ class OptimizerConfig:
     # at the peak; muon: of the weights that are not matrices
     learning_rate: float = training(1e-3, low=0)
     # of the matrices of the blocks, when name is muon
-    muon_learning_rate: float = training(0.02, low=0)
-    b1: float = training(0.9, low=0, below=1)  # adafactor has none of these three, and lion no eps
-    b2: float = training(0.95, low=0, below=1)
-    eps: float = training(1e-8, low=0, high=1)
+    muon_learning_rate: float = training(0.02, low=0, when=steps_by("muon"))
+    # adafactor has none of these three, and lion no eps
+    b1: float = training(0.9, low=0, below=1, when=steps_by("adamw", "lion", "muon"))
+    b2: float = training(0.95, low=0, below=1, when=steps_by("adamw", "lion", "muon"))
+    eps: float = training(1e-8, low=0, high=1, when=steps_by("adamw", "muon"))
     # over mesh.data too (ZeRO-1): less memory, one more gather a step
     shard_state: bool = execution(False)
     weight_decay: float = training(0.1, low=0)
@@ -85,8 +106,9 @@ class OptimizerConfig:
     warmup_steps: int = training(100, low=0)
     # cosine, linear: to the end of the run when 0; wsd: the last fifth of it when 0; rsqrt: from
     # this step on, or from the warm-up on when 0
-    decay_steps: int = training(0, low=0)
-    end_fraction: float = training(0.1, low=0, high=1)  # of the learning rate, at the end
+    decay_steps: int = training(0, low=0, when=lambda o: o.schedule != "constant")
+    # of the learning rate, at the end
+    end_fraction: float = training(0.1, low=0, high=1, when=lambda o: o.schedule not in ENDLESS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +131,7 @@ class EvalConfig:
     every: int = record(250, low=0)  # steps; 0: at the end only
     tokens: int = record(65_536, low=1)  # of held-out text each time
     samples: int = record(1, low=0)  # texts written each time
-    sample_tokens: int = record(64, low=0)
+    sample_tokens: int = record(64, low=0, when=lambda e: e.samples > 0)
     prompt: str = record("")
     baselines: bool = record(False)  # xz and Kneser-Ney 5-grams beside the model in the report
 
@@ -128,9 +150,10 @@ class WatchdogConfig:
     """When a run that finishes no step is taken for stuck, and ended to be started again."""
 
     times: float = record(20.0, low=0)  # the median step; 0: no watchdog
-    least: float = record(120.0, low=0)  # seconds, however fast the steps are
+    # seconds, however fast the steps are
+    least: float = record(120.0, low=0, when=lambda w: w.times > 0)
     # seconds of a save, an evaluation, or the first steps, with compilation
-    pause: float = record(3600.0, low=1)
+    pause: float = record(3600.0, low=1, when=lambda w: w.times > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +182,9 @@ class Config:
         return self.batch_size * self.data.sequence_length
 
     @classmethod
-    def parse(cls, values: Any) -> "Config":
+    def parse(cls, values: "Mapping[str, object] | ConfigDict") -> "Config":
         """From a ConfigDict or nested dict; raises UserError naming field, value, right choice."""
-        config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else values)
+        config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else dict(values))
         paths = {name: expand_home(getattr(config.data, name)) for name in PATHS}
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
         check.check(config)
@@ -172,14 +195,16 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def from_model(model: ModelConfig, sequence_length: int, name: str = "run", **more: Any) -> Config:
+def from_model(
+    model: ModelConfig, sequence_length: int, name: str = "run", mesh: MeshConfig | None = None
+) -> Config:
     """The config of a model that no run here has made, with an objective that it can have."""
     objective = check.OBJECTIVES[model.architecture][0]
     return Config(name, model=model, data=DataConfig(sequence_length=sequence_length),
-                  loss=LossConfig(objective), **more)  # fmt: skip
+                  loss=LossConfig(objective), mesh=mesh or MeshConfig())  # fmt: skip
 
 
-def sized(name: str, size: str, fields: str, sizes: dict[str, tuple]) -> Any:
+def sized(name: str, size: str, fields: str, sizes: dict[str, tuple]) -> "ConfigDict":
     """`new`, named name_size, with the row `size` of a table in its `fields` ("steps model.dim").
 
     Raises UserError for a size that is not in the table.
@@ -197,7 +222,7 @@ def need_variant(name: str, variant: str, variants: Collection[str], what: str =
         raise UserError(f"{name}: no {what} {variant!r}. Allowed: {', '.join(variants)}.")
 
 
-def new() -> Any:
+def new() -> "ConfigDict":
     """A ConfigDict of every field at its default, for a config file to set its numbers in."""
     from ml_collections import ConfigDict
 

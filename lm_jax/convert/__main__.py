@@ -5,6 +5,7 @@ What was exported is read again with transformers, where it is installed, and co
 certificate.json beside the weights.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def export(lm: Any, path: Path, family: str) -> dict[str, Any]:
     so when it is not the model: that raises CheckpointError.
     """
     from lm_jax import convert
+    from lm_jax.convert.tokenizer import prompt_frame
 
     kind = lm.config.model.architecture
     if kind not in ("decoder", "encoder", "encoder_decoder"):
@@ -73,11 +75,22 @@ def export(lm: Any, path: Path, family: str) -> dict[str, Any]:
         raise UserError(f"config.model.architecture={kind!r}: has no family in transformers{also}.")
     draft = path.with_name(f"{path.name}.unproven")
     convert.export_hf(lm.model, lm.config.model, draft, lm.tokenizer, family=family)
+    frame = None
     if lm.tokenizer is not None:
-        convert.export_tokenizer(lm.tokenizer, draft)
-    certificate = convert.certify(draft, lm.model, lm.tokenizer)
+        frame = prompt_frame(lm.frame, kind) if lm.trained_here else lm.tokenizer.frame
+        convert.export_tokenizer(lm.tokenizer, draft, frame)
+        keep_stop_ids(draft, lm.metadata.get("stop_ids", []))
+    certificate = convert.certify(draft, lm.model, lm.tokenizer, frame)
     draft.replace(path)
     return certificate
+
+
+def keep_stop_ids(path: Path, ids: Sequence[int]) -> None:
+    """Writes the ids that end an answer into generation_config.json, where there are several."""
+    if len(ids) > 1:
+        file = path / "generation_config.json"
+        values = json.loads(file.read_text()) | {"eos_token_id": list(ids)}
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

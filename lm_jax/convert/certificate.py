@@ -18,6 +18,9 @@ from flax import nnx
 
 from lm_jax.config import ModelConfig
 from lm_jax.config.field import with_role
+from lm_jax.convert.same_tokenizer import TEXT, compare_tokenizer
+from lm_jax.data.tokens.frame import Frame
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError
 from lm_jax.inference.sampling import generate
@@ -26,23 +29,20 @@ from lm_jax.models import Transformer
 FILE = "certificate.json"
 TOLERANCE = 1e-4  # of the largest logit: float32 in another order of sums
 LENGTH, PROMPT, GREEDY = 1024, 16, 50  # most tokens that are read, begun with, and written
-TEXT = """A lighthouse keeper writes down the weather every evening: wind, clouds, the height of the
-waves. In 1912 there were 366 lines in the book. "Nothing new," says the last one; the ink has run.
-
-def mean(values):
-    return sum(values) / len(values)  # of an empty list: ZeroDivisionError
-
-Die Straße war naß, l'été fut court, \u6771\u4eac is far, and 3.14 is not \u03c0.
-"""
 
 
 def certify(
-    directory: str | os.PathLike[str], model: Transformer, tokenizer: Any = None
+    directory: str | os.PathLike[str],
+    model: Transformer,
+    tokenizer: Tokenizer | None = None,
+    frame: Frame | None = None,
 ) -> dict[str, Any]:
     """Writes certificate.json beside the weights and returns it: figures, versions, verdict.
 
     The logits on a text (random ids without a tokenizer) may differ by TOLERANCE; 50 greedy tokens
-    must be equal, up to one whose logits are so near. Raises CheckpointError when they are not. The
+    must be equal, up to one whose logits are so near. The ids of texts, with special tokens in them
+    and `frame` around them (the tokenizer's own by default), and the chat template must be the
+    same; see compare_tokenizer. Raises CheckpointError when they are not. The
     verdict without transformers and torch is "not proven", and a line on stderr says so.
     """
     path = Path(directory)
@@ -51,6 +51,8 @@ def certify(
     certificate: dict[str, Any] = {"verdict": "not proven", "versions": found}
     if all(importlib.util.find_spec(name) for name in needs):
         certificate |= compare(path, reference(model), tokenizer)
+        if tokenizer is not None and "logits" in certificate:
+            certificate |= with_tokenizer(certificate, path, tokenizer, frame)
     else:
         print(
             "WARNING: NOTHING WAS PROVEN about this export: transformers and torch are not "
@@ -121,6 +123,15 @@ def compare(path: Path, model: Transformer, tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def with_tokenizer(
+    certificate: dict[str, Any], path: Path, tokenizer: Tokenizer, frame: Frame | None
+) -> dict[str, Any]:
+    """What the tokenizer's comparison changes in a certificate."""
+    found = compare_tokenizer(path, tokenizer, tokenizer.frame if frame is None else frame)
+    verdict = certificate["verdict"] if found["same"] else "failed"
+    return {"verdict": verdict, "why": f"{certificate['why']}, {found['why']}", "tokenizer": found}
+
+
 def greedy(model: Transformer, theirs: Any, said: np.ndarray, read: Any) -> tuple[Any, Any]:
     """What both write after `said` [1, L], taking the likeliest token: ids, and ids [GREEDY] or
     fewer. read [1, L]: what an encoder_decoder has read; else None.
@@ -149,7 +160,7 @@ def ids_of(config: Any, tokenizer: Any) -> np.ndarray:
         # Not the first ones: padding among them would have no position (RoBERTa).
         first = min(8, config.vocab_size - 1)
         return np.random.default_rng(0).integers(first, config.vocab_size, (2, length))
-    text = np.concatenate([[tokenizer.bos_id], tokenizer.encode(TEXT)])
+    text = Frame((tokenizer.bos_id,)).around(tokenizer.encode(TEXT))
     return np.resize(text, length)[None].astype(np.int64)
 
 

@@ -1,9 +1,12 @@
 """How does a model go to and from a Hugging Face directory? Tensor by tensor, by its rows."""
 
+import dataclasses
+import difflib
 import functools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm_jax.config import ModelConfig
 from lm_jax.convert.families import bert, gemma, gpt2, llama, mistral, olmo2, qwen, t5
+from lm_jax.convert.keys import passed_over, words
 from lm_jax.convert.mapping import Family, Row, check_model, layers_of, sizes_of
 from lm_jax.convert.safetensors_file import (
     WEIGHTS,
@@ -26,8 +30,9 @@ from lm_jax.convert.safetensors_file import (
 )
 from lm_jax.convert.tokenizer import special_ids
 from lm_jax.convert.values import short
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices.sharding import mesh_is_set
-from lm_jax.errors import CheckpointError, MachineError, UserError, nearest
+from lm_jax.errors import CheckpointError, MachineError, UserError
 from lm_jax.models import Transformer
 from lm_jax.run.checkpoint import flatten
 
@@ -38,7 +43,16 @@ FAMILIES: dict[str, Family] = {
                    qwen.QWEN3, olmo2.FAMILY, gemma.GEMMA2, gemma.GEMMA3, bert.BERT, bert.ROBERTA,
                    bert.XLM_R, t5.T5, t5.MT5)
 }  # fmt: skip
-REFUSED = {"umt5": "each of its layers has a table of relative positions, here a stack has one"}
+REFUSED = {
+    "gemma": "a Gemma 1 has its activation, norms and scale in forms of its own",
+    "gemma3": "it reads images; its text model alone, a gemma3_text, is supported",
+    "umt5": "each of its layers has a table of relative positions, here a stack has one",
+}
+# Other families of transformers, one letter or two from ours.
+OTHERS = words(
+    "gemma gemma3n_text gemma4_text ibert llama4 ministral mistral3 mistral4 mllama molmo2 olmo "
+    "pixtral t5gemma2 umt5 xlm-roberta-xl"
+)
 SHARD_BYTES = 5 * 10**9
 Sources = dict[str, tuple[Tensor, list[Row]]]  # a tensor of theirs, and the rows that are its parts
 
@@ -80,7 +94,7 @@ def export_hf(
     model: Transformer,
     config: ModelConfig,
     directory: str | os.PathLike[str],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     shard_bytes: int = SHARD_BYTES,
     family: str = "",
 ) -> None:
@@ -149,16 +163,28 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     where = path / "config.json"
     values = read_json(where)
     family = known(values.get("model_type"), f"{where}: ")
-    return family, family.read_config(values, str(where))
+    config = family.read_config(values, str(where))
+    if unread := family.unread(values):
+        print(passed_over(unread, family.architecture, str(where)), file=sys.stderr, flush=True)
+    return family, config
 
 
 def known(kind: Any, where: str = "") -> Family:
     """The family of a model_type."""
     if not isinstance(kind, str) or kind not in FAMILIES:
-        near = nearest(str(kind)[:100], FAMILIES)
-        why = f": {REFUSED[kind]}." if isinstance(kind, str) and kind in REFUSED else f".{near}"
-        raise UserError(f"{where}model_type={short(kind)}: not supported{why}")
+        why = f": {REFUSED[kind]}." if isinstance(kind, str) and kind in REFUSED else "."
+        raise UserError(f"{where}model_type={short(kind)}: not supported{why}{alike(kind)}")
     return FAMILIES[kind]
+
+
+def alike(kind: Any) -> str:
+    """` Did you mean 'x'?` for a misspelt family, else the list of them: the name of another family
+    of transformers is not a misspelling.
+    """
+    close = difflib.get_close_matches(str(kind)[:100], FAMILIES, n=1, cutoff=0.85)
+    if close and kind not in OTHERS:
+        return f" Did you mean {close[0]!r}?"
+    return f" Supported: {', '.join(FAMILIES)}."
 
 
 def family_of(config: ModelConfig) -> Family:
@@ -232,6 +258,7 @@ def abstract(config: ModelConfig, where: str) -> Transformer:
     """The model's shapes and shardings, nothing computed."""
     if mesh_is_set():
         check_model(config, where, jax.sharding.get_abstract_mesh().shape)
+    config = dataclasses.replace(config, attention_dropout=0.0)  # only training has another kernel
     return jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
 
 

@@ -12,10 +12,11 @@ from lm_jax.config import MeshConfig, ModelConfig, from_model
 from lm_jax.config.check import check
 from lm_jax.config.field import facts_of, idle
 from lm_jax.config.values import differences
+from lm_jax.convert.keys import ANYWHERE, NO_EFFECT, ONLY, harmless, renamed
 from lm_jax.convert.pattern import MOST_LAYERS, repeated, shortest
-from lm_jax.convert.safetensors_file import Tensor
+from lm_jax.convert.safetensors_file import MOST_TENSORS, Tensor
 from lm_jax.convert.values import chosen, short, sized
-from lm_jax.errors import UserError, nearest
+from lm_jax.errors import UserError
 
 REQUIRED = object()  # an Option that config.json must give
 ACTIVATIONS = {  # theirs -> ours; of several names for one function the first is written
@@ -26,23 +27,6 @@ ACTIVATIONS = {  # theirs -> ours; of several names for one function the first i
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
-}
-# Keys of any config.json that do not change the logits. Code that one of them names is never run.
-NO_EFFECT = frozenset(
-    ("architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "do_sample", "dtype",
-     "eos_token_id", "finetuning_task", "id2label", "label2id", "length_penalty", "max_length",
-     "max_new_tokens", "min_length", "model_type", "name_or_path", "num_beams",
-     "num_return_sequences", "output_attentions", "output_hidden_states", "pad_token_id", "prefix",
-     "problem_type", "repetition_penalty", "return_dict", "sep_token_id", "task_specific_params",
-     "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
-     "transformers_version", "use_cache")
-)  # fmt: skip
-ONLY: Mapping[str, Any] = {
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "tie_encoder_decoder": False,
-    "pruned_heads": {},
-    "cross_attention_hidden_size": None,
 }
 
 
@@ -118,7 +102,9 @@ class Family:
 
     ours: what the family is in our options; another value cannot be exported as it.
     only: their options that we have in one value only.
-    keys, read, write: the options that no row can say.
+    keys, read, write: the options that no row can say, and keys without effect on the logits.
+    aliases: other names under which transformers takes a key.
+    nested: the keys within a group of keys that it does not read, by group.name.
     buffers: pattern of tensors that files may hold and that the model does not use.
     older: (pattern, replacement): other names under which files hold a tensor.
     copies: their tensors that files may hold a second time, and ours that they must equal.
@@ -141,6 +127,8 @@ class Family:
     copies: tuple[tuple[str, str], ...] = (("lm_head.weight", "embed/tokens"),)
     fit: Callable[[ModelConfig, Mapping[str, Tensor]], ModelConfig] = lambda config, found: config
     zeros: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    nested: Callable[[Mapping[str, Any]], list[str]] = lambda values: []
 
     def completed(self, config: ModelConfig) -> ModelConfig:
         """The options of the same model as this family has it: with the weights of `zeros`."""
@@ -149,19 +137,17 @@ class Family:
 
     def read_config(self, values: dict[str, Any], where: str) -> ModelConfig:
         """Our options of their `values`; raises UserError with the key that we do not have."""
-        only = {**ONLY, **self.only}
-        known = {option.theirs for option in self.options} | only.keys() | self.keys | NO_EFFECT
+        values, only = renamed(values, self.aliases, where), {**ONLY, **self.only}
+        own = self.own_keys()
         for key, value in values.items():
-            if key not in known and not key.startswith("_"):
-                hint = nearest(key, known) if len(key) < 100 else ""
-                hint = hint if "Did you mean" in hint else ""
-                raise UserError(
-                    f"{where}: {key[:100]}={short(value)}: not an option of {self.model_type} "
-                    f"that lm_jax knows.{hint}"
-                )
             if key in only and value != only[key]:
                 raise UserError(
                     f"{where}: {key}={short(value)}: not supported, only {only[key]!r}."
+                )
+            if key in ANYWHERE and key not in own and not harmless(key, value, values):
+                raise UserError(
+                    f"{where}: {key}={short(value)}: not supported in a {self.model_type}: "
+                    f"{ANYWHERE[key]}"
                 )
         hints = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
         found = {"init_depth_scaling": self.model_type == "gpt2", **self.ours}
@@ -179,8 +165,26 @@ class Family:
         layers = max(config.num_layers, config.encoder_layers)
         if layers > MOST_LAYERS:
             raise UserError(f"{where}: {layers} layers: at most {MOST_LAYERS}.")
+        if layers * config.num_experts > MOST_TENSORS:
+            raise UserError(
+                f"{where}: {layers} layers of {config.num_experts} experts: at most "
+                f"{MOST_TENSORS} in all."
+            )
         check_model(config, where)
         return config
+
+    def own_keys(self) -> set[str]:
+        """Keys of config.json that this family reads in a way of its own."""
+        return {option.theirs for option in self.options} | self.only.keys() | self.keys
+
+    def known_keys(self) -> set[str]:
+        """Every key of config.json that `transformers` reads for this family, in any version."""
+        return self.own_keys() | ONLY.keys() | ANYWHERE.keys() | self.aliases.keys() | NO_EFFECT
+
+    def unread(self, values: Mapping[str, Any]) -> list[str]:
+        """The keys of a config.json that `transformers` does not read for this family, sorted."""
+        names = (key for key in values.keys() - self.known_keys() if not key.startswith("_"))
+        return sorted([*names, *self.nested(values)])
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """Their config.json; raises UserError with our field that the family does not have."""

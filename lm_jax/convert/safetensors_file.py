@@ -27,6 +27,7 @@ NAME = re.compile(r"[A-Za-z0-9_.\-]{1,512}")
 SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
          "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
 WEIGHTS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+POINTER = b"version https://git-lfs.github.com/spec/"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -60,6 +61,7 @@ def tensors(directory: Path) -> dict[str, Tensor]:
     Reads no data. Raises CheckpointError on a malformed file, and on a directory of pickles only.
     """
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    refuse_link(single)
     if single.is_file():
         return header(single)
     if not index.is_file():
@@ -95,23 +97,42 @@ def refuse_pickles(path: Path) -> None:
 
 
 def shard_path(index: Path, name: str) -> Path:
-    """The file that an index names; raises CheckpointError when it is not beside the index.
-
-    The one link that is followed is that of the Hub's cache, from snapshots/<revision> into blobs.
-    """
-    path, directory = index.parent / name, index.parent.resolve()
-    allowed = [directory]
-    if directory.parent.name == "snapshots":
-        allowed.append(directory.parent.parent / "blobs")
+    """The file that an index names; raises CheckpointError when it is not beside the index."""
+    path = index.parent / name
     if not (NAME.fullmatch(name) and name.endswith(".safetensors")):
         raise CheckpointError(
             f"{index}: names the file {name[:200]!r}; only files beside it can be."
         )
-    if path.resolve().parent not in allowed:
-        raise CheckpointError(f"{index}: {name} is a link that leads out of the directory.")
+    refuse_link(path)
     if not path.is_file():
         raise CheckpointError(f"{index}: names {name}, which is not there.")
     return path
+
+
+def refuse_link(path: Path) -> None:
+    """Raises CheckpointError when `path` is a link that leads out of its directory.
+
+    The one that is followed is that of the Hub's cache, from snapshots/<revision> into blobs.
+    """
+    directory = path.parent.resolve()
+    allowed = [directory]
+    if directory.parent.name == "snapshots":
+        allowed.append(directory.parent.parent / "blobs")
+    try:
+        out = path.is_symlink() and path.resolve(strict=True).parent not in allowed
+    except (OSError, RuntimeError):  # to nothing, or to itself
+        raise CheckpointError(f"{path}: is a link that leads nowhere.") from None
+    if out:
+        raise CheckpointError(f"{path}: is a link that leads out of the directory.")
+
+
+def refuse_pointer(path: Path, first: bytes) -> None:
+    """Raises CheckpointError when a file that begins so stands in Git LFS, not here."""
+    if first == POINTER:
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` in "
+            f"{path.parent}, or download the file."
+        )
 
 
 def header(path: Path) -> dict[str, Tensor]:
@@ -119,6 +140,8 @@ def header(path: Path) -> dict[str, Tensor]:
     total = path.stat().st_size
     with open(path, "rb") as file:
         first = file.read(8)
+        refuse_pointer(path, first + file.read(len(POINTER) - 8))
+        file.seek(len(first))
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
         if not 2 <= length <= min(total - 8, MOST_HEADER):
             raise CheckpointError(
@@ -182,11 +205,14 @@ def span(path: Path, name: str, entry: Any) -> tuple[int, int]:
 
 def read_json(path: Path, most: int = 2**20) -> dict[str, Any]:
     """The object in a JSON file of at most `most` bytes; raises CheckpointError."""
+    refuse_link(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
     if path.stat().st_size > most:
         raise CheckpointError(f"{path}: {path.stat().st_size} bytes, more than {most}.")
-    return parse_json(path.read_bytes(), path)
+    data = path.read_bytes()
+    refuse_pointer(path, data[: len(POINTER)])
+    return parse_json(data, path)
 
 
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.config import ModelConfig
+from lm_jax.data.tokens.frame import Frame, template_of
 from lm_jax.data.tokens.hf_tokenizer import ALPHABET, ROLES, HFTokenizer
 from lm_jax.data.tokens.load import load_tokenizer
-from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.tokens.tokenizer import NAMES, Tokenizer
 from lm_jax.errors import MachineError, UserError
 
-NAMES = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
 # Unigram scores of what SentencePiece does not choose by score: a byte, only where no piece covers
 # the character; and the names of specials and of bytes that have a piece, never.
 BYTE_SCORE = -1e3
@@ -36,45 +36,78 @@ def import_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     return load_tokenizer(directory)
 
 
-def export_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` loads.
+def export_tokenizer(
+    tokenizer: Tokenizer, directory: str | os.PathLike[str], frame: Frame | None = None
+) -> None:
+    """Writes the files that `transformers.AutoTokenizer` loads: tokenizer.json and
+    tokenizer_config.json, and of an imported tokenizer all that came with it, such as its chat
+    template, as it was.
 
-    It then gives the ids of `tokenizer.encode`, of any text: no bos and eos, spaces as they are,
+    A tokenizer of ours then gives the ids of `tokenizer.encode`, of any text: spaces as they are,
     and text that looks like a special token is text. There are two exceptions. Where a text has
     MAX_CHUNK characters without a line end, it is cut here and not there. And unigram pieces of
     equal score may be chosen otherwise when the scores are not those of tokenizer_training, which
     are exact in float32 (SCORE_STEPS). Texts are decoded as here; of ids that are no UTF-8
     together, bpe makes more U+FFFD there.
 
+    frame: special tokens that are put around a text there; by default none for a tokenizer of ours,
+    and its own rule for an imported one.
+
     `directory` may hold the model already. Raises UserError when it holds a tokenizer.
     """
     path = Path(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    own = tokenizer.frame if isinstance(tokenizer, HFTokenizer) else Frame()
+    files = files_of(tokenizer, own if frame is None else frame)
+    for name in files:
         if (path / name).exists():
             raise UserError(f"{path / name}: exists; name another directory.")
-    if isinstance(tokenizer, HFTokenizer):
-        content = tokenizer.model
-        ids = {role: i for role, i in tokenizer.roles.items() if role in ROLES}
-        names = {role: tokenizer.processor.id_to_token(i) for role, i in ids.items()}
-    else:
-        names = {role: NAMES[role] for role in tokenizer.specials}
-        content = json.dumps(definition_of(tokenizer, names), ensure_ascii=False).encode()
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # a document that spells "</s>" does not end there
-        **{f"{role}_token": name for role, name in names.items()},
-    }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "tokenizer.json").write_bytes(content)
-        (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name, content in files.items():
+            (path / name).write_bytes(content)
     except OSError as error:
         raise MachineError(f"{error.filename or path}: {error.strerror}.") from None
 
 
-def definition_of(tokenizer: Tokenizer, names: dict[str, str]) -> dict[str, Any]:
+def files_of(tokenizer: Tokenizer, frame: Frame) -> dict[str, bytes]:
+    """The files of a tokenizer by name."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    if not isinstance(tokenizer, HFTokenizer):
+        names = {role: NAMES[role] for role in tokenizer.specials}
+        config["split_special_tokens"] = True  # a document that spells "</s>" does not end there
+        config |= {f"{role}_token": name for role, name in names.items()}
+        definition = definition_of(tokenizer, names, frame)
+        return {"tokenizer.json": json.dumps(definition, ensure_ascii=False).encode(),
+                "tokenizer_config.json": text_of(config)}  # fmt: skip
+    files = {"tokenizer.json": tokenizer.model, **tokenizer.files}
+    if "tokenizer_config.json" not in files:
+        ids = {role: i for role, i in tokenizer.roles.items() if role in ROLES}
+        config |= {f"{role}_token": tokenizer.name_of(i) for role, i in ids.items()}
+        files["tokenizer_config.json"] = text_of(config)
+    if frame != tokenizer.frame:
+        template = template_of(frame, tokenizer.name_of)
+        definition = json.loads(tokenizer.model) | {"post_processor": template}
+        files["tokenizer.json"] = json.dumps(definition, ensure_ascii=False).encode()
+    return files
+
+
+def text_of(values: dict[str, Any]) -> bytes:
+    """A JSON file."""
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def prompt_frame(frame: Frame, architecture: str) -> Frame:
+    """The special tokens around a prompt of a model whose texts stand in `frame`: nothing ends what
+    a decoder is to continue.
+    """
+    return Frame(frame.before) if architecture == "decoder" else frame
+
+
+def definition_of(tokenizer: Tokenizer, names: dict[str, str], frame: Frame) -> dict[str, Any]:
     """The tokenizer.json of a tokenizer that was trained here."""
     parts = {"bpe": bpe, "unigram": unigram, "bytes": plain_bytes}[tokenizer.kind]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -87,7 +120,7 @@ def definition_of(tokenizer: Tokenizer, names: dict[str, str]) -> dict[str, Any]
             for role, name in names.items()
         ],
         "normalizer": None,
-        "post_processor": None,
+        "post_processor": template_of(frame, tokenizer.name_of),
         **parts(tokenizer, names),
     }
 

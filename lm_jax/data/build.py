@@ -28,6 +28,7 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
     metadata only: the split follows the text.
     """
     from lm_jax.data.text.corpus import Corpus
+    from lm_jax.data.tokens.scripts import advice
     from lm_jax.data.tokens.tokenizer_training import SAMPLE_BYTES, train
     from lm_jax.data.tokens.writer import Writer, refuse_existing, unfinished
 
@@ -45,7 +46,9 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
             if tokenizer is None:
                 size = sum(p.end - p.begin for p in parts if p.split == "train")
                 say(data, min(size, SAMPLE_BYTES))
-                sample = corpus.sample(parts, SAMPLE_BYTES)
+                sample = [*corpus.sample(parts, SAMPLE_BYTES)]
+                if data.tokenizer != "bytes" and (line := advice(sample, data.vocab_size)):
+                    print(line, file=sys.stderr, flush=True)
                 tokenizer = train(data.tokenizer, sample, data.vocab_size)
             with Writer(output, tokenizer) as writer:
                 lost = write(corpus, parts, tokenizer, writer)

@@ -61,6 +61,12 @@ def index(name: str) -> jax.Array | int:
     return jax.lax.axis_index(axes) if (axes := inside(name)) else 0
 
 
+def own_key(key: jax.Array) -> jax.Array:
+    """A random key of this device's own, inside `on_each_device` or `jax.shard_map`."""
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.random.fold_in(key, jax.lax.axis_index(axes)) if axes else key
+
+
 def devices(name: str) -> int:
     """How many devices there are along the axis of `name`, inside `on_each_device`."""
     return jax.lax.axis_size(axes) if (axes := inside(name)) else 1

@@ -28,6 +28,7 @@ def resolved(
         )
     beyond = {
         f"config.model.positions={config.positions!r}": config.positions in ("relative", "alibi"),
+        f"config.model.attention_dropout={config.attention_dropout}": config.attention_dropout,
         f"config.model.value_dim={config.value_dim}": config.value_size != config.head_size,
         "a prefix that is seen from before": prefix and attention == "splash",
         "config.model.attn_softcap": config.attn_softcap and attention == "cudnn",

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import ArrayLike
 
 from lm_jax.config import Config, ModelConfig
 from lm_jax.data.tokens.files import path_of
@@ -23,6 +24,7 @@ from lm_jax.inference.prompts import Prompt, Reading, checked, objective_names, 
 from lm_jax.inference.sampling import TEMPERATURE, TOP_P, texts
 from lm_jax.inference.scoring import Result, evaluate
 from lm_jax.models import NGram, create, num_parameters
+from lm_jax.models.protocol import Model
 from lm_jax.run.checkpoint import Checkpoints
 
 WINDOW = 1024  # tokens that the loss of an imported model is taken over, or fewer
@@ -36,7 +38,7 @@ class LanguageModel:
     do with text raises UserError.
     """
 
-    model: Any
+    model: Model
     tokenizer: Tokenizer | None
     config: Config
     step: int = 0
@@ -91,7 +93,7 @@ class LanguageModel:
         seed: int = 0,
         special_tokens: bool = False,
         bos: bool | None = None,
-        **settings: Any,
+        **settings: float,
     ) -> Iterator[str]:
         """The text of `generate` in pieces, as it is made."""
         reading = self.reading(special_tokens, bos)
@@ -154,7 +156,9 @@ class LanguageModel:
         ends = tuple(self.metadata.get("stop_ids", ())) or (tokenizer.eos_id,)
         return Reading(self.framed(bos), ends, special_tokens, more, all_ids=not here)
 
-    def logits(self, ids: Any, target_ids: Any = None, mask: Any = None) -> jax.Array:
+    def logits(
+        self, ids: ArrayLike, target_ids: ArrayLike | None = None, mask: ArrayLike | None = None
+    ) -> jax.Array:
         """Logits [L, V] float32 at each of `ids` [L]; [B, L, V] of ids [B, L].
 
         mask: as `ids`, 0 where an id is padding, which no other sees; the logits there mean
@@ -183,7 +187,7 @@ class LanguageModel:
         found = jnp.asarray(ask(tokens_BL, **rows))
         return found[0] if ids.ndim == 1 else found
 
-    def _checked(self, name: str, ids: Any) -> np.ndarray:
+    def _checked(self, name: str, ids: ArrayLike) -> np.ndarray:
         ids = np.asarray(ids, np.int32)
         V, limit = self.model.config.vocab_size, self.model.config.max_length
         if ids.ndim not in (1, 2) or not 1 <= ids.shape[-1] <= limit:
@@ -252,10 +256,10 @@ def model_of(config: ModelConfig, checkpoints: Checkpoints, step: int | None) ->
 
 
 def portable(config: ModelConfig) -> ModelConfig:
-    """The model as it runs here: an attention backend of other devices becomes this one's, and no
-    product is in eight bits, which is of training.
+    """The model as it runs here: an attention backend of other devices becomes this one's. Products
+    in eight bits and attention's dropout, which decide about the backend too, are of training.
     """
-    config = dataclasses.replace(config, quantization="none")
+    config = dataclasses.replace(config, quantization="none", attention_dropout=0.0)
     try:
         return resolved(config, jax.default_backend())
     except UserError:

@@ -11,6 +11,7 @@ from lm_jax.models.attention.attention import Attention
 from lm_jax.models.attention.multi_head import MultiHeadAttention
 from lm_jax.models.classical.counted import NGram
 from lm_jax.models.classical.hmm import HMM
+from lm_jax.models.protocol import Model
 from lm_jax.models.recurrent import Recurrent
 from lm_jax.models.transformer import Transformer
 
@@ -33,14 +34,14 @@ CLASSES: dict[str, Any] = {
 }
 
 
-def num_parameters(model: Any) -> int:
+def num_parameters(model: Model) -> int:
     """Number of parameters."""
     if isinstance(model, NGram):
         return model.num_parameters
     return sum(x.size for x in jax.tree.leaves(model))
 
 
-def create(config: ModelConfig, *, rngs: nnx.Rngs) -> Any:
+def create(config: ModelConfig, *, rngs: nnx.Rngs) -> Transformer | Recurrent | HMM:
     """A new network of config.architecture, for training or restoring; raises UserError for options
     that cannot work. An ngram is not made but counted (training/counting.py).
     """

@@ -2,6 +2,7 @@
 
 # Shapes: B batch, L length, D model width, V vocabulary.
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -78,9 +79,9 @@ class Network(nnx.Module):
         """The head's weights [V, D]; the token embeddings when tied."""
         return (self.embed.tokens if self.config.tie_embeddings else self.head)[...]
 
-    def log_probs(self, batch: dict[str, jax.Array]) -> jax.Array:
+    def log_probs(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """log p(target) [B, L] float32 of batch["targets"], in nats."""
-        x_BLD = self.head_states(self.forward(batch)[0])
+        x_BLD = self.head_states(self.forward(dict(batch))[0])
         return log_probs(x_BLD, self.readout(), batch["targets"], self.config.logit_softcap)
 
 

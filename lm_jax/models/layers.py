@@ -105,7 +105,7 @@ class MLP(nnx.Module):
             self.up_bias = constant((C, F), (None, "mlp"), 0.0, vector())
             self.down_bias = constant((D,), (None,), 0.0, vector())
 
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, key: jax.Array | None = None) -> jax.Array:
         dtype = x_BLD.dtype
         axes, bits = ("batch", "length", None, "mlp"), self.config.bits("mlp")
         (h_BLCF,) = expand(x_BLD, ("bld,dcf->blcf", self.up[...].astype(dtype), axes), bits=bits)
@@ -115,6 +115,7 @@ class MLP(nnx.Module):
         if self.config.gated:
             h_BLF *= h_BLCF[:, :, 1]
         h_BLF = checkpoint_name(h_BLF, "mlp")
+        h_BLF = dropout(h_BLF, self.config.activation_dropout, key)
         down_FD = self.down[...].astype(dtype)
         y_BLD = contract("blf,fd->bld", h_BLF, down_FD, *axes[:2], "mlp", bits=bits)
         return y_BLD + self.down_bias[...].astype(dtype)[None, None] if self.config.bias else y_BLD

@@ -3,7 +3,7 @@
 # Shapes: B batch, L length, D width, V vocabulary, N layers, G gates.
 
 import dataclasses
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,7 @@ class Recurrent(Network):
         batch: dict[str, jax.Array],
         key: jax.Array | None = None,
         state: Carried | None = None,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    ) -> tuple[jax.Array, dict[str, Carried]]:
         """(last hidden states [B, L, D], {}); with a `state` to start from, {"state": the last}.
 
         batch: tokens [B, L], optional state, segment_ids and positions: the state starts anew where
@@ -145,12 +145,12 @@ class Recurrent(Network):
         x_BLD, state = self.layers(x_BLD, jnp.ones_like(tokens_BL), start, None, count_B)
         return self.normed(x_BLD), {**state, "length": cache["length"] + count_B}
 
-    def embedded(self, tokens_BL):
+    def embedded(self, tokens_BL: jax.Array) -> jax.Array:
         """Token embeddings, without positions: the state knows its own."""
         x_BLD = self.embed(tokens_BL, jnp.zeros_like(tokens_BL), jnp.dtype(self.config.dtype))
         return whole(x_BLD)
 
-    def normed(self, x_BLD):
+    def normed(self, x_BLD: jax.Array) -> jax.Array:
         """What the head reads."""
         return self.norm(x_BLD) if self.config.final_norm else x_BLD
 

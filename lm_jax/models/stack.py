@@ -50,23 +50,25 @@ class Block(nnx.Module):
         """(x_BLD, the longer cache, sums of the experts); memory: (mask, states of an encoder or
         their keys).
         """
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        keys = (None,) * 6 if key is None else jax.random.split(key, 6)
         with jax.named_scope("attention"):
             y_BLD = self.before("attn", x_BLD)
-            y_BLD, cache = self.attn(y_BLD, sight.mask, sight.rotation, cache, sight.bias)
+            y_BLD, cache = self.attn(
+                y_BLD, sight.mask, sight.rotation, cache, sight.bias, key=keys[3]
+            )
             x_BLD = self.after("attn", x_BLD, y_BLD, keys[0])
         if memory is not None:
             with jax.named_scope("cross_attention"):
                 mask, seen = memory
                 seen = seen if isinstance(seen, dict) else self.cross.keys(seen)
-                y_BLD, _ = self.cross(self.before("cross", x_BLD), mask, memory=seen)
+                y_BLD, _ = self.cross(self.before("cross", x_BLD), mask, memory=seen, key=keys[4])
                 x_BLD = self.after("cross", x_BLD, y_BLD, keys[2])
         with jax.named_scope("mlp"):
             y_BLD, aux = self.before("mlp", x_BLD), {}
             if self.config.num_experts:
                 y_BLD, aux = self.mlp(y_BLD, sight.mask, dropless=cache is not None)
             else:
-                y_BLD = self.mlp(y_BLD)
+                y_BLD = self.mlp(y_BLD, keys[5])
             return self.after("mlp", x_BLD, y_BLD, keys[1]), cache, aux
 
     def before(self, name: str, x_BLD: jax.Array) -> jax.Array:

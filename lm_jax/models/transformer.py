@@ -26,6 +26,7 @@ from lm_jax.models.pipeline import by_stage
 from lm_jax.models.stack import Sight, Stack
 
 Batch = dict[str, jax.Array]
+Memory = tuple[Mask, jax.Array | Cache]  # of an encoder: its states [B, S, D], or their keys
 
 
 class Inside(NamedTuple):
@@ -101,7 +102,9 @@ class Transformer(Network):
         mask = Mask(causal=False, segments=batch.get("segment_ids"))
         return self.run(self.encoder, batch, mask, None, None, key)[::2]
 
-    def memory(self, batch: Batch, segments: Any, key: jax.Array | None = None) -> tuple[Any, dict]:
+    def memory(
+        self, batch: Batch, segments: jax.Array | None, key: jax.Array | None = None
+    ) -> tuple[Memory, dict[str, jax.Array]]:
         """What the decoder sees of the encoder: ((mask, states [B, S, D]), sums of the experts)."""
         side = {name.removeprefix("input_"): x for name, x in batch.items() if name[:6] == "input_"}
         y_BSD, aux = self.encode({"tokens": batch["inputs"], **side}, key)
@@ -161,14 +164,25 @@ class Transformer(Network):
         x_BLD, kv, _ = self.run(self.decoder, batch, Mask(q_places=slots_BL), memory, kv, None)
         return x_BLD, {**cache, **kv, "length": length_B + tokens_BL.shape[1]}
 
-    def run(self, stack: Stack, batch: Batch, mask: Mask, memory: Any, cache: Any, key: Any):
+    def run(
+        self,
+        stack: Stack,
+        batch: Batch,
+        mask: Mask,
+        memory: Memory | None,
+        cache: Cache | None,
+        key: jax.Array | None,
+    ):
         """Embeddings through a stack: (hidden states, cache, sums of the experts)."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         x_BLD, sights, balanced = self.enter(stack, batch, mask, cache, keys[0])
         x_BLD, *rest = stack(x_BLD, sights, memory, cache, keys[1])
+        x_BLD = dropout(x_BLD, self.config.output_dropout, keys[2])
         return context.back(x_BLD, balanced), *rest
 
-    def enter(self, stack: Stack, batch: Batch, mask: Mask, cache: Any, key: Any):
+    def enter(
+        self, stack: Stack, batch: Batch, mask: Mask, cache: Cache | None, key: jax.Array | None
+    ):
         """(embeddings [B, L, D], what each kind of layer may see, whether rows are balanced over
         the devices that share them).
         """

@@ -179,7 +179,7 @@ def random_bits(part: Part) -> int:
     """Of dropout: made for the states of the whole batch on each device, and once more."""
     config = part.config
     states = config.batch_size // config.microbatches * config.data.sequence_length
-    return 2 * 4 * states * config.model.dim if config.model.dropout else 0
+    return 2 * 4 * states * config.model.dim if config.model.has_dropout else 0
 
 
 def activations(part: Part, saved: Sequence[Leaf]) -> int:
@@ -304,9 +304,10 @@ class Layer:
             length, queries = part.length // 2, queries // 2
         waiting = (self.expanded if not model.num_experts else 0) + self.weight("down")
         both = travelling + waiting + 3 * part.states + self.collected("wq", "wk", "wv")
-        if not part.kernel:  # scores, and their gradient, in float32
+        if not part.kernel:  # scores, and their gradient, in float32; random numbers for each
             heads = -(-model.num_heads // part.sizes["tensor"])
-            return both + 2 * queries + 2 * keys + 3 * part.tokens * length * heads * 4
+            each = 4 if model.attention_dropout else 3
+            return both + 2 * queries + 2 * keys + each * part.tokens * length * heads * 4
         block = min(BLOCK, length)
         scratch = 3 * keys // part.number * 4 // length * block
         return both + queries * (2 + length // block) + 3 * keys + scratch

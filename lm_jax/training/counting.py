@@ -36,16 +36,20 @@ class Counted(NamedTuple):
 
 
 def train(config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoints) -> int:
-    """Counts the first `steps` times `tokens_per_step` tokens, or all; saves and evaluates; 0."""
-    if saved.steps():
+    """Counts the first `steps` times `tokens_per_step` tokens, or all; saves and evaluates; 0. A
+    run that was killed after its save counts again, and is then evaluated.
+    """
+    if saved.steps() and (workdir / "report.html").exists():
         print(f"{workdir} is finished: {workdir / 'report.html'}", flush=True)
         return 0
     since, heldout = time.perf_counter(), Heldout(config, store, mesh)
     state = Counted(counted(config, store))
-    about = rundir.metadata(state.step, config, workdir, store, mesh)
-    about["bos_id"] = store.tokenizer.bos_id
-    saved.save(state.step, {"model": state.model.tables()}, about, rundir.tokenizer_files(store))
-    saved.wait()
+    if not saved.steps():
+        about = rundir.metadata(state.step, config, workdir, store, mesh)
+        about["bos_id"] = store.tokenizer.bos_id
+        files = rundir.tokenizer_files(store)
+        saved.save(state.step, {"model": state.model.tables()}, about, files)
+        saved.wait()
     finish(config, workdir, state, heldout, time.perf_counter() - since)
     return 0
 

@@ -2,14 +2,16 @@
 outputs.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lm_jax.config import Config
+from lm_jax.config import Config, MeshConfig
 from lm_jax.config.cost import flops_per_token
+from lm_jax.config.effect import without_effect
 from lm_jax.config.mesh_check import large_axes
 from lm_jax.config.values import differences
 from lm_jax.data.views import by_objective
@@ -39,6 +41,9 @@ def text(
     rows: list[tuple[str, str]] = [("run", f"{asked.name} in {Path(workdir)}")]
     changed = [f"{name}={value}" for name, value, _ in differences(asked, Config())]
     rows.append(("not default", "  ".join(changed) or "nothing"))
+    filled = dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape))
+    if idle := without_effect(filled):
+        rows.append(("no effect", "  ".join(idle)))
     if abstract is not None:
         rows += network(config, mesh, abstract)
     rows.append(("training", amount(config, abstract is None, store)))

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from lm_jax.config import Config
-from lm_jax.models import create
+from lm_jax.models import Recurrent, create
 from lm_jax.tasks.objectives import Batch, loss, means
 from lm_jax.training import optimizers
 
@@ -38,7 +38,9 @@ def init_state(config: Config) -> TrainState:
     """
     model = create(config.model, rngs=nnx.Rngs(config.seed))
     opt = optimizers.make(config.optimizer, config.steps).init(model)
-    carry = model.init_state(config.batch_size) if config.data.carry else None
+    carry = None
+    if config.data.carry and isinstance(model, Recurrent):
+        carry = model.init_state(config.batch_size)
     return TrainState(jnp.zeros((), jnp.int32), model, opt, carry)
 
 
@@ -59,7 +61,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     )
 
     def sums(model, batch, key):
-        return loss(model, batch, key if config.model.dropout else None, config.loss)
+        return loss(model, batch, key if config.model.has_dropout else None, config.loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)

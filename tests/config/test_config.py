@@ -228,3 +228,11 @@ def test_the_kernel_that_auto_means_is_one_that_can_do_a_ring():
     assert resolved(ring, "tpu", shared=True).attention == "splash"
     with pytest.raises(UserError, match=r"'cudnn': cannot have config\.model\.context_attention"):
         resolved(dataclasses.replace(ring, attention="cudnn"), "gpu", shared=True)
+
+
+def test_devices_divide_what_an_architecture_has_and_nothing_else():
+    eight = {"mesh__tensor": 8, "mesh__data": 1}
+    Config.parse(changed(model__architecture="hmm", model__num_heads=3, **eight))
+    Config.parse(changed(model__architecture="lstm", model__num_heads=3, **eight))
+    with pytest.raises(UserError, match=r"mesh\.tensor=8: must divide config\.model\.dim=36"):
+        Config.parse(changed(model__architecture="lstm", model__dim=36, **eight))

@@ -115,6 +115,25 @@ def scaling(**fields):
     return config(rope_parameters={"rope_theta": 1e4, **fields})
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def link_out(file: Path) -> None:
+    file.rename(file.parent.parent / file.name)
+    file.symlink_to(file.parent.parent / file.name)
+
+
+def link_to_itself(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def text_of_config(path: Path, old: str, new: str) -> None:
+    content = (path / "config.json").read_text()
+    assert old in content
+    (path / "config.json").write_text(content.replace(old, new))
+
+
 NAN = tensors(lambda found: found | {NORM: np.full(16, np.nan, np.float32)})
 WHOLE = tensors(lambda found: found | {QUERY: found[QUERY].astype(np.int32)})
 CASES = {
@@ -168,9 +187,26 @@ CASES = {
     "config of 2 MB": (config_text(b" " * 2**21), "more than"),
     "family not known": (config(model_type="mamba"), "model_type='mamba': not supported"),
     "family is a list": (config(model_type=[1]), "model_type"),
-    "option not known": (config(sliding_windw=4), "sliding_windw=4: not an option"),
+    "config is a link out": (lambda path: link_out(path / "config.json"), "config.json: is a link"),
+    "weights are a link out": (
+        lambda path: link_out(path / "model.safetensors"), "a link that leads out of the direct"),
+    "a link to itself": (lambda path: link_to_itself(path / "config.json"), "leads nowhere"),
+    "config is a pointer": (config_text(POINTER), "is a Git LFS pointer.*git lfs pull"),
+    "weights are a pointer": (raw(lambda data: POINTER), "safetensors: is a Git LFS pointer, not"),
+    "no rotary base": (config(rope_parameters=None, rope_theta=0), "rope_theta=0: must be above"),
+    "no nested base": (scaling(rope_type="default", rope_theta=0), "rope_theta=0: must be above"),
+    "negative epsilon": (config(rms_norm_eps=-1e-6), "rms_norm_eps=-1e-06: must be at least 0"),
+    "no epsilon": (config(rms_norm_eps=0), "norm_eps=0.0: must be above 0"),
+    "endless epsilon": (
+        lambda path: text_of_config(path, '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e400'),
+        "rms_norm_eps=inf: must be finite"),
     "quantized": (config(quantization_config={"bits": 4}), "quantization_config"),
-    "one bias alone": (config(attention_bias=True), "attention_bias=True: not supported"),
+    "one bias alone": (config(mlp_bias=True), "mlp_bias=True: not supported with attention_bias"),
+    "a window of the cache": (config(sliding_window=4), "sliding_window=4: not supported in a ll"),
+    "layers of two kinds": (
+        config(layer_types=["full_attention", "chunked_attention"]), "layers are all of one kind"),
+    "weights of another file": (config(transformers_weights="x"), "would come from the file"),
+    "both ways": (config(is_causal=False), "is_causal=False: not supported in a llama: its tokens"),
     "activation not known": (config(hidden_act="xielu"), "hidden_act='xielu': not supported"),
     "size missing": (config(hidden_size=None), "hidden_size: is missing"),
     "size of another type": (config(hidden_size="16"), "hidden_size='16': expected int"),
@@ -200,6 +236,31 @@ def test_one_line_says_what_is_wrong(case, tmp_path, monkeypatch):
         convert.import_hf(path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500 + len(str(path))
+
+
+def test_a_key_that_nothing_reads_is_passed_over_in_one_line(tmp_path, capsys):
+    path = tmp_path / "model"
+    shutil.copytree(GOLDEN, path)
+    more = {"is_llama_config": True, "a\nb\x1b[2J": 1, "rope_interleaved": True, "_private": 1}
+    nested = {"rope_type": "default", "rope_theta": 1e4, "finetuned": True}
+    config(**more, **{f"x{i:04}": i for i in range(500)}, rope_parameters=nested)(path)
+    convert.import_hf(path)
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "LlamaForCausalLM of transformers does not read: a\\nb\\x1b[2J, is_llama_config" in err
+    assert "rope_interleaved, rope_parameters.finetuned, x0000" in err
+    assert err.endswith("more\n")
+    assert "_private" not in err
+    assert len(err) < 400 + len(str(path))
+
+
+def test_a_model_of_a_billion_experts_is_refused_at_once():
+    values = json.loads((GOLDEN.parent / "mixtral" / "config.json").read_text())
+    mixtral = convert.hf.known("mixtral")
+    with pytest.raises(UserError, match="2 layers of 2000000000 experts: at most"):
+        mixtral.read_config(values | {"num_local_experts": 2 * 10**9}, "")
+    with pytest.raises(UserError, match="9000 layers of 60000 experts: at most"):
+        mixtral.read_config(values | {"num_local_experts": 60_000, "num_hidden_layers": 9000}, "")
 
 
 def test_a_pickle_or_a_missing_directory_by_name(tmp_path):

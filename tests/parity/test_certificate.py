@@ -1,5 +1,6 @@
 """Does the certificate of an export prove it, and fail when the export is another model?"""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import lm_jax
 from lm_jax import convert
 from lm_jax.convert.__main__ import export
 from lm_jax.convert.certificate import TEXT
+from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import CheckpointError
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
@@ -91,3 +93,54 @@ def test_text_is_read_where_there_is_a_tokenizer(tmp_path):
     ids = ids_of(config, tokenizer)
     assert ids.shape == (1, 600)
     assert tokenizer.decode(ids[0, 1:300]) == TEXT[:299].encode()[:299].decode(errors="replace")
+
+
+@pytest.fixture
+def instruct(lm, tmp_path):
+    """An imported model with a tokenizer that has special tokens and a chat template."""
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: lm.model.config.vocab_size - 3]
+    vocab = {c: i for i, c in enumerate(alphabet)}
+    made = tokenizers.Tokenizer(models.BPE(vocab, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(names)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        bos_token=names[0],
+        eos_token=names[2],
+        chat_template="{{ messages }}",
+    )
+    fast.save_pretrained(tmp_path / "source")
+    return dataclasses.replace(lm, tokenizer=load_tokenizer(tmp_path / "source"))
+
+
+def test_ids_of_special_tokens_and_the_chat_template_are_part_of_the_proof(instruct, tmp_path):
+    certificate = export(instruct, tmp_path / "out", "qwen3")
+    assert certificate["verdict"] == "proven"
+    found = certificate["tokenizer"]
+    assert found["equal"] == found["texts"] > 15
+    assert found["chat_template"] is True
+    there = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert there.chat_template == "{{ messages }}"
+    assert there("<|im_start|>")["input_ids"] == [instruct.tokenizer.names["<|im_start|>"]]
+
+
+@pytest.mark.parametrize("lost", ["chat_template.jinja", "split_special_tokens", "a token"])
+def test_an_export_without_them_fails(instruct, tmp_path, lost):
+    convert.export_hf(instruct.model, instruct.config.model, tmp_path / "out", family="qwen3")
+    convert.export_tokenizer(instruct.tokenizer, tmp_path / "out")
+    if lost == "chat_template.jinja":
+        (tmp_path / "out" / lost).unlink()
+    elif lost == "a token":
+        file = tmp_path / "out" / "tokenizer.json"
+        file.write_text(file.read_text().replace("<|im_start|>", "<|im_begin|>"))
+    else:
+        file = tmp_path / "out" / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {lost: True}))
+    with pytest.raises(CheckpointError, match=r"not the model: .* texts are equal"):
+        convert.certify(tmp_path / "out", instruct.model, instruct.tokenizer)

@@ -3,9 +3,12 @@
 import ast
 import configparser
 import functools
+import importlib
 import importlib.metadata
+import inspect
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,8 @@ FACES = {"api", "cli"}
 NEVER = {"tensorflow", "torch", "transformers", "pickle", "cloudpickle", "dill", "joblib", "pandas",
          "sklearn", "matplotlib", "nltk", "clu"}  # fmt: skip
 # Inside a function, where it is installed: to compare with.
-BESIDE = {"lm_jax.convert.certificate": {"torch", "transformers"}}
+BESIDE = {"lm_jax.convert.certificate": {"torch", "transformers"},
+          "lm_jax.convert.same_tokenizer": {"transformers"}}  # fmt: skip
 DRAWERS = {"utils", "util", "common", "base", "core", "helpers", "misc"}
 # Whole folders, and files of others, that import no jax.
 WITHOUT_JAX = ("errors", "progress", "cli", "prepare", "doctor", "config", "data",
@@ -152,6 +156,40 @@ def test_file_and_public_names_say_what_they_are(path):
             if isinstance(method, ast.FunctionDef) and method.name[0] != "_":
                 known = ast.get_docstring(method) or method.end_lineno - method.lineno <= 4
                 assert known, f"{node.name}.{method.name} (line {method.lineno}): no docstring"
+
+
+PUBLIC = ("lm_jax", "lm_jax.config", "lm_jax.models", "lm_jax.convert", "lm_jax.data.views")
+
+
+def public_functions(face):
+    """(name, function) of what a public module exports, and of the methods of its classes."""
+    module = importlib.import_module(face)
+    for name in getattr(module, "__all__", ()):
+        value = getattr(module, name)
+        for label, function in vars(value).items() if inspect.isclass(value) else [("", value)]:
+            function = getattr(function, "__func__", function)
+            public = label[:1] != "_" or label in ("__init__", "__call__")
+            if public and inspect.isfunction(function) and "lm_jax" in function.__module__:
+                yield f"{face}.{name}.{label}".rstrip("."), function
+
+
+def says_nothing(hint):
+    """Whether `Any` is in a type hint, outside of JSON objects and of numpy's own types."""
+    origin = typing.get_origin(hint)
+    if hint == dict[str, typing.Any] or str(getattr(origin, "__module__", "")).startswith("numpy"):
+        return False
+    return hint is typing.Any or any(says_nothing(part) for part in typing.get_args(hint))
+
+
+@pytest.mark.parametrize("face", PUBLIC)
+def test_public_signatures_are_typed(face):
+    """`Any` says nothing to a reader; a JSON object is dict[str, Any]."""
+    for name, function in public_functions(face):
+        given = dict(function.__annotations__)
+        untyped = inspect.signature(function).parameters.keys() - given.keys() - {"self", "cls"}
+        assert not untyped, name
+        for argument, hint in given.items():
+            assert not says_nothing(hint), f"{name}: {argument} is {hint}"
 
 
 def python(*arguments):

@@ -64,6 +64,18 @@ def test_parameters_are_counted_by_module_and_memory_by_device(screen):
     assert screen["memory"].startswith(f"{(spread + 3 * 4 * 48) / 1e3:.3g}"[:3])
 
 
+def test_options_without_effect_are_on_one_line():
+    data = dataclasses.replace(CONFIG.data, vocab_size=4096)
+    plain = dataclasses.replace(CONFIG, mesh=MeshConfig(data=8), data=data)
+    model = dataclasses.replace(plain.model, context_attention="ring", pipeline_parts=2)
+    idle = dataclasses.replace(plain, model=model)
+    mesh = sharding.make_mesh(plain.mesh)
+    lines = lambda asked: summary.text(asked, asked, "runs/q", mesh, None, None).splitlines()
+    expected = "no effect    model.context_attention=ring  model.pipeline_parts=2"
+    assert expected in lines(idle)
+    assert not any(line.startswith("no effect") for line in lines(plain))
+
+
 def test_parameters_that_are_in_no_module_are_called_by_their_names():
     model = jax.eval_shape(
         lambda: create(ModelConfig("hmm", vocab_size=64, dim=16), rngs=nnx.Rngs(0))

@@ -24,6 +24,7 @@ OPTIONS = (
     Option("type_vocab_size", "token_types", 2),
     Option("layer_norm_eps", "norm_eps", 1e-12),
     Option("hidden_dropout_prob", "dropout", 0.1),
+    Option("attention_probs_dropout_prob", "attention_dropout", 0.1),
     Option("initializer_range", "init_std", 0.02),
     Option("tie_word_embeddings", "tie_embeddings", True),
 )
@@ -33,12 +34,8 @@ OURS = {
     "head_transform": True, "head_bias": True,
 }  # fmt: skip
 ONLY = {"is_decoder": False, "position_embedding_type": "absolute"}
-# These act in training or in heads for other tasks; the pooler_* were never read.
-KEYS = frozenset(
-    ("attention_probs_dropout_prob", "classifier_dropout", "directionality",
-     "gradient_checkpointing", "output_past", "pooler_fc_size", "pooler_num_attention_heads",
-     "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "max_position_embeddings")
-)  # fmt: skip
+# embedding_size only silences a check there.
+KEYS = frozenset(("embedding_size", "max_position_embeddings"))
 
 
 def linear(ours: str, axes: str, bias: str, theirs: str, dims: str) -> list[Row]:

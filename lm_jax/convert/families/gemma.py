@@ -31,6 +31,7 @@ def read(values: dict[str, Any], where: str) -> dict[str, Any]:
         "embed_scale": math.sqrt(width),
         "attn_scale": scalar**-0.5,
         "logit_softcap": read_cap(values, "final_logit_softcapping", where),
+        **llama.read_bias(values, where),
     }
 
 
@@ -72,6 +73,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "query_pre_attn_scalar": max(1, round((config.attn_scale or config.head_size**-0.5) ** -2)),
         "final_logit_softcapping": config.logit_softcap or None,
         **windows.write_layers(config),
+        **llama.write_bias(config),
     }
 
 
@@ -114,11 +116,9 @@ OPTIONS = (
            {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS}),
 )  # fmt: skip
 OURS = {"norm_order": "sandwich", "norm_offset": 1.0}
-# hidden_act and sliding_window_size are in old files, where transformers reads the other name;
-# cache_implementation is how it keeps keys.
 KEYS = (
-    "cache_implementation", "final_logit_softcapping", "hidden_act", "layer_types",
-    "query_pre_attn_scalar", "sliding_window", "sliding_window_size", "use_bidirectional_attention",
+    "attention_bias", "final_logit_softcapping", "layer_types", "query_pre_attn_scalar",
+    "sliding_window", "use_bidirectional_attention",
 )  # fmt: skip
 
 GEMMA2 = llama.like(
@@ -127,7 +127,6 @@ GEMMA2 = llama.like(
     defaults={**SIZES, "max_position_embeddings": 8192},
     options=OPTIONS,
     ours=OURS,
-    only={"attention_bias": False},
     keys=(*KEYS, "attn_logit_softcapping"),
     divides=True,
     read=read_gemma2,
@@ -141,7 +140,7 @@ GEMMA3 = llama.like(
     options=OPTIONS,
     ours={**OURS, "qk_norm": True},
     # transformers has the cap of the scores among Gemma 3's options, and does not apply it.
-    only={"attention_bias": False, "attn_logit_softcapping": None},
+    only={"attn_logit_softcapping": None},
     keys=(*KEYS, LOCAL_BASE, "sliding_window_pattern"),
     divides=True,
     read=read_gemma3,

@@ -20,6 +20,7 @@ OPTIONS = (
     Option("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
     Option("layer_norm_epsilon", "norm_eps", 1e-5),
     Option("resid_pdrop", "dropout", 0.1),
+    Option("attn_pdrop", "attention_dropout", 0.1),
     Option("initializer_range", "init_std", 0.02),
     Option("tie_word_embeddings", "tie_embeddings", True),
 )
@@ -73,7 +74,6 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_inner": config.mlp_dim or None,
         "initializer_range": config.init_std or 0.02,
         "embd_pdrop": config.dropout,
-        "attn_pdrop": 0.0,
     }
 
 
@@ -88,9 +88,7 @@ FAMILY = Family(
     # and reorder_and_upcast_attn changes the order of products, not the mathematics.
     keys=frozenset(
         (
-            "attn_pdrop",
             "embd_pdrop",
-            "n_ctx",
             "reorder_and_upcast_attn",
             "summary_activation",
             "summary_first_dropout",
@@ -104,4 +102,10 @@ FAMILY = Family(
     read=read,
     write=write,
     zeros=("bias",),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
 )

@@ -29,6 +29,7 @@ OPTIONS = (
     Option("hidden_act", "activation", "silu", ACTIVATIONS),
     Option("rms_norm_eps", "norm_eps", 1e-6),
     Option("initializer_range", "init_std", 0.02),
+    Option("attention_dropout", "attention_dropout", 0.0),
     Option("tie_word_embeddings", "tie_embeddings", False),
 )
 
@@ -48,15 +49,16 @@ def rows(config: ModelConfig) -> list[Row]:
         Row("decoder/norm/scale", "D", "model.norm.weight", "D"),
         *(expert_rows(config) if config.num_experts else MLP_ROWS),
     ]
-    if config.bias or config.qkv_bias:
+    if config.bias or config.attn_bias or config.qkv_bias:
         table += [
             Row(f"{BLOCK}/attn/bq", "KGH", f"{LAYER}.self_attn.q_proj.bias", "KGH"),
             Row(f"{BLOCK}/attn/bk", "KH", f"{LAYER}.self_attn.k_proj.bias", "KH"),
             Row(f"{BLOCK}/attn/bv", "KH", f"{LAYER}.self_attn.v_proj.bias", "KH"),
         ]
+    if config.bias or config.attn_bias:
+        table.append(Row(f"{BLOCK}/attn/bo", "D", f"{LAYER}.self_attn.o_proj.bias", "D"))
     if config.bias:
         table += [
-            Row(f"{BLOCK}/attn/bo", "D", f"{LAYER}.self_attn.o_proj.bias", "D"),
             Row(f"{BLOCK}/mlp/up_bias", "0F", f"{LAYER}.mlp.gate_proj.bias", "F"),
             Row(f"{BLOCK}/mlp/up_bias", "1F", f"{LAYER}.mlp.up_proj.bias", "F"),
             Row(f"{BLOCK}/mlp/down_bias", "D", f"{LAYER}.mlp.down_proj.bias", "D"),
@@ -151,27 +153,36 @@ def like(
         ),
         ours={"norm": "rmsnorm", "positions": "rope", "gated": True, **(ours or {})},
         only=only or {},
-        # attention_dropout acts in training only.
-        keys=frozenset((*rope.KEYS, "attention_dropout", *keys)),
+        keys=frozenset((*rope.KEYS, *keys)),
         buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
         rows=rows,
         read=read_all,
         write=write_all,
+        nested=rope.unread,
     )  # fmt: skip
 
 
+def read_bias(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Biases of the projections of attention; a feed-forward layer there has none."""
+    return {"attn_bias": typed(values.get("attention_bias") or False, bool,
+                               f"{where}: attention_bias")}  # fmt: skip
+
+
+def write_bias(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_bias`."""
+    return {"attention_bias": config.attn_bias}
+
+
 def read(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Biases; raises UserError where only a part has them."""
-    attention, mlp = (
-        typed(values.get(key) or False, bool, f"{where}: {key}")
-        for key in ("attention_bias", "mlp_bias")
-    )
-    if attention != mlp:
+    """Biases; raises UserError where the feed-forward layer alone has them."""
+    attention = read_bias(values, where)
+    if not typed(values.get("mlp_bias") or False, bool, f"{where}: mlp_bias"):
+        return attention
+    if not attention["attn_bias"]:
         raise UserError(
-            f"{where}: attention_bias={attention}: not supported with mlp_bias={mlp}, "
-            "only both or neither."
+            f"{where}: mlp_bias=True: not supported with attention_bias=False, only with both."
         )
-    return {"bias": attention}
+    return {"bias": True}
 
 
 FAMILY = like(
@@ -181,5 +192,8 @@ FAMILY = like(
     keys=("attention_bias", "mlp_bias", "pretraining_tp"),
     divides=True,
     read=read,
-    write=lambda config: {"attention_bias": config.bias, "mlp_bias": config.bias},
+    write=lambda config: {
+        "attention_bias": config.bias or config.attn_bias,
+        "mlp_bias": config.bias,
+    },
 )

@@ -2,6 +2,7 @@
 layers, and for Mixtral experts (transformers/models/mistral, mixtral).
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,7 @@ MISTRAL = llama.like(
     write=write,
 )
 
-MIXTRAL = llama.like(
+LIKE = llama.like(
     "mixtral",
     "MixtralForCausalLM",
     defaults={**SIZES, "rms_norm_eps": 1e-5},
@@ -54,3 +55,4 @@ MIXTRAL = llama.like(
     read=read,
     write=write_mixtral,
 )
+MIXTRAL = replace(LIKE, aliases={"num_experts": "num_local_experts"})

@@ -13,8 +13,10 @@ LIKE = llama.like(
     "Olmo2ForCausalLM",
     defaults={"rms_norm_eps": 1e-5},
     ours={"norm_order": "output", "qk_norm_all": True},
-    only={"attention_bias": False},
+    keys=("attention_bias",),
     divides=True,
+    read=llama.read_bias,
+    write=llama.write_bias,
 )
 NORMS = {
     "attn_norm/scale": ("D", "post_attention_layernorm"),

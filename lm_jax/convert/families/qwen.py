@@ -52,8 +52,7 @@ QWEN3 = llama.like(
     "Qwen3ForCausalLM",
     defaults={**SIZES, "head_dim": 128},
     ours={"qk_norm": True},
-    only={"attention_bias": False},
-    keys=KEYS,
-    read=read,
-    write=write,
+    keys=(*KEYS, "attention_bias"),
+    read=lambda values, where: {**read(values, where), **llama.read_bias(values, where)},
+    write=lambda config: {**write(config), **llama.write_bias(config)},
 )

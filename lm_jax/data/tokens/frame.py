@@ -27,29 +27,17 @@ class Frame:
         return " ".join([*map(name_of, self.before), TEXT, *map(name_of, self.after)])
 
 
-def frame_of(
-    definition: Mapping[str, Any],
-    options: Mapping[str, Any],
-    roles: Mapping[str, int],
-) -> Frame:
-    """The frame that `transformers` puts around a text: that of the post-processor of a
-    tokenizer.json, unless tokenizer_config.json (`options`) has add_bos_token or add_eos_token,
-    which then say it alone. roles: ids of bos and eos. Raises DataError.
+def frame_of(processor: Any) -> Frame:
+    """The frame that a post-processor of a tokenizer.json puts around a text; raises DataError.
+
+    It alone says so in transformers 5: add_bos_token and add_eos_token of a tokenizer_config.json
+    are not read where there is a tokenizer.json.
     """
-    flags = {role: options.get(f"add_{role}_token") for role in ("bos", "eos")}
-    if any(flag is not None for flag in flags.values()):
-        bos, eos = ((roles[role],) if flags[role] and role in roles else () for role in flags)
-        return Frame(bos, eos)
-    return of_processor(definition.get("post_processor"))
-
-
-def of_processor(processor: Any) -> Frame:
-    """The frame of one post-processor of a tokenizer.json; raises DataError."""
     kind = processor.get("type") if processor else None
     if kind in (None, "ByteLevel"):  # which moves offsets only
         return Frame()
     if kind == "Sequence":
-        frames = [of_processor(part) for part in processor["processors"]]
+        frames = [frame_of(part) for part in processor["processors"]]
         before = tuple(i for frame in reversed(frames) for i in frame.before)
         return Frame(before, tuple(i for frame in frames for i in frame.after))
     if kind in ("BertProcessing", "RobertaProcessing"):

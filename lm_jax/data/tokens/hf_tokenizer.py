@@ -108,7 +108,7 @@ class HFTokenizer(Tokenizer):
         self.keep(pieces, ["hf", canonical, sorted(self.roles.items())])
         options = json.loads(self.files.get("tokenizer_config.json", b"{}"))
         self.splits_specials = options.get("split_special_tokens") is True
-        self.frame = frame_of(definition, options, self.roles)
+        self.frame = frame_of(definition.get("post_processor"))
         if odd := [i for i in (*self.frame.before, *self.frame.after) if i >= self.vocab_size]:
             raise DataError(
                 f"post_processor: id {odd[0]} is outside the vocabulary of {self.vocab_size}."
@@ -137,15 +137,17 @@ class HFTokenizer(Tokenizer):
         return processor
 
     @property
-    def chat_template(self) -> str:
-        """The Jinja template of a conversation; "" where the directory has none or several."""
+    def chat_template(self) -> Any:
+        """The Jinja template of a conversation, {name: template} where there are several; "" where
+        the directory has none.
+        """
         if "chat_template.jinja" in self.files:
             return self.files["chat_template.jinja"].decode(errors="replace")
-        for name in ("chat_template.json", "tokenizer_config.json"):
-            found = json.loads(self.files.get(name, b"{}")).get("chat_template")
-            if isinstance(found, str):
-                return found
-        return ""
+        options = json.loads(self.files.get("tokenizer_config.json", b"{}"))
+        found = options.get("chat_template") or ""
+        if isinstance(found, list):
+            return {each["name"]: each["template"] for each in found}
+        return found
 
     def name_of(self, i: int) -> str:
         """The text of a token; its number where it has none."""

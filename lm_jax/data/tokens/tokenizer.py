@@ -68,6 +68,7 @@ class Tokenizer:
             if len(pieces) <= self.pad_id:
                 raise DataError(f"its SentencePiece model holds {len(pieces)} pieces.")
             self.first_byte = self.processor.piece_to_id("<0x00>")
+            self.spaceless = self.processor.is_unknown(self.processor.piece_to_id(SPACE))
             if self.processor.is_unknown(self.first_byte) or len(self.encode("  a\n b")) == 0:
                 raise DataError("the tokenizer has no byte fallback: it cannot be lossless.")
         self.names = {NAMES[role]: i for role, i in self.specials.items()}
@@ -122,9 +123,12 @@ class Tokenizer:
         parts = [chunks(text) for text in texts]
         flat = list(itertools.chain.from_iterable(parts))
         found = self.processor.encode(flat, num_threads=threads or cores())
+        sign = [self.first_byte + b for b in SPACE.encode()]
         for i, chunk in enumerate(flat):
             if chunk == SPACE:
-                found[i] = [self.first_byte + b for b in chunk.encode()]
+                found[i] = sign
+            elif self.spaceless and " " in chunk:  # SentencePiece gives it the bytes of the sign
+                found[i] = replaced(found[i], sign, self.first_byte + 0x20)
         lists, results = iter(found), []
         for part in parts:
             ids = itertools.chain.from_iterable(itertools.islice(lists, len(part)))
@@ -207,6 +211,16 @@ def utf8(texts: Sequence[str]) -> list[bytes]:
             f"text holds a lone surrogate {error.object[error.start]!r} at character"
             f" {error.start}: not Unicode text."
         ) from None
+
+
+def replaced(ids: list[int], run: list[int], one: int) -> list[int]:
+    """`ids` with `one` for each `run`."""
+    found, i = [], 0
+    while i < len(ids):
+        whole = ids[i : i + len(run)] == run
+        found.append(one if whole else ids[i])
+        i += len(run) if whole else 1
+    return found
 
 
 def chunks(text: str) -> list[str]:

@@ -5,10 +5,11 @@ cache.
 # Shapes: B batch, L query length, S key length, D model width, K key heads, G query heads a key
 # head, H head size (of values too).
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -46,11 +47,11 @@ class Attention(nnx.Module):
         self.wo = weight(rngs, (K, G, W, D), ("heads", None, None, "embed"),
                          std_of(config, K * G * W, D, ends_branch=True),
                          hidden((-4, -3, -2), (-1,)))  # fmt: skip
-        if config.bias or config.qkv_bias:
+        if config.bias or config.attn_bias or config.qkv_bias:
             self.bq = constant((K, G, H), ("heads", None, None), 0.0, vector(3))
             self.bk = constant((K, H), ("heads", None), 0.0, vector(2))
             self.bv = constant((K, W), ("heads", None), 0.0, vector(2))
-        if config.bias:
+        if config.bias or config.attn_bias:
             self.bo = constant((D,), (None,), 0.0, vector())
         if config.qk_norm:
             self.q_norm = Norm(config, (H,), "rmsnorm", rngs=rngs)
@@ -73,12 +74,14 @@ class Attention(nnx.Module):
         cache: Cache | None = None,
         bias: jax.Array | None = None,
         memory: Cache | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Attends from the states [B, L, D]; returns (output [B, L, D], the longer cache).
 
         mask: a Mask; or booleans, true where a query may see a key, that broadcast to [B, L, S]; by
         default causal in a decoder, everything elsewhere.
         memory: `keys` of an encoder's states, in place of keys and values of its own.
+        key: a random key turns on the dropout of the probabilities.
         """
         config, dtype = self.config, x_BLD.dtype
         mask, bias = self.as_mask(mask, bias)
@@ -90,6 +93,8 @@ class Attention(nnx.Module):
             cache = {"k": k_BSKH, "v": v_BSKH}
         q_BLKGH, k_BSKH, v_BSKH = (checkpoint_name(x, "qkv") for x in (q_BLKGH, k_BSKH, v_BSKH))
         scores = kernels.Scores(self.scale, config.attn_softcap, bias)
+        if key is not None and config.attention_dropout:
+            scores = dataclasses.replace(scores, dropout=config.attention_dropout, key=key)
         o_BLKGH = context.attention(
             q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores, config.context_attention
         )
@@ -97,7 +102,7 @@ class Attention(nnx.Module):
         axes = ("batch", "length", "heads", None, None)
         w_KGHD, bits = self.wo[...].astype(dtype), config.bits("attn")
         y_BLD = contract("blkgh,kghd->bld", o_BLKGH, w_KGHD, *axes, bits=bits)
-        if config.bias:
+        if config.bias or config.attn_bias:
             y_BLD += self.bo[...].astype(dtype)[None, None]
         return y_BLD, cache
 
@@ -116,7 +121,9 @@ class Attention(nnx.Module):
         p_BKGLS = kernels.probabilities(q_BLKGH, k_BSKH, mask, scores)
         return p_BKGLS.reshape(len(p_BKGLS), -1, *p_BKGLS.shape[3:])
 
-    def as_mask(self, mask: Any, bias: Any) -> tuple[kernels.Mask, jax.Array | None]:
+    def as_mask(
+        self, mask: kernels.Mask | jax.Array | np.ndarray | None, bias: jax.Array | None
+    ) -> tuple[kernels.Mask, jax.Array | None]:
         """A Mask, and the bias of the scores, to which booleans are added."""
         if isinstance(mask, kernels.Mask):
             return mask, bias

@@ -126,6 +126,7 @@ def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) 
         "prefix": (mask.prefix, ("batch", None)),
         "q_places": (mask.q_places, (None, "length")),
         "bias": (scores.bias, bias_axes(scores.bias)),
+        "key": (scores.key, ()),
     }
     given = {name: (x, axes) for name, (x, axes) in arrays.items() if x is not None}
     one, place = None, None
@@ -141,8 +142,11 @@ def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) 
 
     def local(one, q_BLKGH, k_BSKH, v_BSKH, more):
         k_BSKH, v_BSKH = (in_order(x, mask.balanced) for x in (k_BSKH, v_BSKH))
-        own = Mask(mask.causal, mask.window, **{n: x for n, x in more.items() if n != "bias"})
-        here = dataclasses.replace(scores, bias=more.get("bias"))
+        own = Mask(
+            mask.causal, mask.window, **{n: x for n, x in more.items() if n not in ("bias", "key")}
+        )
+        key = collectives.own_key(more["key"]) if "key" in more else None
+        here = dataclasses.replace(scores, bias=more.get("bias"), key=key)
         more = {} if one is None else {"one": one}
         return kernels.RUN[backend](q_BLKGH, k_BSKH, v_BSKH, own, here, **more)
 
@@ -151,7 +155,7 @@ def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) 
         local, out_specs=heads, check_vma=False,
         in_specs=(place, heads, heads, heads, {n: spec(*axes) for n, (_, axes) in given.items()}),
     )  # fmt: skip
-    laid = {name: shard(x, *axes) for name, (x, axes) in given.items()}
+    laid = {name: shard(x, *axes) if axes else x for name, (x, axes) in given.items()}
     return run(one, q_BLKGH, k_BSKH, v_BSKH, laid)
 
 

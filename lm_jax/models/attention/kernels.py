@@ -5,6 +5,7 @@ silence.
 # Shapes: B batch, L query length, S key length, K key heads, G query heads a key head, H head size.
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.devices.matmul import einsum
 from lm_jax.devices.products import apart
-from lm_jax.devices.sharding import mesh_is_set, spec
+from lm_jax.devices.sharding import mesh_is_set, place, spec
 from lm_jax.errors import UserError
 from lm_jax.models.layers import softcap
 
@@ -61,11 +62,21 @@ class Mask:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How scores come from products: scale q k, capped, plus a bias [1 or B, K, G, L, S]."""
+    """How scores come from products: scale q k, capped, plus a bias [1 or B, K, G, L, S]; and how
+    many of their softmax are dropped, by a random key.
+    """
 
     scale: float
     softcap: float = 0.0
     bias: jax.Array | None = None
+    dropout: float = 0.0
+    key: jax.Array | None = None
+
+    def dropped(self, block: int) -> dict[str, Any]:
+        """Arguments of `product` for one block of queries."""
+        if self.key is None or not self.dropout:
+            return {}
+        return {"rate": self.dropout, "key": jax.random.fold_in(self.key, block)}
 
 
 def attention(
@@ -83,6 +94,8 @@ def attention(
     """
     scores = scores or Scores(q_BLKGH.shape[-1] ** -0.5)
     q_BLKGH = scaled(q_BLKGH, scores)
+    if scores.key is not None and backend != "xla":
+        refuse(backend, "dropout of its probabilities (model.attention_dropout)")
     backend = "xla" if mask.q_places is not None else backend
     return RUN[backend](q_BLKGH, k_BSKH, v_BSKH, mask, scores)
 
@@ -118,14 +131,15 @@ def xla(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
     k_BKSH, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 1, 3)), jnp.transpose(v_BSKH, (0, 2, 1, 3))
     ordered = mask.causal and mask.prefix is None and mask.q_places is None
     size = max(BLOCK, -(-L // MOST_BLOCKS)) if ordered else L
-    blocks = []
+    blocks: list[jax.Array] = []
     for start in range(0, L, size):
         stop = min(start + size, L)
         first = max(0, start - mask.window + 1) if ordered and mask.window else 0
         queries, keys = slice(start, stop), slice(first, stop if ordered else S)
         bias = None if scores.bias is None else scores.bias[..., queries, keys]
         part = q_BKGLH[:, :, :, queries], k_BKSH[:, :, keys], v_BKSH[:, :, keys]
-        blocks.append(product(*part, mask.allowed(queries, keys), scores.softcap, bias))
+        drop = scores.dropped(len(blocks))
+        blocks.append(product(*part, mask.allowed(queries, keys), scores.softcap, bias, **drop))
     o_BKGLH = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
     return jnp.transpose(o_BKGLH, (0, 3, 1, 2, 4))
 
@@ -137,11 +151,17 @@ def product(
     allowed_BLS: jax.Array | np.ndarray,
     cap: float = 0.0,
     bias: jax.Array | None = None,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q k) v with float32 scores, [B, K, G, L, H]."""
+    """softmax(q k) v with float32 scores, [B, K, G, L, H]; with a key, dropout of the softmax."""
     a = products_of(q_BKGLH, k_BKSH)
     a = softcap(a, cap) if bias is None else softcap(a, cap) + bias
-    return weighted(jnp.where(allowed_BLS[:, None, None], a, NEVER), v_BKSH)
+    a = jnp.where(allowed_BLS[:, None, None], a, NEVER)
+    keep = None
+    if key is not None:
+        keep = jax.random.uniform(key, a.shape, out_sharding=place(a)) >= rate
+    return weighted(a, v_BKSH, keep, rate)
 
 
 @jax.custom_vjp
@@ -160,27 +180,39 @@ def products_backward(saved, g_BKGLS):
 products_of.defvjp(lambda q, k: (products_of(q, k), (q, k)), products_backward)
 
 
-@jax.custom_vjp
-def weighted(a_BKGLS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
-    """softmax(a) v, [B, K, G, L, H]. Its gradient has sum(g o) over a head where that of softmax
-    has sum(dp p) over all keys, the same number (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def weighted(
+    a_BKGLS: jax.Array, v_BKSH: jax.Array, keep_BKGLS: jax.Array | None = None, rate: float = 0.0
+) -> jax.Array:
+    """softmax(a) v, [B, K, G, L, H]; of what `keep` names, the others dropped at `rate`.
+
+    p = softmax(a), d = keep / (1 - rate) or 1, o = (p d) v; dv = (p d)^T g, dp = (g v^T) d and
+    da = p (dp - sum(dp p)), where sum(dp p) over all keys is sum(g o) over a head (Dao et al. 2022,
+    arXiv:2205.14135, appendix B.2).
     """
-    return weighted_forward(a_BKGLS, v_BKSH)[0]
+    return weighted_forward(a_BKGLS, v_BKSH, keep_BKGLS, rate)[0]
 
 
-def weighted_forward(a_BKGLS, v_BKSH):
+def kept(x, keep, rate: float):
+    """Inverted dropout: x / (1 - rate) where it is kept, else 0."""
+    return x if keep is None else jnp.where(keep, x / (1 - rate), 0)
+
+
+def weighted_forward(a_BKGLS, v_BKSH, keep_BKGLS, rate):
     """The values, and what the gradient needs."""
     p_BKGLS = jax.nn.softmax(a_BKGLS, -1).astype(v_BKSH.dtype)
-    o_BKGLH = checkpoint_name(einsum("bkgls,bksh->bkglh", p_BKGLS, v_BKSH), "context")
-    return o_BKGLH, (p_BKGLS, v_BKSH, o_BKGLH)
+    o_BKGLH = einsum("bkgls,bksh->bkglh", kept(p_BKGLS, keep_BKGLS, rate), v_BKSH)
+    o_BKGLH = checkpoint_name(o_BKGLH, "context")
+    return o_BKGLH, (p_BKGLS, v_BKSH, keep_BKGLS, o_BKGLH)
 
 
-def weighted_backward(saved, g_BKGLH):
+def weighted_backward(rate, saved, g_BKGLH):
     """Gradients of the scores, in float32, and of the values."""
-    p_BKGLS, v_BKSH, o_BKGLH = saved
+    p_BKGLS, v_BKSH, keep_BKGLS, o_BKGLH = saved
     mean_BKGL = apart(jnp.sum(g_BKGLH.astype(jnp.float32) * o_BKGLH, -1, keepdims=True))
-    of_p = einsum("bkglh,bksh->bkgls", g_BKGLH, v_BKSH, jnp.float32)
-    return p_BKGLS * (of_p - mean_BKGL), summed_queries(g_BKGLH, p_BKGLS)
+    of_p = kept(einsum("bkglh,bksh->bkgls", g_BKGLH, v_BKSH, jnp.float32), keep_BKGLS, rate)
+    of_v = summed_queries(g_BKGLH, kept(p_BKGLS, keep_BKGLS, rate))
+    return p_BKGLS * (of_p - mean_BKGL), of_v, None
 
 
 weighted.defvjp(weighted_forward, weighted_backward)

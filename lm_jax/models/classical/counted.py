@@ -3,13 +3,13 @@
 # Shapes: B rows, L length, V vocabulary.
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from lm_jax.config import ModelConfig
 from lm_jax.errors import CheckpointError
 from lm_jax.models.classical.ngram import KneserNey, Level
+from lm_jax.models.protocol import Ids
 
 
 class NGram:
@@ -27,7 +27,7 @@ class NGram:
         levels = self.counts.levels
         return self.counts.vocab_size + sum(len(x.prob) + len(x.backoff) for x in levels)
 
-    def __call__(self, tokens_BL: Any, segment_ids: Any = None) -> np.ndarray:
+    def __call__(self, tokens_BL: Ids, segment_ids: Ids | None = None) -> np.ndarray:
         """log p(next token) [B, L, V] float32 at each token of rows that start documents with bos.
 
         segment_ids: 0 is padding, which must be at the end.
@@ -36,14 +36,14 @@ class NGram:
         rows = [[row[: i + 1] for i in range(len(row))] for row in np.asarray(tokens_BL)]
         return np.stack([self.next_log_probs(contexts) for contexts in rows])
 
-    def next_log_probs(self, contexts: Sequence[Any]) -> np.ndarray:
+    def next_log_probs(self, contexts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """log p(next token) [B, V] float32 after each of the contexts, ids of any lengths."""
         found = [np.log(self.counts.next_probabilities(context)) for context in contexts]
         return np.stack(found).astype(np.float32)
 
-    def log_probs(self, batch: Mapping[str, Any]) -> np.ndarray:
+    def log_probs(self, batch: Mapping[str, Ids]) -> np.ndarray:
         """log p(target) [B, L] float32 of batch["targets"], in nats; see KneserNey.log_probs."""
-        return self.counts.log_probs(batch)
+        return self.counts.log_probs({name: np.asarray(x) for name, x in batch.items()})
 
     def tables(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps: the 64-bit numbers as pairs of 32 bits, which jax takes."""

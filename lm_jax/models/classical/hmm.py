@@ -10,7 +10,7 @@ counts as that, so no token is impossible and no gradient is infinite.
 # Shapes: B batch, L length, N states, V vocabulary.
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +60,9 @@ class HMM(nnx.Module):
         emission_NV = jnp.exp(self.tables()["emission"])
         return log(contract("bln,nv->blv", jnp.exp(x_BLN), emission_NV, "batch", None, "vocab"))
 
-    def log_probs(self, batch: Batch) -> jax.Array:
+    def log_probs(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """log p(target | tokens of its segment so far) [B, L] float32."""
-        x_BLN = self.forward(batch)[0]
+        x_BLN = self.forward(dict(batch))[0]
         return jax.nn.logsumexp(x_BLN + emitted(self.tables(), batch["targets"]), -1)
 
     def nll(self, batch: Batch) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm_jax.data.tokens.frame import Frame, frame_of, of_processor, template_of
+from lm_jax.data.tokens.frame import Frame, frame_of, template_of
 from lm_jax.errors import DataError
 
 BERT = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
@@ -33,37 +33,19 @@ def template(*parts):
     ],
 )
 def test_a_post_processor_says_what_stands_around_a_text(processor, expected):
-    assert frame_of({"post_processor": processor}, {}, {}) == expected
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"add_bos_token": True}, Frame((5,))),
-        ({"add_bos_token": False}, Frame()),
-        ({"add_eos_token": True}, Frame((), (6,))),
-        ({"add_bos_token": True, "add_eos_token": True}, Frame((5,), (6,))),
-        ({"add_bos_token": None, "bos_token": "x"}, Frame((2,), (3,))),
-    ],
-)
-def test_flags_of_the_config_say_it_alone(options, expected):
-    assert frame_of({"post_processor": BERT}, options, {"bos": 5, "eos": 6}) == expected
-
-
-def test_a_flag_without_its_token_adds_nothing():
-    assert frame_of({}, {"add_bos_token": True}, {}) == Frame()
+    assert frame_of(processor) == expected
 
 
 def test_what_is_no_frame_is_refused():
     with pytest.raises(DataError, match="'Other' is not supported"):
-        of_processor({"type": "Other"})
+        frame_of({"type": "Other"})
     with pytest.raises(DataError, match="has 2 texts in it"):
-        of_processor(template("$A", "$A"))
+        frame_of(template("$A", "$A"))
 
 
 @pytest.mark.parametrize("frame", [Frame((1,)), Frame((1,), (2,)), Frame((), (2,))])
 def test_the_template_that_is_written_is_read_as_the_same_frame(frame):
-    assert of_processor(template_of(frame, NAMES.get)) == frame
+    assert frame_of(template_of(frame, NAMES.get)) == frame
     assert template_of(Frame(), NAMES.get) is None
 
 

@@ -1,0 +1,160 @@
+"""The published models of each family are read from the config.json that they have on the Hub.
+
+published/ holds keys and values as published; tests/parity/test_published_live.py compares the
+logits of small models of these configurations with those of transformers.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lm_jax.convert import hf
+from lm_jax.errors import UserError
+
+PUBLISHED = Path(__file__).parent / "published"
+PARAMETERS = {  # of the published weights, tied tensors counted once
+    "DeepSeek-R1-Distill-Llama-8B": 8_030_261_248,
+    "DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
+    "Llama-2-7b-hf": 6_738_415_616,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.2-1B-Instruct-unsloth": 1_235_814_400,
+    "Mistral-7B-v0.1": 7_241_732_096,
+    "Mistral-7B-v0.3": 7_248_023_552,
+    "Mixtral-8x7B-v0.1": 46_702_792_704,
+    "OLMo-2-0425-1B": 1_484_916_736,
+    "Qwen2-0.5B": 494_032_768,
+    "Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen2.5-Math-1.5B": 1_543_714_304,
+    "Qwen3-0.6B": 596_049_920,
+    "SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "SmolLM2-135M-Instruct": 134_515_008,
+    "TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "Yi-1.5-6B": 6_061_035_520,
+    "all-MiniLM-L6-v2": 22_744_506,  # with the head that its file lacks
+    "bert-base-chinese": 102_290_312,
+    "bert-base-uncased": 109_514_298,
+    "deepseek-coder-1.3b-base": 1_346_471_936,
+    "distilgpt2": 81_912_576,
+    "flan-t5-base": 247_577_856,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-3-1b-it": 999_885_952,
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+    "mt5-small": 300_176_768,
+    "roberta-base": 124_697_433,
+    "t5-small": 60_506_624,
+    "vicuna-7b-v1.5": 6_738_415_616,
+    "xlm-roberta-base": 278_295_186,
+}
+REFUSED = {
+    "Llama-3.1-8B-Instruct-bnb-4bit": r"quantization_config=.*not supported in a llama: the we",
+    "albert-base-v2": r"model_type='albert': not supported\. Supported: gpt2, llama",
+    "gemma-3-4b-it": r"model_type='gemma3': not supported: it reads images; its text model alone",
+}
+BERT_POOLER = ["pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+               "pooler_size_per_head", "pooler_type"]  # fmt: skip
+UNREAD = {  # of the others, transformers reads every key
+    "DeepSeek-R1-Distill-Qwen-1.5B": ["use_mrope"],
+    "Llama-3.2-1B-Instruct-unsloth": ["unsloth_fixed"],
+    "Qwen2.5-Math-1.5B": ["use_mrope"],
+    "SmolLM2-1.7B-Instruct": ["transformers.js_config"],
+    "SmolLM2-135M-Instruct": ["is_llama_config", "rope_interleaved", "transformers.js_config",
+                              "unk_token_id"],
+    "bert-base-chinese": ["directionality", *BERT_POOLER],
+    "flan-t5-base": ["output_past"],
+    "gemma-2-2b": ["hidden_act"],
+    "distilgpt2": ["n_ctx"],
+    "gpt2": ["n_ctx"],
+    "gpt2-xl": ["n_ctx", "output_past"],
+    "t5-small": ["output_past"],
+    "xlm-roberta-base": ["output_past"],
+}  # fmt: skip
+
+
+def values_of(name: str) -> dict:
+    return json.loads((PUBLISHED / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_published_configuration_means_the_published_model(name):
+    values = values_of(name)
+    family = hf.known(values["model_type"])
+    config = family.read_config(values, "config.json")
+    assert family.unread(values) == UNREAD.get(name, [])
+    if name == "flan-t5-base":  # of which only the files say that the head is another tensor
+        assert (config.tie_embeddings, config.logit_scale) == (False, 1.0)
+    tensors, sizes = hf.pieces(family.rows(config), config), hf.sizes_of(config)
+    shapes = [hf.tensor_shape(rows, sizes) for _, rows in tensors.values()]
+    assert sum(math.prod(shape) for shape in shapes) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_taken_is_refused_for_a_reason_that_holds(name):
+    values = values_of(name)
+    with pytest.raises(UserError, match=REFUSED[name]) as error:
+        hf.known(values["model_type"]).read_config(values, "config.json")
+    assert "Did you mean" not in str(error.value)
+
+
+def test_every_published_configuration_is_in_a_table():
+    assert {path.stem for path in PUBLISHED.glob("*.json")} == PARAMETERS.keys() | REFUSED.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "wanted"),
+    [
+        ("Llama-2-7b-hf", {"quantization_config": None, "neftune_noise_alpha": 5}, {}),
+        ("Llama-2-7b-hf", {"attention_bias": True}, {"attn_bias": True, "bias": False}),
+        ("Llama-2-7b-hf", {"attention_bias": True, "mlp_bias": True}, {"bias": True}),
+        ("Qwen3-0.6B", {"attention_bias": True}, {"attn_bias": True}),
+        ("Llama-2-7b-hf", {"sliding_window": 4096}, {"window": 0}),
+        ("Llama-2-7b-hf", {"layer_types": ["full_attention"] * 32}, {"window": 0}),
+        ("Llama-2-7b-hf", {"partial_rotary_factor": 1.0, "per_layer_config": {}}, {}),
+        ("Mixtral-8x7B-v0.1", {"num_experts": 8}, {"num_experts": 8}),
+        ("gpt2", {"hidden_size": 768, "num_hidden_layers": 12}, {"dim": 768}),
+        ("t5-small", {"head_dim": 64}, {"head_dim": 64}),
+        ("Qwen2.5-7B-Instruct", {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+         {"rope_scaling": "yarn", "rope_original_length": 32768}),
+        ("Qwen2.5-7B-Instruct", {"rope_scaling": {"type": "yarn", "factor": 4.0},
+         "original_max_position_embeddings": 8192}, {"rope_original_length": 8192}),
+    ],
+)  # fmt: skip
+def test_a_key_without_effect_at_its_value_is_taken(name, changes, wanted):
+    values = values_of(name)
+    config = hf.known(values["model_type"]).read_config(values | changes, "config.json")
+    assert {field: getattr(config, field) for field in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("gpt2", {"hidden_size": 512}, "hidden_size=512: is another name for n_embd, which is 768"),
+        ("Llama-2-7b-hf", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: not suppor"),
+        ("Llama-2-7b-hf", {"per_layer_config": {"0": {}}}, "layers would have options of their"),
+        ("bert-base-uncased", {"position_embedding_type": "relative_key"}, "only 'absolute'"),
+        ("roberta-base", {"is_decoder": True}, "is_decoder=True: not supported"),
+        ("Qwen2.5-7B-Instruct", {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+         "rope_type='mrope': not supported"),
+    ],
+)  # fmt: skip
+def test_a_key_with_an_effect_that_is_not_here_is_refused_by_name(name, changes, message):
+    values = values_of(name)
+    with pytest.raises(UserError, match=message):
+        hf.known(values["model_type"]).read_config(values | changes, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("bart", r"not supported\. Supported: gpt2"),
+        ("gemma", "not supported: a Gemma 1"),
+        ("olmo", "Supported: gpt2"),
+        ("lama", "Did you mean 'llama'"),
+        ("xlm_roberta", "Did you mean 'xlm-roberta'"),
+    ],
+)
+def test_only_a_misspelling_is_answered_by_a_name(kind, message):
+    with pytest.raises(UserError, match=message):
+        hf.known(kind)
