@@ -1,4 +1,4 @@
-"""python -m lm_jax.doctor: is this machine all right? Versions, devices, rates, folders.
+"""python -m lm_jax.doctor: checks this machine: versions, devices, rates, folders.
 
 Each row is ok, warn or fail and says what to do. Exit code 4 when a row fails, else 0. In Python
 and Colab, `lm_jax.diagnose()` returns the same rows and shows them as a table.

@@ -1,4 +1,4 @@
-"""python -m lm_jax.evaluate --checkpoint=runs/q: how well does a model predict text?
+"""python -m lm_jax.evaluate --checkpoint=runs/q: loss, perplexity and bits per byte of text.
 
 Loss (nats per token), perplexity and bits per byte of the run's held-out text, or of --data=PATH.
 Each document is read from its own beginning, and each of its tokens is counted once: its end as

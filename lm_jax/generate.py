@@ -1,4 +1,4 @@
-"""python -m lm_jax.generate --checkpoint=runs/q --prompt="Once": what does a model write?
+"""python -m lm_jax.generate --checkpoint=runs/q --prompt="Once": continues a prompt.
 
 One sample streams to the terminal as it is made; several are printed one after the other, numbered.
 """

@@ -14,7 +14,7 @@ INT_MAX = 2**31 - 1  # of a whole number that sets no other bound: it becomes an
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What holds of one option.
+    """Properties of one option.
 
     role: what the option changes.
       logits: the function that a model computes; another format must have it to hold the model.
@@ -45,7 +45,7 @@ class Facts:
         return (not self.of or architecture in self.of) and (self.when is None or self.when(group))
 
     def fault(self, value: Any) -> str:
-        """What is wrong with `value`, as the end of a sentence; "" when nothing is."""
+        """The complaint about `value`, as the end of a sentence; "" for an allowed value."""
         if self.choices:
             if value in self.choices or (self.or_path and "/" in str(value)):
                 return ""

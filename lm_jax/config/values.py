@@ -1,4 +1,4 @@
-"""How do plain values become the dataclasses of a config, and in what do two configs differ?"""
+"""Conversion of plain values into the dataclasses of a config; differences between two configs."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Which layers are local? A letter a layer (l local, g global), and patterns that repeat."""
+"""Layer patterns: a letter for each layer (l local, g global), repeated."""
 
 MOST_LAYERS = 10_000
 

@@ -1,3 +1,3 @@
-"""Where do batches come from? Text -> sources -> clean -> tokenizer -> store -> examples ->
-stream. Imports no model.
+"""From text to batches: documents, cleaning, tokenizer, token store, examples, stream. Imports no
+model.
 """

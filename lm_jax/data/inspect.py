@@ -1,6 +1,4 @@
-"""What is in a token store, and what does the model see? A table of figures, and examples as
-text.
-"""
+"""Inspection of a token store: a table of figures, and examples as text."""
 
 from collections.abc import Iterator
 

@@ -90,7 +90,7 @@ def python() -> Iterator[Row]:
 
 
 def packages() -> Iterator[Row]:
-    """What the core requires, against its lower bounds."""
+    """Checks the core's requirements against their lower bounds."""
     if installed("lm_jax") is None:
         yield Row(
             "packages", WARN, "lm_jax itself is not installed", "pip install -e . in its folder"
@@ -134,7 +134,7 @@ def libtpu() -> Iterator[Row]:
 
 
 def devices() -> Iterator[Row]:
-    """What jax runs on, and whether an accelerator of this machine is left unused."""
+    """Lists the devices of jax, and warns of an accelerator of this machine that is left unused."""
     import jax
 
     kinds: dict[str, list[Any]] = {}
@@ -178,7 +178,7 @@ def matmul() -> Iterator[Row]:
 
 
 def extras() -> Iterator[Row]:
-    """Which optional parts are installed: nothing is wrong without them."""
+    """Lists the optional parts that are installed; nothing is wrong without them."""
     parts: dict[str, bool] = {}
     for name, _, extra in requirements("lm_jax"):
         if extra:
@@ -246,7 +246,7 @@ def memory() -> str:
 
 
 def seconds(function: Callable[[Any], Any], x: Any) -> float:
-    """How long `function(x)` takes on its device."""
+    """Time of `function(x)` on its device."""
     since = time.perf_counter()
     function(x).block_until_ready()
     return time.perf_counter() - since

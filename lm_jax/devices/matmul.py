@@ -1,4 +1,4 @@
-"""How are two arrays multiplied? As jax.default_matmul_precision says, on CPU, too."""
+"""Products of two arrays in the precision of jax.default_matmul_precision, on CPUs, too."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Who holds which part of an array? The only file that names a mesh axis.
+"""Mesh, logical axes and layouts of arrays: the only file that names a mesh axis.
 
 Weights, activations and batches carry logical axis names; `RULES` maps each to mesh axes. The
 sharding is part of an array's type (explicit mesh axes), so gradients, optimizer state and
@@ -60,7 +60,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def warning(mesh: Mesh) -> str:
-    """What is to be said of a mesh before a run, if anything."""
+    """Warning about a mesh before a run; "" for none."""
     beside = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1]
     if mesh.shape["stage"] == 1 or not beside or jax.__version_info__ >= STAGES_APART:
         return ""
@@ -204,7 +204,7 @@ def free(*names: str | None) -> tuple[str, ...]:
 
 
 def within(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    """Of the mesh axes of a rule those that are free, as a part of a PartitionSpec."""
+    """Those mesh axes of a rule that are free, as a part of a PartitionSpec."""
     own = jax.sharding.get_abstract_mesh().manual_axes
     if axes is None or isinstance(axes, str):
         return None if axes in own else axes
@@ -238,7 +238,7 @@ def is_cut(x: jax.Array, axis: int) -> bool:
 
 
 def place(x: jax.Array) -> PartitionSpec | None:
-    """How x is laid out."""
+    """Sharding of x."""
     return jax.typeof(x).sharding.spec if mesh_is_set() else None
 
 

@@ -1,4 +1,4 @@
-"""Which packages are installed, and do they fit together? Their metadata is read, no code."""
+"""Versions of installed packages and their requirements, read from metadata alone."""
 
 import importlib.metadata
 import re

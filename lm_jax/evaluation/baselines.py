@@ -1,4 +1,4 @@
-"""Did the model learn more than counting does? Bits per byte of held-out text without a network.
+"""Baselines without a network: bits per byte of held-out text under xz and Kneser-Ney n-grams.
 
 Like the model's, each figure is over the bytes of the text and pays for the end of each document.
 """

@@ -15,8 +15,8 @@ from lm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What a parameter is to an optimizer. Axes count from the end, so that a stack of layers, with
-    an axis more in front, needs no other role.
+    """Properties of a parameter that optimizers read. Axes count from the end, so that a stack of
+    layers, with an axis more in front, needs no other role.
 
     decays: weight decay applies to it. rows, columns: the axes of the matrix W in y = x W, those of
     x and those of y; without rows it is a vector along its columns. Axes in neither count matrices

@@ -1,5 +1,5 @@
-"""How do rows meet the matrix of their own expert? Products over groups of rows whose sizes are
-known only when they run, and the ways of a row there and back.
+"""Grouped matrix products: rows times the matrix of their own expert, with group sizes known only
+at run time, and the routing of rows to groups and back.
 """
 
 # Shapes: T tokens, K choices of a token, R rows (T K, and ROOM), D and F widths, E experts.
@@ -46,7 +46,7 @@ def products(x_RD, w_EDF, sizes_E, types: Types | None) -> jax.Array:
 
 
 def platform(cpu: Callable, default: Callable, *args: jax.Array) -> Any:
-    """What is done on CPU, or elsewhere."""
+    """Calls `cpu` on CPUs and `default` on other platforms, chosen when compiled."""
     return jax.lax.platform_dependent(*args, cpu=cpu, default=default)
 
 

@@ -1,4 +1,4 @@
-"""How does a recurrent layer run over time? One loop of small products, all else outside of it."""
+"""The time loop of a recurrent layer: small products inside the scan, all else outside of it."""
 
 # Shapes: L length, B batch, D width of the input, G gates, H and K width of the state (after and
 # before a step). The batch comes last: on CPU every product then reads its operands as they lie.

@@ -1,4 +1,4 @@
-"""What is kept of the layers for the way back, and what is computed again?"""
+"""Activation checkpointing: what the backward pass keeps and what it recomputes."""
 
 from collections.abc import Callable
 from typing import Any

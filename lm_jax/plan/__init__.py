@@ -1,3 +1,3 @@
-"""Plan before you rent: will a run fit on a slice or a cluster that is not here, how fast will it
-be, and what will it cost? The command is `python -m lm_jax.plan`.
+"""Planning before renting: memory, speed and cost of a run on a slice or cluster that is not here.
+The command is `python -m lm_jax.plan`.
 """

@@ -1,4 +1,6 @@
-"""What does the compiler say, asked in a process of its own? It can abort, and take all with it."""
+"""Compilation in a process of its own: the TPU compiler can abort, and would take the caller with
+it.
+"""
 
 import dataclasses
 import json

@@ -1,5 +1,5 @@
-"""How many bytes does each device send to others in a step, and along which axes of the mesh? Read
-from the compiled program.
+"""Bytes that each device sends in a step, along each axis of the mesh, read from the compiled
+program.
 
 A device of a ring of n sends (n - 1) / n of the whole for an all-gather, a reduce-scatter or an
 all-to-all, and twice that for an all-reduce (Chan et al. 2007, doi:10.1002/cpe.1206, section 4).
@@ -67,7 +67,7 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
 
 def inside(program: Program, where: Computation, instruction: Instruction, times: float,
            mesh: Mapping[str, int], scatter: bool = False) -> Iterator[Collective]:  # fmt: skip
-    """Of an instruction, or of the fusion or the asynchronous computation that it is."""
+    """Collectives of an instruction, inside of fusions and asynchronous computations, too."""
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
         yield one(where, instruction, "reduce-scatter" if scatter else kind, times, mesh)

@@ -1,5 +1,5 @@
-"""How large and how fast is a step, without a compiler? An analytic model of the train step, in
-milliseconds a plan; the compiled program has the last word.
+"""An analytic model of the train step without a compiler, in milliseconds for a plan. The compiled
+program has the last word.
 
 FLOPs are counted from the jaxpr of the real loss. What goes through the memory of a device is what
 each product reads and writes.
@@ -63,7 +63,9 @@ def part_of(config: Config, topology: Topology) -> Part:
 
 
 def estimate(config: Config, topology: Topology) -> Estimate:
-    """Of `config`, whose mesh has no -1. Raises UserError for a model without blocks."""
+    """Estimates memory and time of `config`, whose mesh has no -1. Raises UserError for a model
+    without blocks.
+    """
     part = part_of(config, topology)
     work, moved = flops(config).times(1 / topology.devices), traffic(part)
     sent = {axes: size for axes, size in sent_by(part).items() if size}
@@ -78,7 +80,7 @@ def estimate(config: Config, topology: Topology) -> Estimate:
 
 
 def flops(config: Config) -> Flops:
-    """Of the loss of a whole batch and its gradient, what is done again included."""
+    """FLOPs of the loss of a whole batch and of its gradient, recomputation included."""
     mesh = MeshConfig(data=1, context=config.mesh.context)
     one = dataclasses.replace(shapes.essence(config), mesh=mesh)
     return flops_of(one).times(config.batch_size)
@@ -86,14 +88,14 @@ def flops(config: Config) -> Flops:
 
 @functools.lru_cache(maxsize=64)
 def flops_of(config: Config) -> Flops:
-    """Of the windows of `config`, on as few devices as share one."""
+    """FLOPs of the windows of `config`, on as few devices as share one."""
     part = lambda net, batch: loss(net, batch, None, config.loss)[0]
     with shapes.abstract(shapes.sizes_of(config.mesh)):
         return count(jax.value_and_grad(part), *shapes.one_window(config))
 
 
 def phases(part: Part, topology: Topology) -> Phases:
-    """What a device does by itself in a microbatch, and once a step."""
+    """Work of one device in a microbatch, and once a step."""
     config, chip = part.config, topology.chip
     model = config.model
     once = dataclasses.replace(config, model=dataclasses.replace(model, remat="none"))
@@ -119,8 +121,8 @@ def phases(part: Part, topology: Topology) -> Phases:
 
 
 def attention_flops(part: Part) -> float:
-    """Of a device in a microbatch: two products of queries and keys forward, five backward (Dao
-    2023, arXiv:2307.08691, section 3.1), and those again that are not kept.
+    """Attention FLOPs of a device in a microbatch: two products of queries and keys forward, five
+    backward (Dao 2023, arXiv:2307.08691, section 3.1), and those that are recomputed.
     """
     model, length = part.config.model, part.config.data.sequence_length
     seen = length / 2 if model.architecture == "decoder" else length
@@ -143,13 +145,15 @@ def traffic(part: Part) -> float:
 
 
 def optimizer_traffic(part: Part) -> float:
-    """Of a step. Adam reads and writes all that it has; gradients are written and read."""
+    """HBM bytes moved by the optimizer in a step. Adam reads and writes all of its state; gradients
+    are written and read.
+    """
     state, sizes = shapes.state(part.config), part.sizes
     return 4 * state.bytes("parameters", sizes) + 2 * state.bytes("optimizer", sizes)
 
 
 def layers_traffic(part: Part) -> float:
-    """Of the layers and a microbatch."""
+    """HBM bytes moved by the layers for one microbatch."""
     sizes, passes = part.sizes, passes_of(part)
     weights = shapes.state(part.config).bytes("blocks", sizes | {"fsdp": 1}, part.number)
     layers = sum(layer_traffic(part, *each) for each in stacks(part.config.model))
@@ -157,7 +161,7 @@ def layers_traffic(part: Part) -> float:
 
 
 def words_traffic(part: Part) -> float:
-    """Of the loss of a microbatch."""
+    """HBM bytes moved by embeddings, head and loss for one microbatch."""
     config, sizes = part.config, part.sizes
     model = config.model
     logits = part.tokens * (model.vocab_size // sizes["tensor"]) * part.number
@@ -166,7 +170,7 @@ def words_traffic(part: Part) -> float:
 
 
 def layer_traffic(part: Part, branches: int, layers: int) -> int:
-    """Of the states of one forward pass through so many blocks, weights aside."""
+    """HBM bytes of the states of one forward pass through so many blocks, weights aside."""
     model = part.config.model
     queries, keys = part.heads(model.num_heads), part.keys
     states, hidden = part.states, part.hidden

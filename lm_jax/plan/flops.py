@@ -1,5 +1,4 @@
-"""How many floating point operations does a function do? Counted from its jaxpr, loops and
-recomputation included.
+"""Floating point operations of a function, counted from its jaxpr with loops and recomputation.
 
 The compiler's own count takes the body of a loop once and a Pallas kernel for nothing. A product of
 matrices [M, K] [K, N] is 2 M N K; everything else is one for each element that it makes. A function
@@ -46,7 +45,7 @@ class Flops:
 
     @property
     def matrix(self) -> float:
-        """What the matrix unit does."""
+        """FLOPs of the matrix unit."""
         return self.products + self.attention
 
     def __add__(self, more: "Flops") -> "Flops":
@@ -73,12 +72,12 @@ class Counter:
     ragged: float = 1.0  # share of the rows of a ragged_dot that are in a group
 
     def closed(self, jaxpr: core.ClosedJaxpr) -> Flops:
-        """Of a whole traced function, without what no result needs."""
+        """Counts a whole traced function, without equations that no result needs."""
         needed, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), True)
         return self.run(needed, [None] * len(needed.invars), jaxpr.consts)
 
     def run(self, jaxpr: core.Jaxpr, args: Sequence[Any], consts: Sequence[Any] = ()) -> Flops:
-        """Of a jaxpr, where `args` are the values of its inputs, None for those not known."""
+        """Counts a jaxpr; `args` are the values of its inputs, None for unknown ones."""
         pairs = zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True)
         known = {var: value for var, value in pairs if value is not None}
         total = Flops()
@@ -92,7 +91,7 @@ class Counter:
         return total
 
     def equation(self, eqn: Eqn, values: Sequence[Any]) -> Flops:
-        """Of one equation, where `values` are those of its inputs."""
+        """Counts one equation; `values` are those of its inputs."""
         name, params = eqn.primitive.name, eqn.params
         if name in RULES:
             return RULES[name](self, eqn, values)
@@ -110,13 +109,13 @@ class Counter:
         return unknown(name) if runs_more else Flops()
 
     def inner(self, jaxpr: Any, values: Sequence[Any]) -> Flops:
-        """Of a jaxpr in the parameters of an equation."""
+        """Counts a jaxpr in the parameters of an equation."""
         if isinstance(jaxpr, core.ClosedJaxpr):
             return self.run(jaxpr.jaxpr, values, jaxpr.consts)
         return self.run(jaxpr, values)
 
     def branch(self, platforms: Sequence[tuple[str, ...] | None]) -> int:
-        """Which one runs on `platform`: the one that names it, else the one for all."""
+        """The branch that runs on `platform`: the one that names it, else the one for all."""
         named = [i for i, names in enumerate(platforms) if names and self.platform in names]
         return (named or [i for i, names in enumerate(platforms) if names is None])[0]
 
@@ -230,7 +229,7 @@ def loop(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def steps(params: dict[str, Any], values: Sequence[Any], consts: Sequence[Any]) -> int | None:
-    """How often `while i < n: ...; i += s` runs, where i, n and s are known."""
+    """Number of iterations of `while i < n: ...; i += s` where i, n and s are known."""
     cond, body = params["cond_jaxpr"], params["body_jaxpr"]
     if len(cond.eqns) != 1 or cond.eqns[0].primitive.name != "lt":
         return None
@@ -262,7 +261,7 @@ def cond(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def shard_map(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """What a device does, times the devices where all of them are counted."""
+    """FLOPs of one device, times the devices where all of them are counted."""
     found = counter.inner(eqn.params["jaxpr"], values)
     if counter.per_device:
         return found
@@ -312,5 +311,5 @@ RULES: dict[str, Callable[[Counter, Eqn, Sequence[Any]], Flops]] = {
 
 
 def count(function: Callable, *args: Any, **options: Any) -> Flops:
-    """Of function(*args), with arrays or their shapes; `options` as of Counter."""
+    """Counts the FLOPs of function(*args), with arrays or their shapes; `options` as of Counter."""
     return Counter(**options).closed(jax.make_jaxpr(function)(*args))

@@ -1,6 +1,4 @@
-"""What does a compiled program run, and how often? Its text, as instructions with the number of
-times that the loops around them run.
-"""
+"""The compiled program as instructions, each with how often the loops around it run it."""
 
 import dataclasses
 import math
@@ -102,8 +100,8 @@ class Program:
                 yield computation, instruction, times
 
     def steps(self, where: Computation, loop: Instruction) -> float:
-        """How often the body of a loop runs, 1 where that is not to be seen (see `unknown`): as
-        the compiler has noted it, or of a counter that goes from one constant to another.
+        """Number of iterations of a loop's body, 1 where it cannot be determined (see `unknown`):
+        as noted by the compiler, or from a counter that goes from one constant to another.
         """
         if known := re.search(r'known_trip_count[\\":{ ]+n[\\": ]+(\d+)', loop.text):
             return int(known[1])
@@ -128,7 +126,7 @@ class Program:
         return int(first.literal) if first.opcode == "constant" else 0
 
     def step(self, loop: Instruction, place: int) -> int:
-        """What a step adds to the counter of a loop, 1 where it is not a constant."""
+        """Increment of a loop's counter in one iteration, 1 where it is not a constant."""
         body = self.computations[loop.called("body")]
         last = body[body.root.operands[place]] if body.root.opcode == "tuple" else body.root
         if last.opcode == "fusion":
@@ -140,7 +138,7 @@ class Program:
 
 
 def follow(computation: Computation, instruction: Instruction) -> Instruction:
-    """What an instruction stands for, behind copies."""
+    """The instruction behind a chain of copies."""
     while instruction.opcode in (
         "copy",
         "bitcast",
@@ -200,14 +198,14 @@ def add(computation: Computation, text: str) -> None:
 
 
 def arrays(text: str) -> Iterator[Array]:
-    """Of the text of a type."""
+    """Parses the text of a type into arrays."""
     for dtype, shape, layout in ARRAY.findall(text):
         sizes = tuple(int(size.lstrip("<=")) for size in shape.split(",") if size)
         yield Array(dtype, sizes, "S(" in layout)
 
 
 def closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
+    """Position of the bracket that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")

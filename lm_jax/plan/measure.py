@@ -1,5 +1,5 @@
-"""What does the train step of a config hold, do and send on a topology? Counted from what the TPU
-compiler makes of it.
+"""Memory, FLOPs and communication of a config's train step on a topology, counted in the program of
+the TPU compiler.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a step needs."""
+    """Measurements of one step."""
 
     memory: Memory
     flops: Flops  # of one device
@@ -98,7 +98,7 @@ def measure(config: Config, topology: Topology) -> Measured:
 
 
 def count(program: hlo.Program, mesh: Any, topology: Topology, work: Flops) -> Moved:
-    """Of a program for a mesh on this topology, with so much work for a device."""
+    """Counts a program for a mesh on this topology, with so much work for a device."""
     found, own = collectives(program, mesh.shape), traffic(program)
     times = roofline.times(topology, work, own, network(found, mesh, topology))
     by_axes = bytes_by(found, lambda each: "+".join(each.axes))

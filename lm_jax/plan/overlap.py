@@ -1,5 +1,5 @@
-"""How long does a step take where collectives run beside the products of a layer, and how much of
-them is left over?
+"""Time of a step whose collectives run beside the products of a layer, and what of them stays
+exposed.
 
 Layer by layer (as in the roofline of FSDP, Zhao et al. 2023, arXiv:2304.11277, section 3.3): while
 a layer computes, the weights of the next one are collected and the gradients of the one before are
@@ -36,7 +36,7 @@ class Layered:
 
     @property
     def share(self) -> float:
-        """What is exposed, of all."""
+        """Exposed time as a share of the total."""
         return self.exposed / self.seconds
 
 

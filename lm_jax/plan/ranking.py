@@ -1,4 +1,4 @@
-"""How is a search read? Plans side by side, for people, for programs and as one HTML page."""
+"""Plans side by side, as text, as JSON and as one HTML page."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Bars = Sequence[tuple[str, Mapping[str, float]]]
 
 
 def run_of(plan: Plan, tokens: float, price: float) -> Forecast:
-    """What a run comes to where nothing of a step is overlapped, which is the most."""
+    """Upper bound of a run's time and cost: nothing of a step overlaps."""
     config = plan.config
     needed = flops_per_token(config.model, config.data.sequence_length) * config.tokens_per_step
     topology = plan.estimate.topology

@@ -1,4 +1,4 @@
-"""What is asked for, and can it work at all? Before any compiler is started, and without jax."""
+"""The request of a plan: flags and config, checked before any compiler starts, without jax."""
 
 import dataclasses
 
@@ -61,8 +61,8 @@ def with_flags(config: Config, mesh: MeshConfig, batch: int, remat: str) -> Conf
 
 
 def check_on(config: Config, topology: Topology) -> None:
-    """Do model and batch divide over the mesh of `config`, and that over the slices? One axis alone
-    crosses the network between them, as in sharding.tpu_grid.
+    """Raises UserError unless model and batch divide over the mesh of `config`, and the mesh over
+    the slices. One axis alone crosses the network between them, as in sharding.tpu_grid.
     """
     check_mesh(config)
     check_ring(config)

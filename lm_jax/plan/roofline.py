@@ -1,4 +1,4 @@
-"""How long does a step take, at least and at most, and what does a run cost?
+"""Roofline: lower and upper bounds of a step's time, and what a run costs.
 
 Each part of a chip needs a time of its own for its share of a step (Williams et al. 2009,
 doi:10.1145/1498765.1498785). Where all of them work at once the step takes as long as the slowest,
@@ -44,8 +44,8 @@ class Times:
 
 
 def times(topology: Topology, work: Flops, memory: float, network: Mapping[str, float]) -> Times:
-    """Of what one device does in a step: operations, bytes from and to its memory, and seconds of
-    the network (see `seconds`).
+    """Times of one device in a step from its operations, bytes from and to its memory, and seconds
+    of the network (see `seconds`).
     """
     own = {"matrix": matrix(topology, work), "memory": memory / topology.chip.device_hbm_rate}
     return Times(own | dict(network))
@@ -105,7 +105,7 @@ def rate(topology: Topology, places: Sequence[tuple[int, ...]]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What a run comes to, where a step takes `seconds`."""
+    """Time and cost of a run whose step takes `seconds`."""
 
     seconds: float
     tokens_per_second: float
@@ -118,9 +118,9 @@ def forecast(
     topology: Topology, step: float, tokens_per_step: int, model_flops: float,
     tokens: float = 0.0, price: float = 0.0,
 ) -> Forecast:  # fmt: skip
-    """Of a run of `tokens` in all at `price` for an hour of a chip, where a step takes `step`
-    seconds and the model needs `model_flops` for it (6 times parameters times tokens, and
-    attention: metrics.flops_per_token).
+    """Forecast of a run of `tokens` in all at `price` for an hour of a chip, where a step takes
+    `step` seconds and the model needs `model_flops` for it (6 times parameters times tokens, and
+    attention: config.cost.flops_per_token).
     """
     days = tokens / tokens_per_step * step / 86_400 if tokens else None
     cost = days * 24 * topology.chips * price if days and price else None

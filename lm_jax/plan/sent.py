@@ -1,4 +1,5 @@
-"""What does a device send in a step, along which axes of the mesh and over which wires?
+"""Lower bound of the bytes that a device sends in a step, along each axis of the mesh and over each
+kind of wire.
 
 The least that the layout of the code needs (lm_jax/devices/products.py, models/*.py); the
 compiler may send more.
@@ -81,7 +82,7 @@ def forgets(model: ModelConfig) -> bool:
 
 
 def tied(model: ModelConfig) -> int:
-    """How often the table of words is used beside the first lookup."""
+    """Number of uses of the embedding table beside the first lookup."""
     return model.tie_embeddings + (model.architecture == "encoder_decoder")
 
 

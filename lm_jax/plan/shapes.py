@@ -1,5 +1,5 @@
-"""What does a run hold, and what does its forward pass save? Traced from the real model on a mesh
-that needs no devices, so that no formula can disagree with the code.
+"""State and saved activations of a run, traced from the real model on a mesh that needs no devices,
+so that no formula can disagree with the code.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Leaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """What a device holds from step to step."""
+    """Arrays that a device holds from step to step."""
 
     parameters: tuple[Leaf, ...]
     optimizer: tuple[Leaf, ...]
@@ -55,7 +55,7 @@ class State:
         return tuple(leaf for leaf in self.parameters if "blocks" in leaf.path)
 
     def bytes(self, what: str, sizes: dict[str, int], size: int = 0, lanes: int = 1) -> int:
-        """Of all `what` (parameters, optimizer, blocks), as Leaf.bytes."""
+        """Bytes of all `what` (parameters, optimizer, blocks), as Leaf.bytes."""
         return summed(self, what, tuple(sizes.items()), size, lanes)
 
 
@@ -66,8 +66,8 @@ def summed(state: State, what: str, sizes: tuple, size: int, lanes: int) -> int:
 
 
 class Saved(NamedTuple):
-    """What the forward pass keeps for the backward pass, parameters aside: of one window, in the
-    shapes of a device, and copies of weights, which do not grow with the batch.
+    """Activations that the forward pass keeps for the backward pass, parameters aside: of one
+    window, in the shapes of a device, and copies of weights, which do not grow with the batch.
     """
 
     activations: tuple[Leaf, ...]
@@ -75,7 +75,7 @@ class Saved(NamedTuple):
 
 
 def sizes_of(mesh: MeshConfig) -> dict[str, int]:
-    """How many devices are along each axis of a mesh without -1."""
+    """Number of devices along each axis of a mesh without -1."""
     return {axis: getattr(mesh, axis) for axis in sharding.AXES}
 
 
@@ -94,7 +94,7 @@ def leaves(tree: Any) -> Iterable[Leaf]:
 
 
 def leaf(path: tuple[str, ...], x: Any) -> Leaf:
-    """Of an abstract array."""
+    """Shape, type and layout of an abstract array."""
     places = tuple(x.sharding.spec) if getattr(x, "sharding", None) else ()
     places += (None,) * (len(x.shape) - len(places))
     cut = tuple(() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in places)
@@ -143,8 +143,8 @@ def saved(config: Config) -> Saved:
 
 
 def narrowed(leaf: Leaf, times: int) -> Leaf:
-    """Of a device of so many times more that share the heads: of what they share, a part. Only its
-    size is asked for, so any dimension will do.
+    """The part of an array on one of so many times more devices that share the heads. Only its size
+    is used, so any dimension will do.
     """
     dims = [i for i, n in enumerate(leaf.shape) if i and n % times == 0]
     if not dims or not any(leaf.cut):

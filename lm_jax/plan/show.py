@@ -1,4 +1,4 @@
-"""How is a plan read? A screen for people, one JSON object for programs."""
+"""A plan as a screen of text and as one JSON object."""
 
 import dataclasses
 from typing import Any
@@ -68,7 +68,7 @@ def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -
 
 
 def verdict(found: Measured) -> str:
-    """Does it fit?"""
+    """Whether the plan fits, in words."""
     memory = found.memory
     if not found.fits:
         return f"does not fit a device's {gb(memory.limit)}: {'; '.join(found.advice[:3])}"
@@ -77,13 +77,13 @@ def verdict(found: Measured) -> str:
 
 
 def again(found: Measured, topology: Topology) -> str:
-    """What all devices do more than has to be done once."""
+    """Share of the FLOPs that more than one device computes, in words."""
     more = found.flops.matrix * topology.devices / found.all_flops.matrix - 1
     return "none of them twice" if more < 0.001 else f"{more:.1%} of them again on another"
 
 
 def low(found: Measured) -> str:
-    """What a device multiplies in eight bits, if anything."""
+    """Share of the FLOPs in eight bits, in words; "" for none."""
     kinds = {"int8": found.flops.int8, "fp8": found.flops.fp8}
     whole = found.flops.matrix
     return "".join(f"; {size / whole:.0%} in {kind}" for kind, size in kinds.items() if size)

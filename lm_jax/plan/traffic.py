@@ -1,4 +1,4 @@
-"""How many bytes go between a device and its memory in a step? Read from the compiled program.
+"""Bytes moved between a device and its memory in a step, read from the compiled program.
 
 An instruction reads its operands and writes its result once, what lies in the chip's own memory
 aside; of an operand that is only sliced, the slice, and of a result that is updated in place, the

@@ -154,7 +154,7 @@ def _axes(frame: Frame, x_unit: str) -> str:
 
 
 def _level_name(name: str, value: float) -> str:
-    """What stands beside a level."""
+    """Label beside a level."""
     return f"{name} {label(value)}"
 
 

@@ -1,4 +1,5 @@
-"""Are these the arrays that were saved, and of this model? What a checkpoint says of itself.
+"""Manifests of checkpoints: fingerprints that show whether the arrays are those that were saved,
+and of this model.
 
 Storage may return other bytes than it was given, and the array format would not notice: one flipped
 bit is just another weight. So a fingerprint of every array is kept. It is computed on the devices

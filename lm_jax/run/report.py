@@ -1,4 +1,5 @@
-"""How did a run go? One self-contained page: figures beside baselines, curves, samples, settings.
+"""The report of a run: one self-contained page with figures beside baselines, curves, samples,
+settings.
 
 Reads config.json, summary.json and metrics.jsonl; what a run that was cut short lacks is left out.
 """
@@ -181,7 +182,7 @@ def _curves(train: Sequence[dict], evals: Sequence[dict], baselines: Mapping[str
 
 
 def _samples(rows: Sequence[dict]) -> str:
-    """What the model wrote, newest first; its first sample of all closes the list."""
+    """Samples of the model, newest first; the first one of all closes the list."""
     rows = [row for row in rows if isinstance(row.get("text"), str)][::-1]
     if len(rows) > MOST_SAMPLES:
         rows = [*rows[: MOST_SAMPLES - 1], rows[-1]]

@@ -1,4 +1,4 @@
-"""How does the report look? Its style sheet: light and dark, from a phone to a wide screen."""
+"""Style sheet of the report: light and dark, from a phone to a wide screen."""
 
 STYLE = """
 :root{--bg:#f6f7f9;--panel:#fff;--ink:#16202c;--soft:#5b6878;--line:#e2e6eb;--c1:#2a6fd6;--c2:#d9622b;

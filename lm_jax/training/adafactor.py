@@ -1,5 +1,5 @@
-"""How does a second moment fit in a row and a column? Adafactor (Shazeer and Stern 2018,
-arXiv:1804.04235) on stacked matrices.
+"""Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) on stacked matrices: second moments as a row
+and a column.
 
 optax.scale_by_factored_rms factors the two longest axes of an array. Ours are stacked over layers
 and have heads as axes, so that would mix layers, or heads with widths; here the axes are given.
@@ -57,7 +57,7 @@ def scale_by_adafactor(matrices: Callable[[Any], Any]) -> optax.GradientTransfor
 
 
 def means(x: jax.Array, rows: tuple[int, ...], columns: tuple[int, ...]) -> dict[str, jax.Array]:
-    """What is kept of x: the means over columns and over rows, where there are any."""
+    """Means of x over columns and over rows, where there are any."""
     if not rows:
         return {"v": x}
     return {"row": jnp.mean(x, columns, keepdims=True), "column": jnp.mean(x, rows, keepdims=True)}

@@ -1,4 +1,4 @@
-"""What would a TPU slice that is not here run? The train step, compiled for it by the real TPU
+"""Ahead-of-time compilation of the train step for a TPU slice that is not here, by the real TPU
 compiler (libtpu), which needs no TPU.
 """
 

@@ -47,7 +47,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decayed(tree: Any) -> Any:
-    """Which leaves weight decay applies to, as they were made (models.parameter.Role)."""
+    """Mask of the leaves that weight decay applies to, by their roles (models.parameter.Role)."""
     return by_role(tree, lambda role: role.decays)
 
 

@@ -1,4 +1,6 @@
-"""What did not fit into the memory of a device, and which fields of the config make it smaller?"""
+"""Explanations of out-of-memory errors: what did not fit, and the fields of the config that make it
+smaller.
+"""
 
 import contextlib
 import dataclasses
@@ -45,7 +47,7 @@ WORDS = {
 
 
 class Array(NamedTuple):
-    """What one device holds of an array, and the operation or the path in the state it is of."""
+    """The part of an array on one device, and the operation or state path that it comes from."""
 
     bytes: int
     shape: tuple[int, ...]
@@ -54,9 +56,9 @@ class Array(NamedTuple):
 
 
 def advice(text: str, config: Config, arrays: Sequence[Array] = ()) -> list[str]:
-    """What the error `text` of a compiler or a runtime means: how much is needed and is there,
-    then a line for each kind of array, the largest first, with the fields that make it smaller.
-    Empty when the memory of devices is not what `text` is about.
+    """Explains the error `text` of a compiler or a runtime: memory needed and present, then a line
+    for each kind of array, the largest first, with the fields that make it smaller. Empty for other
+    errors.
 
     config: with the sizes of its mesh filled in. arrays: what the step holds (`held`), of which
     only the state counts where the compiler itself lists what is largest.
@@ -136,7 +138,7 @@ def gib(number: float) -> str:
 
 
 def kind(array: Array, config: Config, known: set[tuple[int, ...]]) -> str:
-    """Which of WORDS an array is; known: the `shapes` of the state's arrays."""
+    """The entry of WORDS that describes an array; known: the `shapes` of the state's arrays."""
     model, shape, name = config.model, array.shape, array.name
     if name.startswith("state"):
         return "optimizer" if name.startswith("state.opt") else "parameters"
@@ -200,13 +202,13 @@ def microbatch(config: Config) -> int:
 
 
 def ways(config: Config) -> int:
-    """How many devices share a microbatch."""
+    """Number of devices that share a microbatch."""
     return math.prod(getattr(config.mesh, axis) for axis in sharding.RULES["batch"])
 
 
 def held(step: Step) -> list[Array]:
-    """What a device holds for a step: the state, gradients, what the layers save for the way back,
-    and of each other kind the largest array. At most this: the compiler may do with less.
+    """Arrays that a device holds in a step: the state, gradients, saved activations, and of each
+    other kind the largest array. An upper bound: the compiler may need less.
     """
     own = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(step.state):
@@ -227,7 +229,7 @@ def held(step: Step) -> list[Array]:
 
 
 def arrays_in(jaxpr: Any, inside: str = "") -> Iterator[Array]:
-    """What the operations of a jaxpr give, those inside loops and functions included."""
+    """Results of the operations of a jaxpr, inside loops and functions, too."""
     for equation in jaxpr.eqns:
         scope = f"{inside}/{equation.source_info.name_stack}"
         name = f"{scope}:{equation.primitive.name}"
@@ -241,7 +243,7 @@ def arrays_in(jaxpr: Any, inside: str = "") -> Iterator[Array]:
 
 
 def array_of(x: Any, name: str) -> Array:
-    """What one device has of an abstract array; of one inside a shard_map, whose shape is that."""
+    """The part of an abstract array on one device; inside a shard_map, an array of that shape."""
     place: Any = getattr(x, "sharding", None)
     shape = list(x.shape)
     for dimension, axes in enumerate(getattr(place, "spec", ())):

@@ -1,6 +1,4 @@
-"""Is this run computing what it says? Seconds of checks before the start; any failure names the
-setting.
-"""
+"""Self-check before a run: seconds of comparisons with references; a failure names the setting."""
 
 import dataclasses
 import math

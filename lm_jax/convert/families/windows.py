@@ -1,5 +1,4 @@
-"""Which layers of a model of `transformers` see only near tokens? Its lists of layers are our
-window and pattern.
+"""Conversion between the layer lists of `transformers` and our window and layer pattern.
 
 A sliding window there is the number of keys that a query sees, itself among them, as here.
 """

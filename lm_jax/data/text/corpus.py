@@ -153,7 +153,7 @@ class Corpus:
                 return
 
     def about(self) -> dict[str, Any]:
-        """What reading and cleaning found, for the store's metadata."""
+        """Statistics of reading and cleaning, for the store's metadata."""
         return {
             "records": self.report.records,
             "kinds": dict(self.report.kinds),

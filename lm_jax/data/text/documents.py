@@ -19,7 +19,7 @@ class Document:
 
 @dataclasses.dataclass
 class Report:
-    """What became of an input: records, and bytes of text."""
+    """Statistics of an input: records and bytes read, refused and left out."""
 
     records: int = 0  # plain text files, and texts in JSON files
     bytes: int = 0  # of text inside the files; of a file that is refused unread, its size

@@ -1,6 +1,4 @@
-"""How is a data set of TensorFlow Datasets read without TensorFlow? As a random-access source of
-ArrayRecords.
-"""
+"""TensorFlow Datasets without TensorFlow, as random-access sources of ArrayRecords."""
 
 import importlib
 import os

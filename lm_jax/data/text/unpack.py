@@ -104,7 +104,7 @@ def unzstd(file: Any, path: str) -> Any:
 
 
 def binary(head: bytes) -> str:
-    """What the first bytes of a file look like when they are not text, else ""."""
+    """Name of the binary format that the first bytes of a file belong to; "" for text."""
     for signature, kind in SIGNATURES.items():
         if head.startswith(signature):
             return kind

@@ -63,7 +63,9 @@ def check(definition: Mapping[str, Any]) -> None:
 
 
 def limited(code: str, definition: str, texts: list[str]) -> str:
-    """What `code` prints in a Python process within SECONDS and MEMORY, or why it ended."""
+    """Runs `code` in a Python process limited to SECONDS and MEMORY; returns its output, or why it
+    ended.
+    """
     given = {"definition": definition, "texts": texts, "memory": MEMORY, "seconds": SECONDS}
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What does a model see under config.loss.objective? One view of a token store, or a mixture."""
+"""Views of a token store: the examples of config.loss.objective, one view or a mixture."""
 
 import dataclasses
 import tempfile

@@ -1,4 +1,4 @@
-"""What becomes of a window under an objective that hides some of it? A view of the store for each.
+"""Views of a store for objectives that hide part of a window: masking and infilling.
 
 A view is `Windows` whose rows are noised by a key of (seed, epoch, window): the same bytes on any
 host, in any process and after any seek.

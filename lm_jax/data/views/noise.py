@@ -1,4 +1,4 @@
-"""Where is a window noised, and with what? Pure functions of ids and of a key for each row.
+"""Random masks and spans of windows, as pure functions of ids and of a key for each row.
 
 Chance is a SplitMix64 (Steele et al., 2014) that is called by number and not in turn: word i of
 stream s of a row depends on the row's key, s and i alone, so that nothing else that was drawn, on

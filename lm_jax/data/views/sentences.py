@@ -1,4 +1,4 @@
-"""Does B follow A? Masked pairs of spans of a document: BERT's next sentence, ALBERT's order."""
+"""Masked pairs of spans of a document: BERT's next sentence prediction, ALBERT's sentence order."""
 
 import functools
 from typing import NamedTuple

@@ -1,5 +1,5 @@
-"""Which tokens are example i of epoch e? A pure function of (seed, e, i): a keyed permutation of
-fixed windows.
+"""Fixed windows of tokens: example i of epoch e as a pure function of (seed, e, i), by a keyed
+permutation.
 
 The stream of examples is the concatenation of the epochs' permutations, and batch s is its
 positions [s * batch_size, (s + 1) * batch_size). So a step number is the whole state of the data,
@@ -20,7 +20,7 @@ BLOCK = 4096  # neighbouring positions are permuted together: numpy's overhead i
 
 
 def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a permutation of 0..size-1 keyed by (seed, epoch) takes each of `index` [n] int64; the
+    """Applies a permutation of 0..size-1, keyed by (seed, epoch), to each of `index` [n] int64; the
     inverse is unused.
 
     A Feistel network over the next power of two, walked until it lands inside (cycle walking;
@@ -148,8 +148,8 @@ class Windows:
         microbatches: int = 1,
         stop: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """What a host holds of batch `step`: of `shard[1]` equal parts number `shard[0]`, or those
-        of these numbers. Arrays [rows, length].
+        """One host's part of batch `step`: number `shard[0]` of `shard[1]` equal parts, or those of
+        these numbers. Arrays [rows, length].
 
         tokens, targets, positions int32; segment_ids int32, 1.. by document and 0 on padding;
         weights float32, 0 where the target is padding or belongs to another document than its
@@ -183,7 +183,7 @@ class Windows:
         return self.batch_of(self.example(position), self.shift(position // self.size))
 
     def shift(self, epoch: np.ndarray) -> np.ndarray | int:
-        """How many tokens later the windows of each `epoch` [n] begin."""
+        """Number of tokens by which the windows of each `epoch` [n] begin later."""
         if not self.shifted:
             return 0
         keys = [round_keys(self.seed or 0, e)[:1] for e in epoch.tolist()]

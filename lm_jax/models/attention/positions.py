@@ -1,4 +1,4 @@
-"""Where in the text is a token? Rotary positions and their scalings, and biases of the scores."""
+"""Positions: rotary embeddings and their scalings, relative and linear biases of the scores."""
 
 # Shapes: B batch, L query length, S key length, K key heads, G query heads a key head.
 

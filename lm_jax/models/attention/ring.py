@@ -1,5 +1,5 @@
-"""How does a sequence that is cut over devices attend to all of itself? Queries stay, keys and
-values go round from device to device, and what is found of each part is merged.
+"""Ring attention: a sequence is cut over devices; queries stay, keys and values go from device to
+device, and the partial results are merged.
 """
 
 # Shapes: B batch, L query length here, S key length here, K key heads, G query heads a key head,
@@ -18,7 +18,7 @@ Arrays = tuple[jax.Array, ...]
 
 
 class How(NamedTuple):
-    """What is static of one attention."""
+    """Static options of one attention."""
 
     axis: str
     causal: bool

@@ -1,5 +1,5 @@
-"""What do some queries find in some keys, and what do these give to the gradient of all? A block of
-ring attention, by plain XLA and by the splash kernel.
+"""One block of ring attention: partial outputs of queries over some keys, and their part of the
+gradient, by plain XLA and by the splash kernel.
 """
 
 # Shapes: B batch, L queries, S keys, K key heads, G query heads a key head, H head size.

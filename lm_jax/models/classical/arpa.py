@@ -1,4 +1,4 @@
-r"""How do n-gram models travel? The ARPA text format, as SRILM and KenLM read and write it.
+r"""The ARPA file format of n-gram models, as SRILM and KenLM read and write it.
 
     \data\            \1-grams:                       \2-grams:
     ngram 1=3         -99    <s>    -0.301029996      -0.2    <s> a

@@ -1,4 +1,4 @@
-"""How well does counting predict? Interpolated modified Kneser-Ney n-gram models, every LM's rival.
+"""Interpolated modified Kneser-Ney n-gram models.
 
 S. F. Chen and J. Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling"
 (1998), section 3: three discounts an order, lower orders estimated from the number of distinct
@@ -35,7 +35,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class _Counts:
-    """What the text says about the k-grams of one order, ascending by key."""
+    """Statistics of the k-grams of one order, ascending by key."""
 
     keys: np.ndarray  # int64 [U_k]
     counts: np.ndarray  # int64 [U_k]: how often
@@ -197,7 +197,7 @@ class KneserNey:
 
 
 def modified_discounts(counts: np.ndarray) -> tuple[float, float, float]:
-    """What is taken from counts of 1, 2, and 3 or more (Chen and Goodman 1998, equation 17).
+    """Discounts of counts of 1, 2, and 3 or more (Chen and Goodman 1998, equation 17).
 
     KenLM's (0.5, 1, 1.5) where the counts of counts give one that is not above 0, or above the
     count.
