@@ -16,6 +16,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from lm_jax.devices import slurm
 from lm_jax.devices.runtime import tpu_is_here
 from lm_jax.devices.sharding import RULES
 from lm_jax.errors import AbsentError, UserError
@@ -43,6 +44,9 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
     named: dict[str, Any] = {}
     if all(given):
         named = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    elif slurm_tasks() > 1 and not tpu_is_here() and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        meeting = slurm.coordinator()  # SLURM tells jax the rest
+        named = {"coordinator_address": meeting} if meeting else {}
     try:
         jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT)
     except Exception as error:
