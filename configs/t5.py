@@ -39,6 +39,7 @@ def get_config(size: str = "base"):
     config.model.norm_eps = 1e-06
     config.model.positions = "relative"
     config.model.attn_scale = 1.0
+    config.model.decoder_start = "pad"
     config.model.init_std = 0.0
     config.model.init_depth_scaling = False
     config.model.embed_init_std = 1.0

@@ -144,6 +144,17 @@ class ModelConfig:
     )
     # tokens an expert takes, in fair shares; 0: all (dropless)
     capacity_factor: float = logits(0.0, low=0, of=TRANSFORMERS, when=lambda m: m.num_experts > 0)
+    # Who comes first under a capacity. tokens: all choices of a token, then of the next (Switch).
+    # choices: the first choices of all tokens, then the second ones (GShard).
+    capacity_order: str = logits(
+        "tokens",
+        choices=("tokens", "choices"),
+        of=TRANSFORMERS,
+        when=lambda m: m.num_experts > 0 and m.capacity_factor > 0,
+    )
+    # What the decoder of an encoder_decoder begins with: bos; pad (T5). A tokenizer whose directory
+    # names a decoder_start_token_id has that.
+    decoder_start: str = training("bos", choices=("bos", "pad"), of=("encoder_decoder",))
     order: int = logits(
         5, low=1, high=6, of=("ngram",)
     )  # of an ngram, 1 to 6: tokens of its longest

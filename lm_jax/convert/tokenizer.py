@@ -13,6 +13,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.data.tokens.frame import Frame, template_of
 from lm_jax.data.tokens.hf_tokenizer import ALPHABET, ROLES, HFTokenizer
 from lm_jax.data.tokens.load import load_tokenizer
+from lm_jax.data.tokens.specials import decoder_start
 from lm_jax.data.tokens.tokenizer import NAMES, Tokenizer
 from lm_jax.errors import MachineError, UserError
 
@@ -218,6 +219,7 @@ def special_ids(tokenizer: Any, config: ModelConfig) -> dict[str, int | None]:
     """
     ids = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
     if config.architecture == "encoder_decoder":
-        ids["decoder_start"] = ids["bos"]
+        start = None if tokenizer is None else decoder_start(tokenizer, config.decoder_start)
+        ids["decoder_start"] = start
     known = lambda value: None if value is None or value < 0 else int(value)
     return {f"{name}_token_id": known(value) for name, value in ids.items()}

@@ -63,11 +63,6 @@ def reading_of(tokenizer: Tokenizer, architecture: str) -> Reading:
     return Reading(trained_frame(tokenizer, architecture), (tokenizer.eos_id,))
 
 
-def start_id(tokenizer: Tokenizer) -> int:
-    """The id from which an encoder_decoder writes."""
-    return tokenizer.specials.get("decoder_start", tokenizer.bos_id)
-
-
 def objective_names(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
     """Ids of the special tokens of the objectives ("<mask>", "<extra_id_0>") by name, as far as the
     model has them.

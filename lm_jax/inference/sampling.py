@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.config.field import INT_MAX
+from lm_jax.data.tokens.specials import decoder_start
 from lm_jax.devices import sharding
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
-from lm_jax.inference.prompts import Prompt, Reading, reading_of, start_id
+from lm_jax.inference.prompts import Prompt, Reading, reading_of
 from lm_jax.models.classical.counted import NGram
 
 CHUNK = 8  # tokens a dispatch: Python's share is small, and text still streams
@@ -154,7 +155,8 @@ def texts(
     reading = reading or reading_of(tokenizer, kind)
     ids, inputs = [reading.ids(tokenizer, prompt, kind) for prompt in prompts], []
     if kind == "encoder_decoder":
-        inputs, ids = ids, [np.array([start_id(tokenizer)]) for _ in prompts]
+        start = decoder_start(tokenizer, model.config.decoder_start)
+        inputs, ids = ids, [np.array([start]) for _ in prompts]
     longest, limit = max(len(prompt) for prompt in ids), model.config.max_length
     max_new_tokens = max_new_tokens or max(1, min(MOST, limit - longest))
     allowed = reading.allowed(tokenizer, model.config.vocab_size)

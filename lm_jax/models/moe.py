@@ -114,18 +114,23 @@ class Experts(nnx.Module):
     def dropped(self, ids_BLK: jax.Array, balanced: bool) -> jax.Array:
         """The choices without those that come to an expert which has its share of the batch
         already: `capacity_factor` times the mean, rounded up. First come, first served, in the
-        order of the batch (Switch, section 2.2).
+        order of the batch (Switch, section 2.2); with capacity_order "choices" all first choices
+        of the batch before any second one (GShard, arXiv:2006.16668, algorithm 1).
         """
         ids_BLK = context.rows_of(ids_BLK, balanced)
         config, (B, L, K) = self.config, ids_BLK.shape
         E = config.num_experts
         capacity = math.ceil(config.capacity_factor * B * L * K / E)
-        chosen_BRE = self.chosen(ids_BLK).reshape(B, L * K, E).astype(jnp.int32)
-        # Each row of the batch begins where those before it ended, on whatever device they are.
-        counts_BE = shard(jnp.sum(chosen_BRE, 1), None, None)
-        before_BE = shard(jnp.cumsum(counts_BE, 0) - counts_BE, "batch", None)
-        place_BRE = before_BE[:, None] + jnp.cumsum(chosen_BRE, 1) - chosen_BRE
-        place_BLK = jnp.sum(place_BRE * chosen_BRE, -1).reshape(B, L, K)
+        chosen_BLKE = self.chosen(ids_BLK).astype(jnp.int32)
+        if config.capacity_order == "choices":
+            each = [places(chosen_BLKE[:, :, k]) for k in range(K)]
+            # A second choice comes behind all first ones of its expert, and so on.
+            totals_KE = jnp.stack([total_E for _, total_E in each])
+            before_KE = jnp.cumsum(totals_KE, 0) - totals_KE
+            place_BLKE = jnp.stack([place_BLE for place_BLE, _ in each], 2) + before_KE[None, None]
+        else:
+            place_BLKE = places(chosen_BLKE.reshape(B, L * K, E))[0].reshape(B, L, K, E)
+        place_BLK = jnp.sum(place_BLKE * chosen_BLKE, -1)
         return context.parts_of(jnp.where(place_BLK < capacity, ids_BLK, E), balanced)
 
     def local(self, x_BLD, ids_BLK, weights_BLK, kernels: dict[str, jax.Array]) -> jax.Array:
@@ -152,6 +157,17 @@ class Experts(nnx.Module):
         y_TD = ragged.combine(y_RD, weights.reshape(-1, K), choice_R, row_TK)
         y_TD = collectives.summed(y_TD, "mlp").reshape(x.shape)
         return collectives.summed_part(y_TD, "experts")
+
+
+def places(chosen_BRE: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(how many of an expert's choices come before each [B, R, E], how many there are [E]), of
+    choices [B, R, E] that are 1 at their expert, in the order of the batch.
+    """
+    # Each row of the batch begins where those before it ended, on whatever device they are.
+    counts_BE = shard(jnp.sum(chosen_BRE, 1), None, None)
+    before_BE = shard(jnp.cumsum(counts_BE, 0) - counts_BE, "batch", None)
+    place_BRE = before_BE[:, None] + jnp.cumsum(chosen_BRE, 1) - chosen_BRE
+    return place_BRE, jnp.sum(counts_BE, 0)
 
 
 def together(aux: dict[str, jax.Array]) -> dict[str, jax.Array]:

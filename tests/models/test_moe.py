@@ -158,6 +158,25 @@ def test_without_a_capacity_no_choice_is_dropped_though_all_ask_the_same():
     np.testing.assert_allclose(says(layer, x)[0], slow(layer, x), rtol=1e-4, atol=1e-5)
 
 
+def test_under_a_capacity_all_first_choices_may_come_before_any_second_one():
+    config = dataclasses.replace(CONFIG, capacity_factor=0.75, capacity_order="choices")
+    layer, x = made(config), inputs()
+    ids = np.asarray(choices(layer, x)[0]).reshape(B * L, K)
+    capacity = math.ceil(0.75 * B * L * K / E)
+    seen, kept = [0] * E, np.zeros((B * L, K), bool)
+    for k in range(K):
+        for t in range(B * L):
+            kept[t, k] = seen[ids[t, k]] < capacity
+            seen[ids[t, k]] += 1
+    assert kept[:, 0].sum() > kept[:, 1].sum()
+    slow_y = np.asarray(slow(layer, x, kept))
+    np.testing.assert_allclose(says(layer, x)[0], slow_y, rtol=1e-4, atol=1e-5)
+    mesh = sharding.make_mesh(MeshConfig(data=2, expert=4), jax.devices())
+    with jax.set_mesh(mesh):
+        placed = jax.tree.map(jnp.asarray, layer), sharding.shard(x, "batch", None, None)
+        np.testing.assert_allclose(says(*placed)[0], slow_y, rtol=1e-4, atol=1e-5)
+
+
 def test_a_capacity_drops_exactly_the_choices_that_come_late():
     config = dataclasses.replace(CONFIG, capacity_factor=0.75)
     layer, x = made(config), inputs()

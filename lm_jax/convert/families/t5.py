@@ -111,6 +111,7 @@ def read(values: dict[str, Any], where: str) -> dict[str, Any]:
         "logit_scale": max(values["d_model"], 1) ** -0.5 if scaled else 1.0,
         "init_std": 0.0,
         "embed_init_std": 1.0,
+        "decoder_start": "pad",
         **dict.fromkeys(("attention_dropout", "activation_dropout", "output_dropout"), dropout),
     }
 

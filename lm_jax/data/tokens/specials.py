@@ -11,6 +11,17 @@ NAMES = ("<mask>", "<cls>", "<sep>", "<pre>", "<suf>", "<mid>", "[R]", "[S]", "[
 SENTINELS = 100  # the most; T5 has as many
 
 
+def decoder_start(tokenizer: Any, rule: str) -> int:
+    """The id from which the decoder of an encoder-decoder writes: the tokenizer's own (a
+    config.json's decoder_start_token_id), else pad (T5, Raffel et al. 2020) or bos, as the rule,
+    config.model.decoder_start, says.
+    """
+    own = tokenizer.specials.get("decoder_start")
+    if own is not None:
+        return own
+    return tokenizer.pad_id if rule == "pad" else tokenizer.bos_id
+
+
 @dataclasses.dataclass(frozen=True)
 class Specials:
     """Ids first, first + 1, ... of NAMES, and above them the sentinels, which descend as T5's do:

@@ -99,10 +99,10 @@ def pair_rows(
     """An encoder-decoder's batch of pairs (what the encoder reads, what the decoder says).
 
     sources, targets: (tokens [sum(sizes)], sizes [k]); shapes: [n, S] of the encoder and [n, L] of
-    the decoder; ids: (bos, which begins each piece of the decoder's inputs, and pad). The pieces
+    the decoder; ids: (what begins each piece of the decoder's inputs, and pad). The pieces
     of a row see each other on neither side.
     """
-    (bos_id, pad_id), (source, source_sizes), (target, target_sizes) = ids, sources, targets
+    (start_id, pad_id), (source, source_sizes), (target, target_sizes) = ids, sources, targets
     reads = Packing(row, source_sizes, *shapes[0])
     says = Packing(row, target_sizes, *shapes[1])
     segments = says.segments()
@@ -110,7 +110,7 @@ def pair_rows(
         "inputs": reads.put(source, pad_id),
         "input_segment_ids": reads.segments(),
         "input_positions": reads.put(reads.place),
-        "tokens": says.put(np.where(says.place == 0, bos_id, np.roll(target, 1)), pad_id),
+        "tokens": says.put(np.where(says.place == 0, start_id, np.roll(target, 1)), pad_id),
         "targets": says.put(target, pad_id),
         "segment_ids": segments,
         "positions": says.put(says.place),

@@ -8,7 +8,7 @@ where all that is read is `prefix` and only what is said counts.
 import numpy as np
 
 from lm_jax.config import Config
-from lm_jax.data.tokens.specials import SENTINELS
+from lm_jax.data.tokens.specials import SENTINELS, decoder_start
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.views import layout, noise
 from lm_jax.data.views.denoise import Pieces, View
@@ -33,7 +33,8 @@ class PairView(View):
         if not self.pairs:
             return layout.one_row(sources, targets, row, shape, self.pad)
         shapes = (shape, (n, self.target_length()))
-        return layout.pair_rows(sources, targets, row, shapes, (self.bos, self.pad))
+        start = decoder_start(self.store.tokenizer, self.config.model.decoder_start)
+        return layout.pair_rows(sources, targets, row, shapes, (start, self.pad))
 
 
 class Prefix(PairView):

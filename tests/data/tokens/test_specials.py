@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lm_jax.data.tokens.specials import NAMES, Specials
+from lm_jax.data.tokens.specials import NAMES, Specials, decoder_start
 from lm_jax.errors import UserError
 
 
@@ -42,3 +42,10 @@ def test_a_tokenizer_that_has_them_keeps_its_own():
     for names, count in ((("<sep>",), 0), ((), 21)):
         with pytest.raises(UserError, match="vocab_size=100"):
             specials.need(names, count)
+
+
+def test_a_decoder_starts_from_what_its_tokenizer_names_else_by_the_rule():
+    plain = SimpleNamespace(bos_id=1, pad_id=3, specials={"bos": 1, "pad": 3})
+    assert (decoder_start(plain, "bos"), decoder_start(plain, "pad")) == (1, 3)
+    named = SimpleNamespace(bos_id=1, pad_id=3, specials={"decoder_start": 0})
+    assert decoder_start(named, "bos") == decoder_start(named, "pad") == 0
