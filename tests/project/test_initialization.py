@@ -62,8 +62,8 @@ def small(model):
 def declared(model, monkeypatch):
     """{name: standard deviation} that a model's weights are drawn with, at any size."""
 
-    def noted(rngs, shape, axes, std):
-        return nnx.Param(made(rngs, shape, axes, std)[...], std=std)
+    def noted(rngs, shape, axes, std, *role):
+        return nnx.Param(made(rngs, shape, axes, std, *role)[...], std=std)
 
     made = layers.weight
     with monkeypatch.context() as patch:
