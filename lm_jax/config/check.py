@@ -1,6 +1,8 @@
 """Checks of a config that need no machine: bounds and choices, then what goes together."""
 
+import dataclasses
 import types
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -34,6 +36,13 @@ def check(config: Any) -> None:
     check_objective(config)
     check_mesh(config)
     check_ring(config)
+
+
+def check_training(config: Any, sizes: Mapping[str, int]) -> None:
+    """`check` of a config to be trained, now that the sizes of its mesh are known."""
+    check(dataclasses.replace(config, mesh=type(config.mesh)(**sizes)))
+    why = "a body without an output head learns nothing here; import it with new_head=True."
+    need(config, config.model.head, "model.head", why)
 
 
 def check_ring(config: Any) -> None:

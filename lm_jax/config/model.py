@@ -120,6 +120,8 @@ class ModelConfig:
     qkv_bias: bool = logits(False, of=TRANSFORMERS, when=lambda m: not (m.bias or m.attn_bias))
     # on the four projections of attention alone
     attn_bias: bool = logits(False, of=TRANSFORMERS, when=lambda m: not m.bias)
+    # the output head; without one, a body imported from elsewhere, which has hidden states only
+    head: bool = logits(True, of=NEURAL)
     tie_embeddings: bool = logits(True, of=NEURAL)
     # of the token embeddings (Gemma and the Transformer: sqrt(dim))
     embed_scale: float = logits(1.0, above=0, of=NEURAL)

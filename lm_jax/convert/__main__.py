@@ -26,6 +26,7 @@ def define_flags() -> None:
         "family", "", "model_type to export as; by default what it came from, or the first that "
         "has all options of the model."
     )  # fmt: skip
+    flags.DEFINE_bool("new_head", False, "Give a body that has no output head a new one.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if not ours:
         if values["family"]:
             raise UserError("--family: only an export has one to choose.")
-        lm = load(f"hf:{source}")
+        lm = load(f"hf:{source}", new_head=values["new_head"])
         from lm_jax.inference.language_model import save
 
         save(lm, target)

@@ -17,9 +17,10 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm_jax.config import ModelConfig
+from lm_jax.convert.bodies import headless, missing_head, new_parts
 from lm_jax.convert.families import bert, gemma, gpt2, llama, mistral, olmo2, qwen, t5
 from lm_jax.convert.keys import passed_over, words
-from lm_jax.convert.mapping import Family, Row, check_model, layers_of, sizes_of
+from lm_jax.convert.mapping import Family, Row, check_model, pieces, sizes_of, tensor_shape
 from lm_jax.convert.safetensors_file import (
     WEIGHTS,
     Tensor,
@@ -57,18 +58,25 @@ SHARD_BYTES = 5 * 10**9
 Sources = dict[str, tuple[Tensor, list[Row]]]  # a tensor of theirs, and the rows that are its parts
 
 
-def import_hf(directory: str | os.PathLike[str]) -> tuple[ModelConfig, Transformer]:
+def import_hf(
+    directory: str | os.PathLike[str], new_head: bool = False
+) -> tuple[ModelConfig, Transformer]:
     """(config, model) of a directory with config.json and safetensors, of `save_pretrained`.
+
+    A body that was saved without its head (LlamaModel, BertModel) has none here either: hidden
+    states, but no logits (config.head), and a line says so; new_head: it is born with a new one.
 
     Each tensor goes straight onto its shards of the mesh that is set (jax.set_mesh), or the default
     device, and becomes float32. Raises UserError that names the option of config.json, or
     CheckpointError that names the file or tensor, which lm_jax cannot take; a model is never loaded
     in part.
     """
-    return imported(directory)[1:]
+    return imported(directory, new_head)[1:]
 
 
-def imported(directory: str | os.PathLike[str]) -> tuple[Family, ModelConfig, Transformer]:
+def imported(
+    directory: str | os.PathLike[str], new_head: bool = False
+) -> tuple[Family, ModelConfig, Transformer]:
     """`import_hf`, and the family that it is of."""
     path = Path(directory)
     if not path.is_dir():
@@ -79,12 +87,21 @@ def imported(directory: str | os.PathLike[str]) -> tuple[Family, ModelConfig, Tr
         family, config = read_config(path)
         found = tensors(path)
         config = family.fit(config, found)
-        sources = match(path, family, config, found)
+        lacking = missing_head(family, config, found)
+        if lacking:
+            config = config if new_head else dataclasses.replace(config, head=False, pooler=False)
+            print(headless(path, lacking, new_head), file=sys.stderr, flush=True)
+        rows = [row for row in family.table(config) if not (lacking and family.of_head(row))]
+        sources = match(path, family, rows, config, found)
         model = abstract(config, str(path / "config.json"))
         parts: dict[str, list[Row]] = {}
-        for row in family.rows(config):
+        for row in rows:
             parts.setdefault(row.ours, []).append(row)
-        loaded = [load(leaf, parts[name], config, sources) for name, leaf in flatten(model).items()]
+        born = new_parts(config, flatten(model).keys() - parts.keys())
+        loaded = [
+            born[name] if name in born else load(leaf, parts[name], config, sources)
+            for name, leaf in flatten(model).items()
+        ]
         return family, config, jax.tree.unflatten(jax.tree.structure(model), loaded)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}.") from None
@@ -200,29 +217,15 @@ def family_of(config: ModelConfig) -> Family:
     raise min(errors, key=lambda pair: pair[0])[1]
 
 
-def pieces(rows: list[Row], config: ModelConfig) -> dict[str, tuple[int, list[Row]]]:
-    """{tensor of theirs: (layer, the rows that are its parts)}."""
-    found: dict[str, tuple[int, list[Row]]] = {}
-    for row in rows:
-        for layer in range(layers_of(config, row.ours) if row.stacked else 1):
-            found.setdefault(row.theirs.format(layer=layer), (layer, []))[1].append(row)
-    return found
-
-
-def tensor_shape(rows: list[Row], sizes: dict[str, int]) -> tuple[int, ...]:
-    """Shape of a tensor of theirs that these rows are the parts of."""
-    shapes = [row.shape(sizes) for row in rows]
-    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-
-
-def match(path: Path, family: Family, config: ModelConfig, found: dict[str, Tensor]) -> Sources:
+def match(
+    path: Path, family: Family, table: list[Row], config: ModelConfig, found: dict[str, Tensor]
+) -> Sources:
     """Where each tensor of the rows is; raises CheckpointError on one missing, odd or left over."""
     sizes, sources, rest = sizes_of(config), {}, dict(found)
-    for name, (_, rows) in pieces(family.rows(config), config).items():
+    for name, (_, rows) in pieces(table, config).items():
         held = next((other for other in family.names(name) if other in rest), None)
         if held is None:
-            head = "" if name.startswith(family.prefix) else " (the model was saved without a head)"
-            raise CheckpointError(f"{path}: tensor {name} is missing{head}.")
+            raise CheckpointError(f"{path}: tensor {name} is missing.")
         tensor = rest.pop(held)
         shape = tensor_shape(rows, sizes)
         if tensor.shape != shape:

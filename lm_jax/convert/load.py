@@ -1,18 +1,25 @@
 """Hugging Face directories as language models."""
 
+import contextlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from lm_jax.config import from_model
+from lm_jax.errors import CheckpointError
 from lm_jax.inference.language_model import WINDOW, LanguageModel
 
 
-def load_hf(directory: str) -> LanguageModel:
-    """The language model of a Hugging Face directory, with its tokenizer where it has one."""
+def load_hf(name: str, new_head: bool = False) -> LanguageModel:
+    """The language model of a Hugging Face directory, or of the Hub's name of one that is in the
+    local cache, with its tokenizer where it has one. new_head: see `import_hf`.
+    """
     from lm_jax.convert.hf import imported
 
-    family, model_config, model = imported(directory)
+    directory = find(name)
+    family, model_config, model = imported(directory, new_head)
     tokenizer = None
     if (Path(directory) / "tokenizer.json").is_file():
         from lm_jax.convert.tokenizer import import_tokenizer
@@ -23,6 +30,27 @@ def load_hf(directory: str) -> LanguageModel:
     if ends := stop_ids(Path(directory)):
         metadata["stop_ids"] = ends
     return LanguageModel(model, tokenizer, config, 0, f"hf:{directory}", metadata)
+
+
+def find(name: str) -> str:
+    """The directory that is meant; raises CheckpointError that says how to get what is not here.
+
+    A name of the Hub (organisation/model) is looked for in its local cache; nothing is downloaded.
+    """
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name):
+        return name
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
+    model = cache / f"models--{name.replace('/', '--')}"
+    with contextlib.suppress(OSError, ValueError):
+        revision = (model / "refs" / "main").read_text()[:100].strip()
+        snapshot = model / "snapshots" / revision
+        if re.fullmatch(r"[0-9a-f]{1,64}", revision) and snapshot.is_dir():
+            return str(snapshot)
+    raise CheckpointError(
+        f"{name}: is not a directory, nor a model in the Hub's cache ({cache}). Nothing is "
+        f"downloaded here: run `hf download {name} --local-dir DIR`, and name hf:DIR."
+    )
 
 
 def stop_ids(path: Path) -> list[int]:

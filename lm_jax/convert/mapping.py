@@ -104,6 +104,7 @@ class Family:
     only: their options that we have in one value only.
     keys, read, write: the options that no row can say, and keys without effect on the logits.
     aliases: other names under which transformers takes a key.
+    head: pattern of the beginning of the names of the output head's tensors.
     nested: the keys within a group of keys that it does not read, by group.name.
     buffers: pattern of tensors that files may hold and that the model does not use.
     older: (pattern, replacement): other names under which files hold a tensor.
@@ -129,11 +130,20 @@ class Family:
     zeros: tuple[str, ...] = ()
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     nested: Callable[[Mapping[str, Any]], list[str]] = lambda values: []
+    head: str = r"lm_head\.|cls\."
 
     def completed(self, config: ModelConfig) -> ModelConfig:
         """The options of the same model as this family has it: with the weights of `zeros`."""
         flags: dict[str, Any] = dict.fromkeys(self.zeros, True)
         return dataclasses.replace(config, **flags)
+
+    def table(self, config: ModelConfig) -> list[Row]:
+        """The rows of a model, without those of the head where it has none."""
+        return [row for row in self.rows(config) if config.head or not self.of_head(row)]
+
+    def of_head(self, row: Row) -> bool:
+        """Whether a row is of the output head."""
+        return re.match(self.head, row.theirs) is not None
 
     def read_config(self, values: dict[str, Any], where: str) -> ModelConfig:
         """Our options of their `values`; raises UserError with the key that we do not have."""
@@ -188,6 +198,9 @@ class Family:
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """Their config.json; raises UserError with our field that the family does not have."""
+        if not config.head:
+            raise UserError("config.model.head=False: a body without an output head; import it "
+                            "with new_head=True to export it.")  # fmt: skip
         config = self.completed(config)
         differing = self.differing(config)
         for field in differing:
@@ -248,6 +261,21 @@ def layers_of(config: ModelConfig, ours: str) -> int:
     both = config.architecture == "encoder_decoder"
     own = config.encoder_layers if both and ours.startswith("encoder/") else 0
     return own or config.num_layers
+
+
+def pieces(rows: list[Row], config: ModelConfig) -> dict[str, tuple[int, list[Row]]]:
+    """{tensor of theirs: (layer, the rows that are its parts)}."""
+    found: dict[str, tuple[int, list[Row]]] = {}
+    for row in rows:
+        for layer in range(layers_of(config, row.ours) if row.stacked else 1):
+            found.setdefault(row.theirs.format(layer=layer), (layer, []))[1].append(row)
+    return found
+
+
+def tensor_shape(rows: list[Row], sizes: dict[str, int]) -> tuple[int, ...]:
+    """Shape of a tensor of theirs that these rows are the parts of."""
+    shapes = [row.shape(sizes) for row in rows]
+    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
 
 def effective(config: ModelConfig) -> ModelConfig:

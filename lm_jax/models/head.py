@@ -13,6 +13,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.devices import collectives
 from lm_jax.devices.products import einsum
 from lm_jax.devices.sharding import shard, table, ways
+from lm_jax.errors import UserError
 from lm_jax.models.arguments import check_inputs, ready
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
 from lm_jax.models.parameter import TABLE, vector
@@ -35,6 +36,8 @@ class Network(nnx.Module):
     def make_head(self, rngs: nnx.Rngs) -> None:
         """The weights of the head, where it has any of its own."""
         config = self.config
+        if not config.head:
+            return
         if not config.tie_embeddings:
             V, D = config.vocab_size, config.dim
             self.head = weight(rngs, (V, D), table(V), std_of(config, D, V), TABLE)
@@ -65,7 +68,12 @@ class Network(nnx.Module):
         return read(self.head_states(x_BLD), self.readout(), self.config.logit_softcap)
 
     def head_states(self, x_BLD: jax.Array) -> jax.Array:
-        """What the head reads of hidden states, [B, L, D]."""
+        """What the head reads of hidden states, [B, L, D]; raises UserError without a head."""
+        if not self.config.head:
+            raise UserError(
+                "config.model.head=False: this model is a body without an output head: it has "
+                "hidden states (model.hidden), no logits; import it with new_head=True."
+            )
         x_BLD = self.head_transform(x_BLD) if self.config.head_transform else x_BLD
         scale = self.config.logit_scale
         return x_BLD if scale == 1.0 else x_BLD * jnp.asarray(scale, x_BLD.dtype)

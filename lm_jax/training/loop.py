@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm_jax.config import Config, MeshConfig, mesh_check
+from lm_jax.config import Config, mesh_check
 from lm_jax.config import check as config_check
 from lm_jax.config.values import expand_home
 from lm_jax.data.stream import batches
@@ -54,8 +54,7 @@ def train(
     devices = counting.host(devices) if counts else devices
     mesh = sharding.make_mesh(requested.mesh, devices)
     mesh_check.check_batch(requested.batch_size, requested.microbatches, mesh.shape)
-    # Once more, now that what a -1 stands for is known.
-    config_check.check(dataclasses.replace(requested, mesh=MeshConfig(**mesh.shape)))
+    config_check.check_training(requested, mesh.shape)
     prefix, shared = config_check.has_prefix(requested), mesh.shape["context"] > 1
     model = resolved(requested.model, devices[0].platform, prefix, shared)
     config = dataclasses.replace(requested, model=model)
