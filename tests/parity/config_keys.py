@@ -32,6 +32,7 @@ NOT_REACHED = words(
     "initializer_range logits_mup_width_multiplier max_position_embeddings num_key_value_heads "
     "number_of_conv_states rms_norm_eps rope_parameters sub_config_name json"
 )
+ROTARY = {"original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta"}
 IMAGES = {"image_token_id", "mm_tokens_per_image", "text_config", "vision_config"}  # of Gemma 3
 
 
@@ -52,7 +53,7 @@ def keys(model_type: str) -> set[str]:
     fields = {field.name for field in dataclasses.fields(cls)}
     own = {name for name in found if name not in fields and hasattr(PreTrainedConfig, name)}
     found = {name for name in found - own if not name.startswith("_")} | (own & SAVED)
-    return found if "rope_parameters" in fields else found - {"rope_scaling", "rope_theta"}
+    return found if "rope_parameters" in fields else found - ROTARY
 
 
 SAVED = {"name_or_path", "num_labels", "output_attentions", "rope_scaling", "torch_dtype"}

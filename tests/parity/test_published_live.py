@@ -52,13 +52,17 @@ def random_model(values: dict[str, Any]) -> Any:
     """The model of transformers of these values, every parameter random."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
+    plain = {k: v for k, v in values.items() if k not in ("dtype", "torch_dtype")}
+    config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(plain)
     config._attn_implementation = "eager"
     kinds = {"bert": "AutoModelForMaskedLM", "roberta": "AutoModelForMaskedLM",
              "xlm-roberta": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM",
              "mt5": "AutoModelForSeq2SeqLM"}  # fmt: skip
     kind = kinds.get(values["model_type"], "AutoModelForCausalLM")
     model = getattr(transformers, kind).from_config(config).eval()
+    if "t5" in values["model_type"] and values.get("tie_word_embeddings") is False:
+        # transformers 5 ties the head of any T5 until it reads another one.
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             norm = ("norm" in name.lower() or ".ln_" in name) and name.endswith("weight")
@@ -90,4 +94,4 @@ def test_a_published_configuration_gives_the_logits_of_transformers(name, tmp_pa
         wanted = answers(model, batch)["logits"]
     real = batch.get("segment_ids", np.ones_like(batch["ids"])) > 0
     found, _ = forward(here, ours(batch))
-    np.testing.assert_allclose(found[real], wanted[real], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found[real], wanted[real], atol=1e-4 * np.abs(wanted).max(), rtol=0)
