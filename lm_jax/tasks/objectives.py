@@ -37,6 +37,7 @@ def loss(
     batch: tokens, targets, segment_ids, positions [B, L] int32 and weights [B, L] float32, and what
     else `model.forward` reads; pair_label [B] adds the cross-entropy of the pairs (BERT, ALBERT),
     weighed as a token for each token of the batch, as the sum of two means. key: dropout is on.
+    A microbatch has `microbatch_weights` beside it.
     """
     tokens = jnp.sum(batch["weights"])
     if not hasattr(model, "readout"):  # no network: it says itself how likely a text is
@@ -48,22 +49,39 @@ def loss(
     sums = {"nll": nll, "tokens": tokens} | {n: aux[n] for n in ("state",) if n in aux}
     for name, weight in (("balance", config.balance_loss), ("router_z", config.router_z_loss)):
         if name in aux:  # one number a layer, each a mean over tokens
-            total += weight * jnp.mean(aux[name]) * tokens
-            sums[name] = jnp.mean(aux[name]) * tokens
+            sums[name] = jnp.mean(aux[name]) * batch.get("expert_weight", tokens)
+            total += weight * sums[name]
     if "load" in aux:  # [N, E] shares of the choices: how much more than its share the fullest has
         load_NE = aux["load"]
-        sums["load"] = jnp.mean(jnp.max(load_NE, -1)) * load_NE.shape[-1] * tokens
+        fullest = jnp.mean(jnp.max(load_NE, -1)) * load_NE.shape[-1]
+        sums["load"] = fullest * batch.get("expert_weight", tokens)
     if "pair_label" in batch:
         label_B = batch["pair_label"]
         logits_B2 = model.pooler(x_BLD)
         pair_nll_B = jax.nn.logsumexp(logits_B2, -1) - jnp.where(
             label_B == 1, logits_B2[:, 1], logits_B2[:, 0]
         )
-        total += jnp.mean(pair_nll_B) * tokens
+        total += jnp.mean(pair_nll_B) * batch.get("pair_weight", tokens)
         right_B = (logits_B2[:, 1] > logits_B2[:, 0]) == (label_B == 1)
         sums["pair_nll"], sums["pairs"] = jnp.sum(pair_nll_B), jnp.float32(len(label_B))
         sums["pairs_right"] = jnp.sum(right_B.astype(jnp.float32))
     return total, sums
+
+
+def microbatch_weights(batch: Batch, experts: bool) -> Batch:
+    """For each microbatch of `batch` [M, B, L] what its means count in the whole batch, in target
+    tokens [M]: `pair_weight` by its pairs, `expert_weight` by the tokens that experts see. By its
+    own target tokens, a microbatch with fewer masked tokens would count less.
+    """
+    tokens, count = jnp.sum(batch["weights"]), len(batch["weights"])
+    weights = {}
+    if experts:
+        segments = batch.get("segment_ids", jnp.ones_like(batch["tokens"]))
+        real_M = jnp.sum((segments > 0).astype(jnp.float32), (1, 2))
+        weights["expert_weight"] = tokens * real_M / jnp.maximum(jnp.sum(real_M), 1.0)
+    if "pair_label" in batch:
+        weights["pair_weight"] = jnp.full(count, tokens / count)
+    return weights
 
 
 def cross_entropy(

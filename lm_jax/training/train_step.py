@@ -15,7 +15,7 @@ from flax import nnx
 
 from lm_jax.config import Config
 from lm_jax.models import Recurrent, create
-from lm_jax.tasks.objectives import Batch, loss, means
+from lm_jax.tasks.objectives import Batch, loss, means, microbatch_weights
 from lm_jax.training import optimizers
 
 Metrics = dict[str, jax.Array]
@@ -99,6 +99,8 @@ def accumulate(sums, model, batch, key, layout):
 
     count = batch["tokens"].shape[0]
     keys = jax.random.split(key, count)
+    if count > 1:
+        batch = {**batch, **microbatch_weights(batch, bool(model.config.num_experts))}
     first = (jax.tree.map(lambda x: x[0], batch), keys[0])
     if count == 1:
         return grad(model, *first)

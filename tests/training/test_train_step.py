@@ -194,12 +194,37 @@ def test_the_first_step_is_what_it_was(name):
     np.testing.assert_allclose(found, GOLDEN[name], rtol=1e-4, err_msg=hint)
 
 
-def test_microbatches_of_unlike_weight_make_the_step_of_the_full_batch():
-    step, state = one(GPT2)
-    whole, metrics = step(state, batch_of(3))
-    parts, others = step(state, batch_of(3, microbatches=4))
-    for name in ("loss", "gnorm", "tokens"):
-        np.testing.assert_allclose(others[name], metrics[name], rtol=1e-5)
+BESIDE = {  # what adds means to the loss, which are not of target tokens
+    "nothing": GPT2,
+    "pairs": dataclasses.replace(GPT2, model=dataclasses.replace(
+        GPT2.model, architecture="encoder", pooler=True)),
+    # The balance of the experts, a product of two means, is that of each microbatch.
+    "experts": dataclasses.replace(
+        GPT2, model=dataclasses.replace(GPT2.model, num_experts=2, mlp_dim=16),
+        loss=LossConfig(balance_loss=0.0, router_z_loss=1.0)),
+}  # fmt: skip
+
+
+def batch_beside(name, microbatches):
+    """`batch_of`, with labels of pairs or, where experts look, rows of unlike length."""
+    batch = batch_of(3, microbatches)
+    rows = np.arange(B).reshape(microbatches, -1)
+    if name == "pairs":
+        batch["pair_label"] = (rows % 3 == 0).astype(np.int32)
+    if name == "experts":
+        batch["segment_ids"] *= np.arange(L)[None, None] < 2 + rows[..., None] * (L - 2) // B
+        batch["weights"] *= batch["segment_ids"] > 0
+    return batch
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_microbatches_of_unlike_weight_make_the_step_of_the_full_batch(name):
+    step, state = one(BESIDE[name])
+    whole, metrics = step(state, batch_beside(name, 1))
+    parts, others = step(state, batch_beside(name, 4))
+    beside = {"pairs": {"pair_nll"}, "experts": {"router_z"}}.get(name, set())
+    for key in {"loss", "gnorm", "tokens"} | beside:
+        np.testing.assert_allclose(others[key], metrics[key], rtol=1e-5)
     # The moments are the gradients; parameters move by hardly more than their signs.
     whole, parts = (
         {k: x for k, x in flatten(s).items() if k[:9] == "opt/0/mu/"} for s in (whole, parts)
