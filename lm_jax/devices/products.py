@@ -169,7 +169,7 @@ contracted.defvjp(contracted_forward, contracted_backward)
 def lookup(table: jax.Array, ids_BL: jax.Array, dtype: Any) -> jax.Array:
     """table[ids] in `dtype`, as the stream; the table [V, D] lies as `sharding.table` says."""
     if not mesh_is_set():
-        return table.astype(dtype)[ids_BL]
+        return table[ids_BL].astype(dtype)  # the gradient is summed in float32
     return looked_up(jnp.dtype(dtype), table, ids_BL)
 
 

@@ -50,6 +50,16 @@ def constant(
     return parameter(jnp.full(shape, value, jnp.float32), axes, role)
 
 
+def add(x: jax.Array, *others: jax.Array) -> jax.Array:
+    """x and vectors or rows that many tokens share, added in float32: in a lower precision, the
+    gradients of what is shared would be summed in it, token by token. In the type of x.
+    """
+    y = x.astype(jnp.float32)
+    for other in others:
+        y = y + other.astype(jnp.float32)[(None,) * (x.ndim - other.ndim)]
+    return y.astype(x.dtype)
+
+
 def std_of(config: ModelConfig, fan_in: int, fan_out: int, ends_branch: bool = False) -> float:
     """Initial standard deviation of a projection from `fan_in` to `fan_out` features.
 
@@ -110,7 +120,7 @@ class MLP(nnx.Module):
         axes, bits = ("batch", "length", None, "mlp"), self.config.bits("mlp")
         (h_BLCF,) = expand(x_BLD, ("bld,dcf->blcf", self.up[...].astype(dtype), axes), bits=bits)
         if self.config.bias:
-            h_BLCF += self.up_bias[...].astype(dtype)[None, None]
+            h_BLCF = add(h_BLCF, self.up_bias[...])
         h_BLF = ACTIVATIONS[self.config.activation](h_BLCF[:, :, 0])
         if self.config.gated:
             h_BLF *= h_BLCF[:, :, 1]
@@ -118,7 +128,7 @@ class MLP(nnx.Module):
         h_BLF = dropout(h_BLF, self.config.activation_dropout, key)
         down_FD = self.down[...].astype(dtype)
         y_BLD = contract("blf,fd->bld", h_BLF, down_FD, *axes[:2], "mlp", bits=bits)
-        return y_BLD + self.down_bias[...].astype(dtype)[None, None] if self.config.bias else y_BLD
+        return add(y_BLD, self.down_bias[...]) if self.config.bias else y_BLD
 
 
 class Embed(nnx.Module):
@@ -144,7 +154,7 @@ class Embed(nnx.Module):
         types_BL: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        axes = stream(config.dim)
+        axes, rows = stream(config.dim), []
         row = (None, *axes[1:])
         x_BLD = lookup(self.tokens[...], tokens_BL, dtype)
         if config.embed_scale != 1.0:
@@ -153,17 +163,18 @@ class Embed(nnx.Module):
             # One row of positions serves the whole batch and is on every device.
             by_row = axes if len(positions_BL) == len(tokens_BL) else row
             if config.positions == "learned":
-                table = shard(self.positions[...].astype(dtype), None, None)
-                x_BLD += gather(table, positions_BL + config.position_offset, *by_row)
+                table = shard(self.positions[...], None, None)
+                rows.append(gather(table, positions_BL + config.position_offset, *by_row))
             else:
-                x_BLD += shard(sinusoids(positions_BL, config.dim).astype(dtype), *by_row)
+                rows.append(shard(sinusoids(positions_BL, config.dim), *by_row))
         if config.token_types:
-            table = shard(self.types[...].astype(dtype), None, None)
+            table = shard(self.types[...], None, None)
             if types_BL is None:  # all tokens are of the first type
-                x_BLD += shard(table[:1][None], None, None, axes[2])
+                rows.append(shard(table[:1][None], None, None, axes[2]))
             else:
                 by_row = axes if len(types_BL) == len(tokens_BL) else row
-                x_BLD += gather(table, types_BL, *by_row)
+                rows.append(gather(table, types_BL, *by_row))
+        x_BLD = add(x_BLD, *rows)
         return self.norm(x_BLD) if config.embed_norm else x_BLD
 
 
@@ -179,7 +190,7 @@ class HeadTransform(nnx.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x_BLD.dtype)
         y_BLD = einsum("bld,de->ble", x_BLD, kernel, "batch", "length", None)
-        y_BLD += self.bias[...].astype(x_BLD.dtype)[None, None]
+        y_BLD = add(y_BLD, self.bias[...])
         return self.norm(ACTIVATIONS[self.config.activation](y_BLD))
 
 
@@ -200,7 +211,7 @@ class Pooler(nnx.Module):
         """tanh of a layer on the first token, [B, D]."""
         x_BD = first(x_BLD)
         y_BD = einsum("bd,de->be", x_BD, self.kernel[...].astype(x_BD.dtype), "batch", None)
-        return jnp.tanh(y_BD + self.bias[...].astype(x_BD.dtype)[None])
+        return jnp.tanh(add(y_BD, self.bias[...]))
 
     def logits(self, y_BD: jax.Array) -> jax.Array:
         """Logits of 'follows' and 'does not', float32."""

@@ -18,7 +18,7 @@ from lm_jax.devices.products import contract, expand
 from lm_jax.models.arguments import ready
 from lm_jax.models.attention import context, kernels
 from lm_jax.models.attention.positions import Rotation, rotate
-from lm_jax.models.layers import Norm, constant, std_of, weight
+from lm_jax.models.layers import Norm, add, constant, std_of, weight
 from lm_jax.models.parameter import hidden, vector
 
 Cache = dict[str, jax.Array]  # keys and values so far, [B, S, K, H] each
@@ -103,7 +103,7 @@ class Attention(nnx.Module):
         w_KGHD, bits = self.wo[...].astype(dtype), config.bits("attn")
         y_BLD = contract("blkgh,kghd->bld", o_BLKGH, w_KGHD, *axes, bits=bits)
         if config.bias or config.attn_bias:
-            y_BLD += self.bo[...].astype(dtype)[None, None]
+            y_BLD = add(y_BLD, self.bo[...])
         return y_BLD, cache
 
     def weights(
@@ -165,7 +165,7 @@ class Attention(nnx.Module):
         seen = dict(zip(what, read, strict=True))
         for name in what:
             if hasattr(self, "bq"):
-                seen[name] += getattr(self, f"b{name}")[...].astype(dtype)[None, None]
+                seen[name] = add(seen[name], getattr(self, f"b{name}")[...])
             if hasattr(self, f"{name}_norm"):
                 seen[name] = getattr(self, f"{name}_norm")(seen[name])
         return seen
