@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import lm_jax
 from lm_jax import convert
+from lm_jax.config import Config
 from lm_jax.convert.__main__ import export
 from lm_jax.convert.certificate import TEXT
+from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.tokens.tokenizer_training import train
 from lm_jax.errors import CheckpointError
+from lm_jax.inference.language_model import LanguageModel
+from lm_jax.models import Transformer
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 pytest.importorskip("torch")
@@ -144,3 +150,22 @@ def test_an_export_without_them_fails(instruct, tmp_path, lost):
         file.write_text(json.dumps(json.loads(file.read_text()) | {lost: True}))
     with pytest.raises(CheckpointError, match=r"not the model: .* texts are equal"):
         convert.certify(tmp_path / "out", instruct.model, instruct.tokenizer)
+
+
+@pytest.mark.parametrize(("kind", "pieces"), [("bpe", 500), ("unigram", 400), ("bytes", 259)])
+def test_a_model_of_ours_reads_prompts_there_as_it_does_here(kind, pieces, tmp_path):
+    config = Config.parse(
+        {"model": {"vocab_size": 512, "num_layers": 1, "dim": 16, "num_heads": 2}}
+    )
+    model = Transformer(config.model, rngs=nnx.Rngs(0))
+    lm = LanguageModel(model, train(kind, [Path(__file__).read_text()], pieces), config)
+    certificate = export(lm, tmp_path / "out", "")
+    assert certificate["verdict"] == "proven"
+    assert certificate["tokenizer"]["equal"] == certificate["tokenizer"]["texts"] > 10
+    there = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = there("def f(x):")["input_ids"]
+    assert ids == [lm.tokenizer.bos_id, *lm.tokenizer.encode("def f(x):")]
+    again = lm_jax.load(f"hf:{tmp_path / 'out'}")
+    assert again.frame == Frame((lm.tokenizer.bos_id,))
+    settings = {"max_new_tokens": 20, "temperature": 0}
+    assert again.generate("def f(x):", **settings) == lm.generate("def f(x):", **settings)
