@@ -105,7 +105,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
                   ("adamw", "muon", "lion", "adafactor")},
     "state": {"as weights": {}, "sharded": {"optimizer.shard_state": True}},
     "microbatches": {"1": {}, "2": {"microbatches": 2}},
-    "dropout": {"0": {}, "0.1": {"model.dropout": 0.1}},
+    "dropout": {
+        "0": {},
+        "0.1": {"model.dropout": 0.1},
+        "everywhere": {"model.dropout": 0.1, "model.attention_dropout": 0.1, "model.output_dropout": 0.1},
+    },
     "targets": {
         "plain": {},
         "z_loss": {"loss.z_loss": 1e-3},

@@ -17,7 +17,8 @@ from lm_jax.inference.sampling import generate
 from lm_jax.inference.scoring import evaluate_heldout
 from lm_jax.models.classical.counted import NGram
 from lm_jax.models.classical.ngram import KneserNey
-from lm_jax.training import loop
+from lm_jax.run.checkpoint import SavedSteps
+from lm_jax.training import counting, loop
 
 WINDOW, ORDER = 64, 4
 
@@ -112,3 +113,22 @@ def test_a_finished_run_is_left_alone_and_a_budget_counts_less(run, folder, caps
     bits = [json.loads((folder / name / "summary.json").read_text())["model"]["bpb"]
             for name in ("few", "run")]  # fmt: skip
     assert bits[0] > bits[1] + 0.2
+
+
+def test_a_run_that_was_killed_after_its_save_is_evaluated_when_it_is_started_again(
+    folder, monkeypatch
+):
+    config, workdir = config_of(folder, eval={"baselines": False, "samples": 0}), folder / "killed"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, str(workdir))
+    assert SavedSteps(workdir).steps() == [1]
+    assert not (workdir / "report.html").exists()
+    assert loop.train(config, str(workdir)) == 0
+    assert SavedSteps(workdir).steps() == [1]
+    assert "model" in json.loads((workdir / "summary.json").read_text())
