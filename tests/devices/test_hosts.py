@@ -169,7 +169,7 @@ def test_a_lost_process_stops_the_others_and_a_new_start_ends_in_the_same_bits(f
 
 ALONE = """
 import sys, time
-from lm_jax import hosts
+from lm_jax.devices import hosts
 address, index = sys.argv[1], int(sys.argv[2])
 hosts.join(address, 2, index)
 hosts.first_does(lambda: time.sleep(40), "text")

@@ -14,7 +14,7 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 FAULTS = """
 import os, resource
 os.environ["JAX_PLATFORMS"] = "cpu"
-from lm_jax import runtime
+from lm_jax.devices import runtime
 runtime.huge_pages()
 import jax, jax.numpy as jnp
 product = jax.jit(lambda x: (x @ x.T) @ x)  # 256 MiB of temporary array, 65,536 pages of 4 KiB

@@ -237,7 +237,7 @@ def ended_and_named(folder, name, processes, says, workdir):  # noqa: F811
 
 TALK = """
 import ctypes, sys, time
-from lm_jax import hosts
+from lm_jax.devices import hosts
 from lm_jax.config import WatchdogConfig
 from lm_jax.run.watchdog import Watchdog
 flags = dict(flag[2:].split("=") for flag in sys.argv[1:] if "=" in flag)
