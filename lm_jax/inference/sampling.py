@@ -126,6 +126,11 @@ def generate(
             f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens: the model sees "
             f"{limit} (model.max_length) at most; {room}."
         )
+    if (read := max(map(len, inputs), default=0)) > limit and model.config.positions == "learned":
+        raise UserError(
+            f"an input of {read} tokens: the encoder has {limit} positions (model.max_length); "
+            "shorten it."
+        )
     if allowed is None:
         allowed = np.ones(model.config.vocab_size, bool)
     ends = np.atleast_1d(np.asarray(eos_id, np.int32))

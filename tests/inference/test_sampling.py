@@ -248,3 +248,9 @@ def test_an_encoder_is_refused_before_anything_is_computed():
     encoder = abstract_model(architecture="encoder")
     with pytest.raises(UserError, match="continues no text"):
         generate(encoder, PROMPTS, 1, jax.random.key(0))
+
+
+def test_an_input_longer_than_the_table_of_positions_is_refused():
+    model = abstract_model(architecture="encoder_decoder", positions="learned")
+    with pytest.raises(UserError, match=r"an input of 61 tokens: the encoder has 60 positions"):
+        generate(model, [[1]], 4, jax.random.key(0), inputs=[[2], [3] * 61])

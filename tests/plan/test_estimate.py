@@ -146,7 +146,8 @@ def test_what_is_traced_on_a_mesh_of_ones_is_what_the_mesh_has():
 # never used at the same time.)
 COMPILED = {  # the rows of docs/plans.md
     "gpt2_124m": ("gpt2_124m", {"data": 16}, {}, 1.495, 12.14),
-    "bert:large": ("bert:large", {"data": 256}, {}, 4.036, 7.08),
+    # On splash, which has no dropout of attention.
+    "bert:large": ("bert:large", {"data": 256}, {"model.attention_dropout": 0.0}, 4.036, 7.08),
     "t5:1.1_xxl": ("t5:1.1_xxl", {"fsdp": 256}, {"batch_size": 256}, None, 6.87),
     "llama3_8b fsdp 64": ("llama3_8b", {"fsdp": 64}, {}, 1.51, 31.34),
     "llama3_8b fsdp 16 x tensor 4": ("llama3_8b", {"fsdp": 16, "tensor": 4}, {"batch_size": 16},
