@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config.check import has_prefix
+from lm_jax.config.field import facts_of
 from lm_jax.data.views.fit import check_rows
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
@@ -108,7 +109,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "dropout": {
         "0": {},
         "0.1": {"model.dropout": 0.1},
-        "everywhere": {"model.dropout": 0.1, "model.attention_dropout": 0.1, "model.output_dropout": 0.1},
+        "everywhere": {
+            "model.dropout": 0.1, "model.attention_dropout": 0.1, "model.output_dropout": 0.1
+        },
     },
     "targets": {
         "plain": {},
@@ -139,6 +142,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 NAMES = {name: tuple(values) for name, values in OPTIONS.items()}
 PLAIN = {name: values[0] for name, values in NAMES.items()}  # one value of each: the defaults
+ROLES = {name: facts.role for name, facts in facts_of(Config).items()}
+# How a model is trained; the other options say what it is, and a plain one can be exported.
+TRAINED = tuple(
+    name
+    for name, values in OPTIONS.items()
+    if all(ROLES[field] != "logits" for fields in values.values() for field in fields)
+)
 
 
 def values_of(row: dict[str, str], **more: Any) -> dict[str, Any]:
