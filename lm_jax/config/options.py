@@ -184,7 +184,8 @@ class Config:
     @classmethod
     def parse(cls, values: "Mapping[str, object] | ConfigDict") -> "Config":
         """From a ConfigDict or nested dict; raises UserError naming field, value, right choice."""
-        config = from_dict(cls, values.to_dict() if hasattr(values, "to_dict") else dict(values))
+        plain: Any = values.to_dict() if hasattr(values, "to_dict") else values
+        config = from_dict(cls, dict(plain) if isinstance(plain, Mapping) else plain)
         paths = {name: expand_home(getattr(config.data, name)) for name in PATHS}
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
         check.check(config)
