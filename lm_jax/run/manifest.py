@@ -149,7 +149,13 @@ def compare(rows: dict[str, dict[str, Any]], wanted: dict[str, Any], where: Any)
         shown.append(f"{name}: checkpoint {one} vs model {other}")
     if wrong:
         more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise CheckpointError(f"{where}: is of another model: {'; '.join(shown)}{more}.")
+        differ = f"{'; '.join(shown)}{more}."
+        if all(name.startswith("opt/") for name in wrong):
+            raise CheckpointError(
+                f"{where}: the optimizer's state is of another config.optimizer, or of an earlier "
+                f"lm_jax; train in a new --workdir: {differ}"
+            )
+        raise CheckpointError(f"{where}: is of another model: {differ}")
 
 
 def is_key(x: Any) -> bool:

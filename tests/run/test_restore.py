@@ -26,6 +26,17 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_arrays(tmp_path):
     assert (checkpoints.steps(), lines) == ([1, 2], [])  # it is whole: nothing is moved
 
 
+def test_an_optimizer_of_another_form_is_refused_by_name(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"model": {"w": jnp.ones(3)}, "opt": {"count": jnp.zeros(())}})
+        with pytest.raises(CheckpointError) as error:
+            checkpoints.restore({"model": {"w": jnp.ones(3)}, "opt": {"momentum": jnp.ones(3)}})
+    line = str(error.value)
+    assert "the optimizer's state is of another config.optimizer" in line
+    assert "opt/momentum: checkpoint none vs model (3,) float32" in line
+    assert "\n" not in line
+
+
 def test_types_are_never_cast_and_missing_and_extra_arrays_are_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": jnp.ones(3), "old": jnp.ones(2), "c": jnp.ones((2, 2))})
