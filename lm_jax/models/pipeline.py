@@ -56,9 +56,11 @@ def pipelined(
     M = parts_of(rows, S, config.pipeline_parts, R)
     G = S if R > 1 else M  # what comes back from the last stage is due on the first in that tick
     x_BLD, seen = jax.tree.map(partial(of_all, B=B), (x_BLD, seen))
+    types = jax.tree.map(lambda x: x.dtype, (x_BLD, seen))
 
     def stage(x_BLD, seen, layers, kept):
         here = jax.lax.axis_index(AXIS)
+        x_BLD, seen = jax.tree.map(lambda x, dtype: x.astype(dtype), (x_BLD, seen), types)
         x_BLD, seen = vary((x_BLD, seen), (AXIS,))
         x, seen = jax.tree.map(lambda x: cut(x, M) if len(x) == B else x[None], (x_BLD, seen))
         cache, keyed = jax.tree.map(lambda x: cut(x, M, 1), kept)
@@ -89,13 +91,25 @@ def pipelined(
         aux = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, here, M * R), aux)
         aux = jax.tree.map(lambda x: by_part(x, M, R, G), aux)
         cache = jax.tree.map(lambda x: joined(x, 1), cache)
-        return jax.lax.psum(y_BLD, AXIS), cache, moe.together(aux) if aux else aux
+        return jax.lax.psum(summable(y_BLD), AXIS), cache, moe.together(aux) if aux else aux
 
     all, own = PartitionSpec(), PartitionSpec(AXIS)
-    x_BLD, *rest = on_stages(stage, (all, all, own, own), (all, own, own))(
-        x_BLD, seen, layers, kept
+    y_BLD, *rest = on_stages(stage, (all, all, own, own), (all, own, own))(
+        *jax.tree.map(summable, (x_BLD, seen)), layers, kept
     )
-    return sharding.shard(x_BLD, *sharding.stream(x_BLD.shape[2])), *rest
+    return sharding.shard(y_BLD.astype(x_BLD.dtype), *sharding.stream(x_BLD.shape[2])), *rest
+
+
+def summable(x: jax.Array) -> jax.Array:
+    """x as it can be summed over the stages, and its gradient: on CPU, bfloat16 as float32.
+
+    XLA's pass all-reduce-promotion makes the same of it there, and aborts the process on a sum
+    whose reducer has a sharding, as JAX gives it where a shard_map leaves other axes to the
+    compiler ("Invalid binary instruction opcode copy", jaxlib 0.10.2).
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    on_cpu = getattr(device, "device_kind", "") == "cpu"
+    return x.astype(jnp.float32) if on_cpu and x.dtype == jnp.bfloat16 else x
 
 
 def by_part(x: jax.Array, parts: int, rounds: int, group: int) -> jax.Array:
