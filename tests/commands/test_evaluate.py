@@ -141,3 +141,17 @@ def test_the_table_has_a_row_for_each_figure():
     assert found.splitlines()[1].split() == ["tokens", "1,234,567"]
     assert found.splitlines()[2].endswith("1.2346")
     assert found.splitlines()[3].endswith("n/a")
+
+
+def test_bos_and_eos_of_a_text_are_shown_and_switched(run, lm, tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    data = [f"--checkpoint={run}", f"--data={tmp_path / 'a.txt'}", "--json"]
+    code, out, err = command("lm_jax.evaluate", *data, "--nobos", "--eos")
+    assert code == 0, err
+    found, expected = json.loads(out), lm.loss("hello", bos=False)
+    assert found["frame"] == "TEXT </s>"
+    assert (found["tokens"], found["bytes"]) == (expected.tokens, expected.bytes) == (5, 4)
+    np.testing.assert_allclose(found["loss"], expected.loss, rtol=1e-5)
+    code, _, err = command("lm_jax.evaluate", f"--checkpoint={run}", "--nobos")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--bos, --eos: the held-out text of a run has both" in err
