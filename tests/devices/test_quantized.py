@@ -2,6 +2,7 @@
 on the chips that have them?
 """
 
+import dataclasses
 import functools
 import re
 import sys
@@ -127,7 +128,9 @@ def losses(steps, bits, mesh=None, seed=0, **model):
     model = ModelConfig(vocab_size=256, num_layers=1, dim=32, num_heads=4, mlp_dim=64,
                         attention="xla", dtype="float32", quantization=bits, **model)  # fmt: skip
     optimizer = OptimizerConfig(warmup_steps=min(steps, 20), learning_rate=3e-3)
-    config = from_model(model, 32, steps=steps, batch_size=8, optimizer=optimizer)
+    config = dataclasses.replace(
+        from_model(model, 32), steps=steps, batch_size=8, optimizer=optimizer
+    )
     mesh = make_mesh(MeshConfig(**(mesh or {})), jax.devices()[: 8 if mesh else 1])
     at, found = np.random.default_rng(seed).integers(0, len(text) - 33, (steps, 1, 8)), []
     with jax.set_mesh(mesh):
