@@ -1,9 +1,9 @@
-"""Where do the tokens live? Flat little-endian files of token ids and document ends, with random
-access.
+"""The token store: flat little-endian files of token ids and document ends, with random access.
 
     store.json         sizes, checksums, hash of the tokenizer, what cleaning found; written last
     <split>.tokens     uint16 (uint32 for a large vocabulary); a document is [bos] ids [eos]
     <split>.ends       uint64, one past the last token of each document
+    <split>.sums       uint32, CRC-32 of each block of <split>.tokens, checked as it is read
     heldout.jsonl      the held-out text itself, for baselines over bytes
     tokenizer/
 
@@ -15,7 +15,9 @@ this choice rests on.
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ import numpy as np
 
 from lm_jax.config.values import expand_home
 from lm_jax.data.tokens import hf_tokenizer
-from lm_jax.data.tokens.files import LocalFiles, RemoteFiles, is_remote
+from lm_jax.data.tokens.files import Blocks, LocalFiles, RemoteFiles, is_remote
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import DataError
@@ -36,9 +38,8 @@ SPLITS = ("train", "heldout")
 # its own.
 TOKENIZER_FILES = (hf_tokenizer.ABOUT, "tokenizer.json", "tokenizer.model",
                    *hf_tokenizer.COMPANIONS)  # fmt: skip
-CHECKED_AT_OPEN = (
-    64 << 20
-)  # bytes: a file up to this size is checksummed at open, a larger one by `verify`
+CHECKED_AT_OPEN = 64 << 20  # bytes of a local file: a larger one is checked as it is read
+BLOCK = 1 << 16  # bytes that have a checksum
 
 
 class TokenStore:
@@ -76,9 +77,16 @@ class TokenStore:
         self.splits = tuple(s for s in SPLITS if self.num_tokens(s))
         for name, expected in self.manifest["files"].items():
             self.check_size(name, expected["bytes"])
-            if not is_remote(self.path) and expected["bytes"] <= CHECKED_AT_OPEN:
+            if not self.checked_later(name):
                 self.check_content(name, expected["sha256"])
         self.check_tokenizer()
+        unknown = [f"{s}.tokens" for s in self.splits if f"{s}.sums" not in self.manifest["files"]]
+        if any(map(self.checked_later, unknown)) and not multiprocessing.parent_process():
+            print(
+                f"warning: {self.path}: has no checksums of its blocks, as stores had before, so "
+                "damage to its tokens goes unnoticed; python -m lm_jax.prepare makes them.",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     @classmethod
     def open(cls, path: Any) -> "TokenStore":
@@ -108,6 +116,35 @@ class TokenStore:
             sha256.update(block)
         if sha256.hexdigest() != expected:
             raise DataError(f"{self.path}/{name}: its checksum is wrong; prepare the data again.")
+
+    def checked_later(self, name: str) -> bool:
+        """Whether a file is verified as it is read, and not at open: a large or remote one."""
+        return is_remote(self.path) or self.manifest["files"][name]["bytes"] > CHECKED_AT_OPEN
+
+    def read(self, name: str) -> bytes:
+        """A whole file, verified; raises DataError."""
+        data = self.files.read(name)
+        if self.checked_later(name):
+            expected = self.manifest["files"][name]["sha256"]
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise DataError(
+                    f"{self.path}/{name}: its checksum is wrong; prepare the data again."
+                )
+        return data
+
+    @functools.cached_property
+    def blocks(self) -> dict[str, Blocks | None]:
+        """Blocks of each split's tokens, None where all are verified at open, or not at all."""
+        found: dict[str, Blocks | None] = {}
+        for split in SPLITS:
+            name, sums = f"{split}.tokens", f"{split}.sums"
+            found[split] = None
+            if sums in self.manifest["files"] and self.checked_later(name):
+                found[split] = Blocks(
+                    f"{self.path}/{name}", self.manifest["files"][name]["bytes"],
+                    np.frombuffer(self.read(sums), "<u4"), self.manifest["block_bytes"],
+                )  # fmt: skip
+        return found
 
     def check_tokenizer(self) -> None:
         """Raises DataError when the store's tokenizer is not the one its tokens were made with."""
@@ -169,9 +206,7 @@ class TokenStore:
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Document ends of each split, in memory."""
-        return {
-            s: np.frombuffer(self.files.read(f"{s}.ends"), "<u8").astype(np.int64) for s in SPLITS
-        }
+        return {s: np.frombuffer(self.read(f"{s}.ends"), "<u8").astype(np.int64) for s in SPLITS}
 
     def tokens(self, split: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """[stop - start] int32 ids."""
@@ -185,7 +220,7 @@ class TokenStore:
         last = self.num_tokens(split) - length
         if length < 0 or (starts.size and not (starts.min() >= 0 and starts.max() <= last)):
             raise IndexError(f"{split}: windows of {length} start at 0..{last}, not {starts}")
-        found = self.files.rows(f"{split}.tokens", self.dtype, starts, length)
+        found = self.files.rows(f"{split}.tokens", self.dtype, starts, length, self.blocks[split])
         if found.size and found.max() >= self.manifest["vocab_size"]:
             row = int(np.argmax(found.max(axis=1)))
             document = int(np.searchsorted(self.ends(split), starts[row], "right"))
@@ -207,17 +242,18 @@ class TokenStore:
 
     def heldout(self) -> Iterator[dict[str, str]]:
         """{"text", "source"} of each held-out document, as it was before tokenizing."""
-        for line in self.files.read("heldout.jsonl").split(b"\n"):
+        for line in self.read("heldout.jsonl").split(b"\n"):
             if line:
                 yield json.loads(line)
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
     """sha256 over token files, counts and tokenizer: not over the paths of the text or the
-    metadata.
+    metadata, nor the checksums of blocks, which older stores have not.
     """
     parts = {k: manifest[k] for k in ("dtype", "tokenizer_hash", "splits")}
-    parts["files"] = {k: v for k, v in manifest["files"].items() if k != "heldout.jsonl"}
+    files = manifest["files"].items()
+    parts["files"] = {k: v for k, v in files if k.endswith((".tokens", ".ends"))}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,13 +6,14 @@ import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm_jax.data.tokens.files import RemoteFiles, is_remote
-from lm_jax.data.tokens.store import FORMAT, SPLITS, fingerprint
+from lm_jax.data.tokens.store import BLOCK, FORMAT, SPLITS, fingerprint
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import DataError, MachineError
 
@@ -67,10 +68,15 @@ class Writer:
     def finish(self, metadata: dict[str, Any]) -> None:
         """Commits. `metadata` (JSON) is kept as `TokenStore.metadata`."""
         files = {name: file.close() for name, file in self.files.items()}
+        for split in SPLITS:
+            sums = Hashed(self.folder / f"{split}.sums")
+            sums.write(np.array(self.files[f"{split}.tokens"].sums, "<u4").tobytes())
+            files[f"{split}.sums"] = sums.close()
         self.tokenizer.save(self.folder / "tokenizer")
         manifest = {
             "format": FORMAT,
             "dtype": self.dtype.name,
+            "block_bytes": BLOCK,
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer_hash": self.tokenizer.hash,
             "splits": self.counts,
@@ -100,17 +106,26 @@ class Writer:
 
 
 class Hashed:
-    """A file that knows its size and sha256 when it is closed."""
+    """A file that knows its size, its sha256 and the CRC-32 of its blocks when it is closed."""
 
     def __init__(self, path: Path):
         self.file, self.sha256, self.size = path.open("wb"), hashlib.sha256(), 0
+        self.sums: list[int] = []
 
     def write(self, data: bytes) -> None:
+        """Appends."""
         self.file.write(data)
         self.sha256.update(data)
-        self.size += len(data)
+        while data:
+            if self.size % BLOCK == 0:
+                self.sums.append(0)
+            part = data[: BLOCK - self.size % BLOCK]
+            self.sums[-1] = zlib.crc32(part, self.sums[-1])
+            self.size += len(part)
+            data = data[len(part) :]
 
     def close(self) -> dict[str, Any]:
+        """Size and sha256, once all is on disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
@@ -140,12 +155,22 @@ def unfinished(path: str) -> Path:
     target = Path(os.path.abspath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.unfinished-"
-    for left in target.parent.glob(f"{prefix}*"):
+    for left in target.parent.iterdir():
+        if not left.name.startswith(prefix):
+            continue
         if not alive(left.name[len(prefix) :].split("-")[0]):
             shutil.rmtree(left, ignore_errors=True)
     folder = target.parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir()
     return folder
+
+
+def discard(path: str) -> None:
+    """Deletes the hidden directories of this process beside `path`, which is about to end."""
+    target = Path(os.path.abspath(path))
+    for left in [] if is_remote(path) else target.parent.glob(".*"):
+        if left.name.startswith(f".{target.name}.unfinished-{os.getpid()}-"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def alive(pid: str) -> bool:
