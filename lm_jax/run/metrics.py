@@ -5,6 +5,7 @@ MFU.
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lm_jax.config import Config
 from lm_jax.config.cost import flops_per_token
 from lm_jax.devices.chips import peak_flops
 from lm_jax.progress import duration, human
+from lm_jax.run.appended import Appended, Events
 from lm_jax.run.rundir import replace_text
 
 
@@ -58,17 +60,17 @@ class Metrics:
         peak = peak_flops(device_kind)
         self.peak = peak * devices if peak else None
         self.clock = Clock()
-        self.file: Any = None
+        self.rows: Appended | None = None
+        self.board: Events | None = None
+        self.trouble = ""
         if not writes:  # another process does
             return
         self.path = Path(workdir) / "metrics.jsonl"
         keep = [row for row in read(self.path) if row["step"] <= resumed_from and resumed_from]
         rows = (json.dumps(row, ensure_ascii=False) for row in keep)
         replace_text(self.path, "".join(f"{row}\n" for row in rows))
-        self.file = self.path.open("a", buffering=1, encoding="utf-8")
-        from tensorboardX import SummaryWriter
-
-        self.board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resumed_from + 1)
+        self.rows = Appended(self.path)
+        self.board = Events(Path(workdir) / "tb", resumed_from + 1)
 
     def bits_per_byte(self, loss: float) -> float:
         """Nats a token as bits a byte of training text, by its mean token length; not a number
@@ -80,21 +82,34 @@ class Metrics:
 
     def write(self, step: int, kind: str, **values: Any) -> None:
         """One row of metrics.jsonl; its numbers and texts go to TensorBoard too."""
-        if self.file is None:
+        if self.rows is None or self.board is None:
             return
         row = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
         # JSON has no infinity: what is not a number is written as null.
         row = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }
-        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         for name, value in values.items():
             if isinstance(value, (int, float)) and math.isfinite(value):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+                self.board.scalar(f"{kind}/{name}", value, step)
             elif isinstance(value, str) and kind == "sample":
                 # Markdown joins lines, but not those of a block of code.
                 code = "\n".join(f"    {line}" for line in value.splitlines())
-                self.board.add_text(f"{kind}/{name}", code, step)
+                self.board.text(f"{kind}/{name}", code, step)
+        self.report_trouble(step)
+
+    def report_trouble(self, step: int) -> None:
+        """A line when a disk takes no more metrics, and one when it does again."""
+        files = [file for file in (self.rows, self.board) if file is not None]
+        trouble = next((f"{file.path}: {file.error}" for file in files if file.error), "")
+        if trouble and not self.trouble:
+            print(f"warning: step {step}: {trouble}; the metrics wait in memory, the run goes on.",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        elif self.trouble and not trouble:
+            lost = sum(file.lost for file in files)
+            print(f"step {step}: metrics are written again, {lost or 'none'} were lost", flush=True)
+        self.trouble = trouble
 
     def train(self, step: int, values: dict[str, float], crc: int | None) -> None:
         """The line of a finished step, and its row: `values` are loss, gnorm, lr, tokens and what
@@ -146,10 +161,13 @@ class Metrics:
         )
 
     def close(self) -> None:
-        """Flushes all files."""
-        if self.file is not None:
-            self.file.close()
-            self.board.close()
+        """Writes what waits, and closes the files; a line for what could not be written."""
+        for file in (self.rows, self.board):
+            if file is not None:
+                file.close()
+                if file.error:
+                    print(f"warning: {file.path}: {file.error}; its last {len(file.waiting):,} "
+                          "bytes are lost.", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -194,7 +194,7 @@ def test_events_for_tensorboard_are_written(make, tmp_path):
 
 def test_a_sample_keeps_its_lines_where_text_is_shown_as_markdown(make, monkeypatch):
     shown, reported = [], make()
-    monkeypatch.setattr(reported.board, "add_text", lambda name, text, step: shown.append(text))
+    monkeypatch.setattr(reported.board, "text", lambda name, text, step: shown.append(text))
     reported.write(5, "sample", prompt="a", text="one\n  two\n\nthree")
     assert shown == ["    a", "    one\n      two\n    \n    three"]
 
