@@ -2,6 +2,7 @@
 elsewhere.
 """
 
+import math
 import sys
 import time
 from typing import Any, TextIO
@@ -10,7 +11,7 @@ from typing import Any, TextIO
 class Progress:
     """`with Progress("reading", total, "MB", 1e6) as p: p.add(n)`; silent in its first two seconds.
 
-    total None: unknown, no time left. `scale` turns what `add` counts into `unit`.
+    total None: unknown, no time left. `scale` turns what `add` counts into `unit`. quiet: silent.
     """
 
     def __init__(
@@ -20,13 +21,14 @@ class Progress:
         unit: str = "MB",
         scale: float = 1e6,
         out: TextIO | None = None,
+        quiet: bool = False,
     ):
         self.label, self.total, self.unit, self.scale = label, total, unit, scale
         self.out = out or sys.stderr
         self.bar = self.out.isatty()
         self.done = 0.0
         self.start = time.monotonic()
-        self.next = self.start + 2
+        self.next = math.inf if quiet else self.start + 2
         self.shown, self.last = False, -1.0
 
     def add(self, amount: float) -> None:

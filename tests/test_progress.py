@@ -36,3 +36,12 @@ def test_quick_work_says_nothing_and_long_work_ends_with_a_line():
 def test_durations_are_short():
     assert [duration(s) for s in (0.4, 59.4, 725, 3599, 3725, 360_000)] == [
         "0s", "59s", "12m", "59m", "1h02m", "100h00m"]  # fmt: skip
+
+
+def test_one_that_is_quiet_shows_nothing():
+    out = io.StringIO()
+    with Progress("reading", 10, out=out, quiet=True) as progress:
+        progress.next = min(progress.next, float("inf"))
+        progress.start -= 100
+        progress.add(5)
+    assert out.getvalue() == ""

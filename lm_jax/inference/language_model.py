@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -112,17 +112,28 @@ class LanguageModel:
         prompts = [checked(prompt, self.model.config.vocab_size) for prompt in prompts]
         return texts(self.model, tokenizer, prompts, max_new_tokens, seed, reading, **settings)
 
-    def loss(
-        self, text: str, stride: int = 0, bos: bool | None = None, eos: bool | None = None
-    ) -> Result:
-        """Loss, perplexity, bits per byte and tokens of `text` as one document.
+    @overload
+    def loss(self, text: str, stride: int = 0, bos: bool | None = None,
+             eos: bool | None = None) -> Result: ...  # fmt: skip
+
+    @overload
+    def loss(self, text: list[str], stride: int = 0, bos: bool | None = None,
+             eos: bool | None = None) -> list[Result]: ...  # fmt: skip
+
+    def loss(self, text: str | list[str], stride: int = 0, bos: bool | None = None,
+             eos: bool | None = None) -> Result | list[Result]:  # fmt: skip
+        """Loss, perplexity, bits per byte and tokens of `text` as one document; a list of them, in
+        order, of a list of texts.
 
         stride: targets by which the window of config.data.sequence_length moves on; 0: the window.
         bos, eos: whether these stand around the text, and the end is predicted; None: as `frame`
         has it. Without bos the first token is given.
         """
+        if not isinstance(text, str):
+            return [self.loss(one, stride, bos, eos) for one in text]
         window, frame = self.config.data.sequence_length, self.framed(bos, eos)
-        return evaluate(self.model, self.need_tokenizer(), [text], window, stride, 1, frame)
+        tokenizer = self.need_tokenizer()
+        return evaluate(self.model, tokenizer, [text], window, stride, 1, frame, progress=False)
 
     @property
     def trained_here(self) -> bool:

@@ -88,6 +88,7 @@ def evaluate(
     stride: int = 0,
     batch_size: int = 0,
     frame: Frame | None = None,
+    progress: bool = True,
 ) -> Result:
     """`evaluate_tokens` of texts, tidied as training text is; raises DataError when there is none.
 
@@ -105,7 +106,9 @@ def evaluate(
                 size -= min(len(text.encode()), max(0, given))
     total = sum(max(0, len(document) - 1) for document in documents)
     masking = masking_of(model, tokenizer)
-    return evaluate_tokens(model, documents, size, window, stride, batch_size, total, masking)
+    return evaluate_tokens(
+        model, documents, size, window, stride, batch_size, total, masking, progress
+    )
 
 
 def evaluate_heldout(
@@ -128,6 +131,7 @@ def evaluate_tokens(
     batch_size: int = 0,
     total: int | None = None,
     masking: Masking | None = None,
+    progress: bool = True,
 ) -> Result:
     """The loss of `model` on documents of ids, [bos] ... [eos], that stand for `num_bytes` of text.
 
@@ -135,8 +139,9 @@ def evaluate_tokens(
     targets by which the window moves on (0: window); each is counted once, with at least
     window - stride tokens before it where the document has them. batch_size: rows of windows
     (0: BATCH_TOKENS tokens). total: targets of all documents, for the time left. masking: of an
-    encoder, whose figure is a pseudo-likelihood. Raises DataError without documents, UserError for
-    an encoder_decoder, which gives a text no likelihood without an input.
+    encoder, whose figure is a pseudo-likelihood. progress: shows lines of it. Raises DataError
+    without documents, UserError for an encoder_decoder, which gives a text no likelihood without
+    an input.
     """
     kind = model.config.architecture
     if kind == "encoder_decoder" or (kind == "encoder") != (masking is not None):
@@ -163,14 +168,14 @@ def evaluate_tokens(
                 for index, (_, targets, counted) in enumerate(cut(shifted, window, stride)):
                     yield targets, targets, counted - (index == 0)
 
-    with Progress("evaluating", total, "k tokens", 1e3) as progress:
+    with Progress("evaluating", total, "k tokens", 1e3, quiet=not progress) as shown:
         batches = packed(pieces(), window, batch_size)
         for batch in batches if masking is None else masked(batches, masking):
             found, counted = nats_of(model, batch), int(batch["weights"].sum(dtype=np.float64))
             # The device computes this batch while the host waits for the one before.
             nats, pending = nats + float(pending), found
             tokens += counted
-            progress.add(counted)
+            shown.add(counted)
     if not tokens:
         raise DataError("no text to evaluate: there is no document, or none has a token.")
     nats += float(pending)

@@ -1,8 +1,10 @@
 """A run's directory, or one checkpoint in it, is all that `lm_jax.load` needs."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -12,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import lm_jax
+from lm_jax import progress
 from lm_jax.config import Config, DataConfig, ModelConfig
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import CheckpointError, DataError, UserError
@@ -146,6 +149,19 @@ def test_loss_is_that_of_the_logits(lm):
     np.testing.assert_allclose(found.perplexity, np.exp(nats.mean()), rtol=1e-4)
     np.testing.assert_allclose(found.bits_per_byte, nats.sum() / np.log(2) / 21, rtol=1e-5)
     assert "bits per byte" in str(found)
+
+
+def test_losses_of_a_list_are_those_of_its_texts_and_show_no_progress(lm, capsys, monkeypatch):
+    clock = itertools.count(step=60.0)  # a minute between two looks: a line would be due
+    fast = types.SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(progress, "time", fast)
+    texts = ["def f(", "x" * 100, "é"]
+    found = lm.loss(texts)
+    assert [(one.nats, one.tokens) for one in found] == [
+        (lm.loss(text).nats, lm.loss(text).tokens) for text in texts
+    ]
+    assert lm.loss([]) == []
+    assert capsys.readouterr() == ("", "")
 
 
 def test_logits_of_rows_and_of_wrong_ids(lm):
