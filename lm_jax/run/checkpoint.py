@@ -1,8 +1,9 @@
-"""How is the state of a run kept? In the background; a kill at any moment loses little.
+"""Saving checkpoints in the background; a kill at any moment loses little.
 
 The layout, and what comes back, is in restore.py; what tells a damaged array, in manifest.py.
 """
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Iterable
@@ -19,10 +20,11 @@ from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 from lm_jax.errors import CheckpointError, MachineError, UserError
 from lm_jax.run import manifest
 from lm_jax.run.manifest import Damaged, flatten, unflatten
-from lm_jax.run.restore import COMMITTED, SavedSteps, collect, reason
+from lm_jax.run.restore import COMMITTED, SavedSteps, collect, plainly_named, reason
 
 __all__ = ["Checkpoints", "SavedSteps", "flatten", "unflatten", "write_test"]
 
+INDEX = "manifest.ocdbt"  # of the arrays, in TensorStore's format: without it, none is found
 MAX_FAILURES = 3  # saves in a row that may fail before the run stops
 
 
@@ -45,6 +47,7 @@ class Checkpoints(SavedSteps):
         super().__init__(workdir if read_only else epath.Path(workdir) / "checkpoints", **options)
         self.keep, self.keep_every, self.read_only = keep, keep_every, read_only
         self._manager: ocp.CheckpointManager | None = None
+        self._link = contextlib.ExitStack()
         self._saving: int | None = None
         self._failures, self._failure, self._error = 0, "", ""
 
@@ -123,7 +126,7 @@ class Checkpoints(SavedSteps):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
             self._manager = ocp.CheckpointManager(
-                self.directory,
+                self._link.enter_context(plainly_named(self.directory)),
                 item_handlers={
                     # Compression saves 7 % of the bytes of float32 weights for twice the time.
                     "state": ocp.PyTreeCheckpointHandler(use_compression=False),
@@ -150,6 +153,9 @@ class Checkpoints(SavedSteps):
             self._manager.wait_until_finished()
         except Exception as error:
             self._failure = reason(error)
+        if not self._failure and not (self.directory / str(step) / "state" / INDEX).exists():
+            self._failure = "its index was not written"
+            _delete([self.directory / str(step)])
         if self._failure:
             self._failed(step)
         else:
@@ -178,6 +184,7 @@ class Checkpoints(SavedSteps):
                 manager.close()
             except Exception:  # it raises once more what was noticed before
                 logging.debug("closing the checkpoint manager", exc_info=True)
+        self._link.close()
 
     def _clean(self) -> None:
         """Deletes what a killed or failed save left: it would fill the disk."""

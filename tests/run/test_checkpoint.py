@@ -46,6 +46,33 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path, start):
     assert found.step.devices() == {jax.devices()[0]}
 
 
+@pytest.mark.parametrize("name", ["a[1]", "c\\d", "[!a]", "star*?{x}"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    with Checkpoints(tmp_path / name) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.arange(4) + step}, {}, {"f": b"text"})
+    there = SavedSteps(tmp_path / name)
+    assert there.steps() == [1, 2]
+    found, _ = there.restore({"x": jax.ShapeDtypeStruct((4,), jnp.int32)})
+    assert found["x"].tolist() == [2, 3, 4, 5]
+    assert there.files() == {"f": b"text"}
+
+
+def test_a_save_without_an_index_is_a_failed_one(tmp_path, monkeypatch):
+    lines = []
+    with Checkpoints(tmp_path, report=lines.append) as checkpoints:
+        checkpoints.save(1, {"x": jnp.arange(4)})
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoint, "INDEX", "none")
+        checkpoints.save(2, {"x": jnp.arange(4)})
+        with pytest.raises(MachineError, match="step 2 was not saved: its index was not written"):
+            checkpoints.wait()
+        assert checkpoints.steps() == [1]
+        monkeypatch.undo()
+        checkpoints.save(3, {"x": jnp.arange(4)})
+    assert SavedSteps(tmp_path).steps() == [1, 3]
+
+
 def test_all_types_come_back_and_prng_keys_too(tmp_path):
     types = ("float32", "bfloat16", "float16", "int8", "uint8", "int32", "uint32", "bool")
     state = {name: jnp.asarray(np.arange(12).reshape(3, 4) % 2).astype(name) for name in types}
