@@ -5,6 +5,8 @@ used.
 import importlib
 from typing import Any
 
+from lm_jax.run import interrupts
+
 __version__ = "0.1.0"
 
 _HOMES = {"load": "lm_jax.api", "LanguageModel": "lm_jax.inference.language_model",
@@ -21,3 +23,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if command := interrupts.module_run():
+    interrupts.quietly_until_started(command)

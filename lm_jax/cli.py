@@ -16,6 +16,7 @@ from absl import app, flags
 from lm_jax.config.values import expand_home
 from lm_jax.devices import runtime
 from lm_jax.errors import MachineError, UserError, nearest
+from lm_jax.run.interrupts import EXIT_KEYBOARD
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback behind an error.")
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -59,8 +60,8 @@ def guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
         if DEBUG.value:
             raise
         fail(str(error), error.code)
-    except KeyboardInterrupt:
-        fail("stopped by the keyboard.", 130)
+    except KeyboardInterrupt as interrupt:
+        fail(str(interrupt) or "stopped by the keyboard.", EXIT_KEYBOARD)
     except BrokenPipeError:
         # The reader of a pipe left (| head): nothing is wrong, and flushing again would say so once
         # more.

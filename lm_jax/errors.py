@@ -38,6 +38,12 @@ class AbsentError(MachineError):
     code = 69  # EX_UNAVAILABLE of sysexits.h
 
 
+class BusyError(MachineError):
+    """Another process has what this one needs; at the next start it may be free."""
+
+    code = 69
+
+
 class DivergedError(UserError):
     """The loss or the gradients are no longer finite."""
 

@@ -12,6 +12,7 @@ from absl import flags
 from lm_jax import cli
 from lm_jax.config import Config
 from lm_jax.errors import UserError
+from lm_jax.run import interrupts
 
 CONFIG = cli.define_config("config", None, "File with get_config(), e.g. configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string(
@@ -41,15 +42,15 @@ def main(argv: Sequence[str]) -> int:
     if not WORKDIR.value:
         raise UserError("--workdir: missing. Name a folder for this run, e.g. --workdir=runs/q.")
     config = Config.parse(CONFIG.value)
+    interrupts.own()
+    with interrupts.Requests():  # until the loop has its own: imports take seconds
+        from lm_jax.devices import hosts, runtime
+        from lm_jax.training import loop
 
-    from lm_jax.devices import hosts, runtime
-    from lm_jax.training import loop
-
-    runtime.start()
-    hosts.join(ADDRESS.value, PROCESSES.value, PROCESS.value)
-    return loop.train(
-        config, WORKDIR.value, dry_run=DRY_RUN.value, check=PREFLIGHT.value, profile=PROFILE.value
-    )
+        runtime.start()
+        hosts.join(ADDRESS.value, PROCESSES.value, PROCESS.value)
+        return loop.train(config, WORKDIR.value, dry_run=DRY_RUN.value,
+                          check=PREFLIGHT.value, profile=PROFILE.value)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -108,11 +108,14 @@ def parse_flags() -> None:
 
 def die_with_parent(worker: int, workers: int) -> None:
     """Asks Linux to kill this worker process when its parent dies, which Grain's workers outlive
-    otherwise.
+    otherwise; Ctrl-C and SIGTERM, which a terminal or SLURM send to all, are left to the parent.
     """
+    import signal
+
     del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
-        import signal
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

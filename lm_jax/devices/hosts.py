@@ -1,9 +1,11 @@
-"""Which processes make one run, and which of them speaks?
+"""The processes of one run: joining them, barriers, values that one publishes to the others, a
+common stop.
 
 All run the same program on devices of their own (JAX's multi-controller runtime). The first one
 writes what is not a checkpoint, and the lines; each gives the rows of its own devices.
 """
 
+import json
 import os
 import signal
 import sys
@@ -16,6 +18,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from lm_jax import errors
 from lm_jax.devices import slurm
 from lm_jax.devices.runtime import tpu_is_here
 from lm_jax.devices.sharding import RULES
@@ -77,19 +80,37 @@ def short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def are_several() -> bool:
+    """Whether this process has joined others; looks at no device."""
+    return service() is not None
+
+
 def is_first() -> bool:
     """Whether this process writes what all of them know."""
     return jax.process_index() == 0
 
 
-def first_does(what: Callable[[], Any], name: str) -> Any:
-    """`what()` of the first process; the others come back when it is done, with None."""
-    found = what() if is_first() else None
-    meet(name)
+def on_first_process(what: Callable[[], Any], name: str) -> Any:
+    """Result of `what()` on the first process; the others come back when it is done, with None. A
+    UserError is raised on all of them. `name`: of this call alone.
+    """
+    if not are_several():
+        return what()
+    found, refusal = None, ["", ""]
+    if is_first():
+        try:
+            found = what()
+        except UserError as error:
+            refusal = [type(error).__name__, str(error)]
+        publish(f"first/{name}", json.dumps(refusal))
+    barrier(name)
+    kind, text = json.loads(wait_for_key(f"first/{name}", 60))
+    if kind:
+        raise getattr(errors, kind)(text)
     return found
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits for every process, however long what the first one does takes (a text to prepare)."""
     if jax.process_count() > 1:
         # A collective alone would give up after the 30 s that gloo waits for the others.
@@ -97,18 +118,18 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(f"lm_jax.{name}")
 
 
-def tell(key: str, value: str) -> None:
+def publish(key: str, value: str) -> None:
     """Leaves `value`, under `key`, where all processes can read it as long as process 0 lives."""
     service().key_value_set(f"lm_jax/{key}", value, allow_overwrite=True)
 
 
-def told(folder: str) -> dict[str, str]:
+def read_keys(folder: str) -> dict[str, str]:
     """What was left under `folder`/name, by name."""
     found = service().key_value_dir_get(f"lm_jax/{folder}/")
     return {key.rpartition("/")[2]: value for key, value in found}
 
 
-def hear(key: str, seconds: float) -> str:
+def wait_for_key(key: str, seconds: float) -> str:
     """What is left under `key`, as soon as it is; raises when it is not within `seconds`."""
     return service().blocking_key_value_get(f"lm_jax/{key}", round(1000 * seconds))
 
@@ -118,10 +139,9 @@ def service() -> Any:
     return distributed.global_state.client
 
 
-def on_sigterm(stop: Callable[..., None]) -> None:
-    """Calls `stop` at SIGTERM, where this process is alone; several agree by `told_to_stop`."""
-    if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, stop)
+def request_stop() -> None:
+    """Asks all processes to stop after the same step, as SIGTERM does: see `told_to_stop`."""
+    signal.raise_signal(signal.SIGTERM)  # jax's own handler has it where there are several
 
 
 def told_to_stop(step: int) -> bool:

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def huge_pages() -> None:
     if not on_request or "glibc.malloc.hugetlb" in tunables or tpu_is_here() or gpu_is_here():
         return
     os.environ["GLIBC_TUNABLES"] = f"{tunables}:glibc.malloc.hugetlb=1".lstrip(":")
+    # A signal meanwhile waits for the new process (interrupts.quietly_until_started).
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

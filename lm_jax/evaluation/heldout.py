@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,12 +42,15 @@ class HeldoutLoss:
 class Heldout:
     """The held-out text of a run under its objective; on the default device without a mesh.
 
-    share: which parts of each batch are this process's. Raises DataError where the text is less
+    share: which parts of each batch are this process's. check: called before each batch and sample;
+    what it raises ends an evaluation early. Raises DataError where the text is less
     than an example.
     """
 
-    def __init__(self, config: Config, store: Any, mesh: Any, share: Shard = (0, 1)):
+    def __init__(self, config: Config, store: Any, mesh: Any, share: Shard = (0, 1),
+                 check: Callable[[], None] = lambda: None):  # fmt: skip
         self.config, self.store, self.mesh, self.share = config, store, mesh, share
+        self.check = check
         self.windows = by_objective.make(store, "heldout", config, 0)
         self.sums = jax.jit(lambda model, batch: loss(model, batch, None, config.loss)[1])
         self.bytes: dict[int, float] = {}  # by number of examples
@@ -61,6 +65,7 @@ class Heldout:
         batches = max(1, -(-wanted // rows))
         nll = tokens = 0.0
         for index in range(batches):
+            self.check()
             batch = self.windows.batch(index, rows, self.share, stop=size)
             del batch["example"]
             sums = self.sums(model, sharding.put(batch, self.mesh) if self.mesh else batch)
@@ -105,8 +110,11 @@ class Heldout:
             len(tokenizer.encode(prompt)) if config.model.architecture != "encoder_decoder" else 0
         )
         length = min(config.eval.sample_tokens, config.model.max_length - read - 1)
-        numbers = range(config.eval.samples if length > 0 else 0)
-        return [(prompt, sample_text(model, tokenizer, prompt, length, seed=n)) for n in numbers]
+        found = []
+        for number in range(config.eval.samples if length > 0 else 0):
+            self.check()
+            found.append((prompt, sample_text(model, tokenizer, prompt, length, seed=number)))
+        return found
 
     def figures(self, model: Any) -> dict[str, float]:
         """Loss of all held-out documents, {} when they are too many: perplexity and bits per byte;

@@ -1,4 +1,6 @@
-"""What is in a run's folder, and does it belong to this run? Checked before anything is written."""
+"""The work directory of a run: whether it belongs to this run, checked before anything is written;
+its config, its token store, and the metadata of its checkpoints.
+"""
 
 import json
 import os
@@ -35,7 +37,10 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
     path = workdir / "config.json"
     if not path.exists():
         strange = (
-            [p.name for p in workdir.iterdir() if p.name != "data"] if workdir.is_dir() else []
+            # Hidden: a lock, or a token store whose preparation was killed.
+            [p.name for p in workdir.iterdir() if p.name != "data" and p.name[0] != "."]
+            if workdir.is_dir()
+            else []
         )
         if strange:
             raise UserError(
@@ -49,16 +54,19 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
             f"{path}: cannot be read ({error}); it is damaged or of another version. "
             "Name another --workdir."
         ) from None
+    if found := other_run(saved, config):
+        raise UserError(f"--workdir={workdir}: holds another run: {found}. Name another --workdir.")
+
+
+def other_run(saved: Config, config: Config) -> str:
+    """The first fields in which a saved config is of another run than `config`, "" where it is of
+    the same: some may change when a run is resumed.
+    """
     facts = facts_of(Config)
     rows = [row for row in differences(config, saved) if not facts[row[0]].resume]
-    if rows:
-        shown = "; ".join(
-            f"config.{name} is {old!r} there, {new!r} here" for name, new, old in rows[:3]
-        )
-        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-        raise UserError(
-            f"--workdir={workdir}: holds another run: {shown}{more}. Name another --workdir."
-        )
+    shown = (f"config.{name} is {old!r} there, {new!r} here" for name, new, old in rows[:3])
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return "; ".join(shown) + more
 
 
 def create(workdir: str | os.PathLike, config: Config) -> None:
@@ -124,6 +132,13 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
             f"{data.heldout_fraction:g} in a new --workdir, or give more text."
         )
     return store
+
+
+def discard_unfinished(workdir: str | os.PathLike, config: Config) -> None:
+    """Deletes what this process has prepared of the run's token store, unless it is finished."""
+    from lm_jax.data.tokens.writer import discard
+
+    discard(config.data.store or str(Path(workdir) / "data"))
 
 
 def check_input(store: TokenStore, data: DataConfig) -> None:
@@ -198,22 +213,41 @@ def tokenizer_files(store: TokenStore) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def check_data(saved: dict[str, Any], store: TokenStore) -> None:
-    """Raises CheckpointError when the data or the tokenizer are not those that the checkpoint was
-    trained on.
+def check_checkpoint(saved: dict[str, Any], config: Config, store: TokenStore) -> None:
+    """Raises CheckpointError where a checkpoint's metadata is that of another run than `config`
+    (copied here, or its config.json replaced), or was trained on other data or tokens. Prints a
+    line where the rest of the run will draw other random numbers than a run without a pause.
     """
-    if saved["tokenizer_hash"] != store.tokenizer_hash:
+    try:
+        before = Config.parse(saved["config"])
+    except (KeyError, UserError) as error:
         raise CheckpointError(
-            f"the checkpoint's tokenizer ({saved['tokenizer_hash'][:12]}) is not the token store's "
-            f"({store.tokenizer_hash[:12]}); restore config.data.store={saved['store']}, or "
+            f"the newest checkpoint holds no config that this version reads ({error}); "
             "start a new --workdir."
+        ) from None
+    if found := other_run(before, config):
+        raise CheckpointError(
+            f"the newest checkpoint is of another run: {found}. Put back the checkpoints of this "
+            "run, or start a new --workdir."
         )
-    if saved["data_fingerprint"] != store.fingerprint:
+    if saved.get("tokenizer_hash") != store.tokenizer_hash:
+        raise CheckpointError(
+            f"the checkpoint's tokenizer ({str(saved.get('tokenizer_hash'))[:12]}) is not the token"
+            f" store's ({store.tokenizer_hash[:12]}); restore config.data.store="
+            f"{saved.get('store')}, or start a new --workdir."
+        )
+    if saved.get("data_fingerprint") != store.fingerprint:
         raise CheckpointError(
             "the token store has changed since the checkpoint was saved, so the position in the "
-            f"data means something else now; restore config.data.store={saved['store']}, or start "
-            "a new --workdir."
+            f"data means something else now; restore config.data.store={saved.get('store')}, or "
+            "start a new --workdir."
         )
+    if config.model.dropout and before.microbatches != config.microbatches:
+        print(
+            f"WARNING: config.microbatches={config.microbatches}: was {before.microbatches} when "
+            "the checkpoint was saved. Dropout draws by microbatch, so the losses from here on are "
+            "not those of a run without this change.", flush=True,
+        )  # fmt: skip
 
 
 def replace_text(path: Path, text: str) -> None:

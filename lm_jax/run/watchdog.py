@@ -1,5 +1,5 @@
-"""Is the run stuck? A thread in each process looks whether steps still end; when they do not, it
-says where, and ends the process, for the launcher to start the run again.
+"""The watchdog: a thread in each process that sees whether steps still end; when they do not, it
+says where the run is stuck, and ends the process, for the launcher to start the run again.
 
 jax notices that a process is dead or frozen, not that one lives and waits for ever: for data, a
 disk, a collective. All stand still then, and wait for the one that is furthest behind: each tells
@@ -168,8 +168,8 @@ class Watchdog:
         """
         while not self.over.is_set():
             with contextlib.suppress(Exception):  # jax says so itself when it has lost the others
-                hosts.tell(f"watchdog/sign/{self.index}", self.here())
-                self.called = self.called or bool(hosts.told("watchdog/call"))
+                hosts.publish(f"watchdog/sign/{self.index}", self.here())
+                self.called = self.called or bool(hosts.read_keys("watchdog/call"))
             self.over.wait(self.every)
 
     def here(self) -> str:
@@ -179,7 +179,7 @@ class Watchdog:
     def report(self, why: str) -> None:
         """Stacks to the terminal and to a file; then one line, which names who is waited for."""
         if self.count > 1:
-            within(ANSWER, lambda: hosts.tell(f"watchdog/call/{self.index}", why))
+            within(ANSWER, lambda: hosts.publish(f"watchdog/call/{self.index}", why))
         faulthandler.dump_traceback(2)  # a descriptor: whatever sys.stderr is
         kept = within(DISK, lambda: self.write(why)) or "above, the disk did not take them"
         who = str(Sign("", *self.place[:2]))
@@ -202,16 +202,19 @@ class Watchdog:
 
     def ask(self) -> str:
         """Says that this process has its stacks, and waits for the verdict; process 0 gives it."""
-        hosts.tell(f"watchdog/answer/{self.index}", self.here())
+        hosts.publish(f"watchdog/answer/{self.index}", self.here())
         if self.index:
-            return hosts.hear("watchdog/verdict", ANSWER + 10 + 2 * self.every)
+            return hosts.wait_for_key("watchdog/verdict", ANSWER + 10 + 2 * self.every)
         until = time.monotonic() + self.every + ANSWER
-        while len(found := hosts.told("watchdog/answer")) < self.count and time.monotonic() < until:
+        while (
+            len(found := hosts.read_keys("watchdog/answer")) < self.count
+            and time.monotonic() < until
+        ):
             time.sleep(0.2)
         signs = {int(i): Sign(*json.loads(text)) for i, text in
-                 (hosts.told("watchdog/sign") | found).items()}  # fmt: skip
+                 (hosts.read_keys("watchdog/sign") | found).items()}  # fmt: skip
         named = verdict(signs, {int(i) for i in found}, self.count)
-        hosts.tell("watchdog/verdict", named)
+        hosts.publish("watchdog/verdict", named)
         return named
 
 

@@ -1,6 +1,4 @@
-"""What came out of a run? Exact held-out figures beside the baselines, summary.json and
-report.html.
-"""
+"""The end of a run: exact held-out figures beside the baselines, summary.json and report.html."""
 
 import json
 import time

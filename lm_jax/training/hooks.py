@@ -50,7 +50,7 @@ class Hook:
 
     def act(self, step: int, state: Any) -> None:
         """Called after `step` where `due`, with its state, once its metrics are logged. The time
-        does not count as training.
+        does not count as training. What raises interrupts.Break ends early, without effect.
         """
 
     def __enter__(self) -> "Hook":
@@ -155,7 +155,8 @@ class Profile(Hook):
 
 
 class Save(Hook):
-    """Saves in the background every config.checkpoint.every steps, at the end, and at SIGTERM.
+    """Saves in the background every config.checkpoint.every steps, at the end, and when a
+    signal ends the run.
 
     describe: the metadata of a step's checkpoint. files: what lies beside the arrays.
     """

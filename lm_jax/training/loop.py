@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import signal
 import time
 import zlib
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from lm_jax.config import Config, mesh_check
 from lm_jax.config import check as config_check
@@ -19,8 +22,9 @@ from lm_jax.devices import hosts, quantized, runtime, sharding, xla_options
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import EXIT_PREEMPTED, UserError
 from lm_jax.evaluation.heldout import Heldout
-from lm_jax.run import rundir
+from lm_jax.run import lock, rundir
 from lm_jax.run.checkpoint import Checkpoints
+from lm_jax.run.interrupts import Break, Interrupted, Requests, Stopped
 from lm_jax.run.metrics import Metrics
 from lm_jax.run.watchdog import Watchdog
 from lm_jax.training import counting, hooks, out_of_memory, preflight, summary
@@ -30,25 +34,39 @@ from lm_jax.training.train_step import TrainState, init_state, make_train_step
 
 
 def train(
-    requested: Config,
+    requested: Config | ConfigDict | dict[str, Any],
     workdir: str,
     dry_run: bool = False,
     check: bool = True,
     profile: bool = False,
 ) -> int:
     """Trains `requested` in `workdir` to its end, from its newest checkpoint on where there is one;
-    returns the exit code.
+    returns the exit code: 0, or 75 where SIGTERM stopped it.
 
     dry_run: prints what would run, and writes nothing. check: runs the self-check first. profile:
-    writes an XProf trace of a few steps.
+    writes an XProf trace of a few steps. In the main thread, SIGTERM and Ctrl-C save first, and
+    Ctrl-C raises KeyboardInterrupt then; in another thread, signals are left alone.
     """
-    if profile and requested.steps <= hooks.TRACED.start:
+    config = requested if isinstance(requested, Config) else Config.parse(requested)
+    if profile and config.steps <= hooks.TRACED.start:
         raise UserError(
             f"--profile: records from step {hooks.TRACED.start} on, "
-            f"config.steps={requested.steps} is too few."
+            f"config.steps={config.steps} is too few."
         )
-    workdir = expand_home(workdir)
     runtime.start()
+    several = hosts.are_several()  # jax has a handler of SIGTERM then, by which all agree
+    requests = Requests((signal.SIGINT,), forward=hosts.request_stop) if several else Requests()
+    try:
+        with requests:
+            return started(config, expand_home(workdir), requests, dry_run, check, profile)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        return EXIT_PREEMPTED
+
+
+def started(requested: Config, workdir: str, requests: Requests, dry_run: bool, check: bool,
+            profile: bool) -> int:  # fmt: skip
+    """`train`, once signals are handled."""
     devices = runtime.devices()
     counts = requested.model.architecture == "ngram"
     devices = counting.host(devices) if counts else devices
@@ -64,30 +82,43 @@ def train(
         if warning:
             print(warning, flush=True)
     rundir.check(workdir, requested)
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            hosts.on_first_process(lambda: stack.enter_context(lock.held(workdir)), "lock")
+            rundir.check(workdir, requested)  # again: another run may just have ended here
+        return in_folder(requested, config, workdir, mesh, requests, dry_run, check, profile)
+
+
+def in_folder(requested: Config, config: Config, workdir: str, mesh: Mesh, requests: Requests,
+              dry_run: bool, check: bool, profile: bool) -> int:  # fmt: skip
+    """`train`, once the folder is this run's; config: `requested` as it runs on this machine."""
+    counts = config.model.architecture == "ngram"
+    requests.cleanup = lambda: rundir.discard_unfinished(workdir, config)
     opened = lambda: rundir.open_store(workdir, config, prepare=not dry_run)
-    store = hosts.first_does(opened, "store") or opened()
+    store = hosts.on_first_process(opened, "store") or opened()
     with jax.set_mesh(mesh):
         abstract: Any = None if counts else jax.eval_shape(lambda: init_state(config))
         print(summary.text(requested, config, workdir, mesh, abstract, store), flush=True)
         if dry_run or store is None:
             return 0
+        keep = requested.checkpoint
         with (
-            Checkpoints(
-                workdir, requested.checkpoint.keep, requested.checkpoint.keep_every
-            ) as saved,
+            Checkpoints(workdir, keep.keep, keep.keep_every) as saved,
             out_of_memory.explained(config, mesh, workdir),
         ):
-            if saved.steps():  # of other data: refused before anything is written
-                rundir.check_data(saved.metadata(), store)
+            if steps := saved.steps():  # of another run: refused before anything is written
+                requests.kept = f"the newest checkpoint is of step {steps[-1]}"
+                rundir.check_checkpoint(saved.metadata(), requested, store)
             if not counts:
                 for split in ("train", "heldout"):  # room for specials, enough text: the same
                     by_objective.make(store, split, config, config.seed)
-            hosts.first_does(lambda: rundir.create(workdir, requested), "folder")
+            hosts.on_first_process(lambda: rundir.create(workdir, requested), "folder")
             if counts:
                 return counting.train(config, Path(workdir), mesh, store, saved)
             if check:
                 print(preflight.run(config, mesh, abstract, workdir), flush=True)
-            return Run(config, Path(workdir), mesh, store, saved, abstract, profile).run()
+            run = Run(config, Path(workdir), mesh, store, saved, abstract, profile, requests)
+            return run.run()
 
 
 class Done(NamedTuple):
@@ -102,14 +133,15 @@ class Run:
     """The state of a run, its compiled step, and its hooks."""
 
     def __init__(self, config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoints,
-                 abstract: TrainState, profile: bool = False):  # fmt: skip
+                 abstract: TrainState, profile: bool = False,
+                 requests: Requests | None = None):  # fmt: skip
         self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.store, self.saved, self.stopping = store, saved, False
+        self.store, self.saved, self.requests = store, saved, requests or Requests()
         self.state, self.start = self.first_state(abstract)
         options = xla_options.accepted(mesh)
         self.step = jax.jit(make_train_step(config), donate_argnums=0, compiler_options=options)
         self.share = hosts.share(mesh)
-        self.heldout = Heldout(config, store, mesh, self.share)
+        self.heldout = Heldout(config, store, mesh, self.share, self.break_if_stopping)
         bytes_per_token = store.bytes_per_target("train", config.data.packed)
         kind = mesh.devices.flat[0].device_kind
         self.metrics = Metrics(workdir, config, bytes_per_token, kind, mesh.size, self.start,
@@ -143,12 +175,11 @@ class Run:
         return state, step
 
     def run(self) -> int:
-        """Steps until the end or SIGTERM; then the figures of the end.
+        """Steps until the end, SIGTERM or Ctrl-C; then the figures of the end.
 
-        Returns the exit code; raises DivergedError.
+        Returns the exit code; raises DivergedError, and KeyboardInterrupt after Ctrl-C.
         """
         config, last = self.config, self.config.steps
-        hosts.on_sigterm(self.stop)
         windows = by_objective.make(self.store, "train", config, config.seed)
         began = time.perf_counter()
         with contextlib.ExitStack() as entered:
@@ -167,9 +198,10 @@ class Run:
             stopped_at = self.steps(stream, windows, began)
             self.enter("save", stopped_at or last)
             self.saved.wait()
-        if stopped_at:
-            print(f"SIGTERM: saved step {stopped_at}; the same command goes on.", flush=True)
-            return EXIT_PREEMPTED
+        if stopped_at or self.requests.pending:
+            return self.stopped()
+        self.requests.kept = f"step {last} is saved, and the same command writes the report"
+        self.requests.deferred = False
         if self.start < last or not (self.workdir / "report.html").exists():
             seconds = time.perf_counter() - began
             finish(config, self.workdir, self.state, self.heldout, seconds)
@@ -178,7 +210,7 @@ class Run:
         return 0
 
     def steps(self, stream: Any, windows: Any, began: float) -> int:
-        """Trains; returns the step at which SIGTERM ended it, 0 where it is at the end.
+        """Trains; returns the step after which it was stopped, 0 where it is at the end.
 
         Metrics are read one step late, so that no device waits for them.
         """
@@ -194,20 +226,34 @@ class Run:
             done = Done(step, metrics, self.checksum(step, batch, windows))
             if step == self.start + 1:
                 self.first_step_done(done, began)
-            if hosts.told_to_stop(step):
-                self.stop()
-            stopping = self.stopping
+            stopping = hosts.told_to_stop(step) or self.stop_requested()
             if due := hooks.due(self.hooks, step, last, stopping):
                 self.log_finished_step(done)
                 done = None
                 self.save_and_evaluate(step, due)
+                if not stopping and self.stop_requested():  # meanwhile: the step is not saved yet
+                    stopping = True
+                    self.save_and_evaluate(step, hooks.due(self.hooks, step, last, stopping))
             if stopping:
                 return step
         return 0
 
-    def stop(self, *_: Any) -> None:
-        """SIGTERM: the step under way is finished and saved."""
-        self.stopping = True
+    def stop_requested(self) -> bool:
+        """Whether a signal asked this process, which makes the run alone, to stop."""
+        return self.requests.pending != 0 and not hosts.are_several()
+
+    def break_if_stopping(self) -> None:
+        """Raises Break where a stop was requested: an evaluation is not finished then."""
+        if self.stop_requested():
+            raise Break
+
+    def stopped(self) -> int:
+        """Says what is on disk; the exit code of SIGTERM, or KeyboardInterrupt."""
+        saved = f"saved step {self.saved.steps()[-1]}; the same command goes on."
+        if self.requests.pending == signal.SIGINT:
+            raise Interrupted(f"stopped by the keyboard: {saved}")
+        print(f"SIGTERM: {saved}", flush=True)
+        return EXIT_PREEMPTED
 
     def enter(self, phase: str, step: int) -> None:
         """Tells the hooks what is done now."""
@@ -239,6 +285,7 @@ class Run:
         """Waits for the first step, so that its compilation is not counted as training."""
         jax.block_until_ready(done.metrics)
         seconds = time.perf_counter() - began
+        self.requests.deferred = True  # from now on there is something to save
         print(f"first step done, {seconds:.1f} s with compilation", flush=True)
         self.metrics.clock.restart()
 
@@ -255,7 +302,8 @@ class Run:
         since = time.perf_counter()
         for hook in due:
             self.enter(hook.phase, step)
-            hook.act(step, self.state)
+            with contextlib.suppress(Break):
+                hook.act(step, self.state)
         self.metrics.clock.left_out(since)
 
 

@@ -172,7 +172,7 @@ import sys, time
 from lm_jax.devices import hosts
 address, index = sys.argv[1], int(sys.argv[2])
 hosts.join(address, 2, index)
-hosts.first_does(lambda: time.sleep(40), "text")
+hosts.on_first_process(lambda: time.sleep(40), "text")
 """
 
 

@@ -151,14 +151,39 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_is_not_continued_on_other_
     assert about["tokenizer_hash"] == store.tokenizer_hash
     assert about["mesh"] == dict.fromkeys(sharding.AXES, 1)
     assert {"python", "jax", "flax", "lm_jax", "numpy"} <= about["versions"].keys()
-    rundir.check_data(about, store)
+    rundir.check_checkpoint(about, CONFIG, store)
     for name in ("fingerprint", "tokenizer_hash"):
         other = types.SimpleNamespace(
             fingerprint=store.fingerprint, tokenizer_hash=store.tokenizer_hash
         )
         setattr(other, name, "0" * 64)
         with pytest.raises(CheckpointError, match=r"restore config\.data\.store=.*/data"):
-            rundir.check_data(about, other)
+            rundir.check_checkpoint(about, CONFIG, other)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, capsys):
+    store = write_store(tmp_path / "data", CONFIG.data)
+    rundir.create(tmp_path, CONFIG)
+    about = rundir.metadata(20, CONFIG, tmp_path, store, sharding.make_mesh(MeshConfig()))
+    with pytest.raises(CheckpointError, match=r"another run: config\.seed is 0 there, 1 here\. "):
+        rundir.check_checkpoint(about, changed(seed=1), store)
+    with pytest.raises(CheckpointError, match="holds no config that this version reads"):
+        rundir.check_checkpoint({**about, "config": {"sed": 1}}, CONFIG, store)
+    rundir.check_checkpoint(about, changed(log_every=1, microbatches=2), store)
+    assert capsys.readouterr().out == ""
+    dropped = changed(model={"dropout": 0.1}, microbatches=2)
+    about["config"] = changed(model={"dropout": 0.1}).to_dict()
+    rundir.check_checkpoint(about, dropped, store)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("WARNING: config.microbatches=2: was 1 when the checkpoint was saved.")
+
+
+@pytest.mark.parametrize("fields", [
+    {"context_attention": "ring"}, {"pipeline_parts": 4}, {"pipeline_rounds": 2},
+])  # fmt: skip
+def test_how_devices_share_a_model_may_change_on_resume(tmp_path, fields):
+    rundir.create(tmp_path, CONFIG)
+    rundir.check(tmp_path, changed(model=fields))
 
 
 def test_the_tokenizer_lies_in_each_checkpoint_as_files(tmp_path):

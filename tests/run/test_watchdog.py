@@ -257,8 +257,9 @@ with Watchdog(".", WatchdogConfig(times=2, least=10_000 if index else 3), 0) as 
         if (index, step) == (1, 12):
             {hang}()
         dog.at("step", step)
-        hosts.tell(f"{{step}}/{{index}}", "")
-        hosts.hear(f"{{step}}/{{1 - index}}", 1000)  # as a collective: with the other or never
+        hosts.publish(f"{{step}}/{{index}}", "")
+        # As a collective: with the other or never.
+        hosts.wait_for_key(f"{{step}}/{{1 - index}}", 1000)
         dog.done(step)
 """
 

@@ -1,13 +1,17 @@
 """What the loop calls between its steps, and when."""
 
 import dataclasses
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 from test_rundir import CONFIG, write_store
 
 from lm_jax.config import CheckpointConfig, EvalConfig, OptimizerConfig
 from lm_jax.devices import runtime
+from lm_jax.errors import UserError
 from lm_jax.training import hooks, loop
 
 
@@ -61,6 +65,24 @@ def test_each_hook_is_called_at_its_steps_after_their_metrics_are_read(tmp_path,
         *steps(4, "save", *look), *steps(5, "save", *look, "evaluation", "act", "save"), ("end", 0),
     ]  # fmt: skip
     assert sorted(recorder.losses) == [1, 2, 3, 4, 5]
+
+
+def test_a_config_dict_trains_in_a_thread_and_signals_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
+    config = dataclasses.replace(
+        CONFIG, steps=1, batch_size=2, eval=EvalConfig(every=0, samples=0, tokens=32),
+        optimizer=OptimizerConfig(warmup_steps=0),
+    )  # fmt: skip
+    write_store(tmp_path / "data", CONFIG.data)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(loop.train, ConfigDict(config.to_dict()), str(tmp_path), check=False)
+        assert training.result() == 0
+    with pytest.raises(UserError, match=r"config\.stepz: no such field"):
+        loop.train({"stepz": 1}, str(tmp_path))
+    assert loop.train(config, str(tmp_path)) == 0  # it is finished
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 @pytest.mark.parametrize(("count", "steps"), [(0, [7]), (3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7])])
