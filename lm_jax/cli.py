@@ -1,6 +1,4 @@
-"""How does a command start and end? One line for a mistake, an exit code for its kind, no
-traceback.
-"""
+"""Start and end of a command: one line for a mistake, an exit code for its kind, no traceback."""
 
 import errno
 import itertools
@@ -74,7 +72,7 @@ def guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
 
 
 def machine_trouble(error: Exception) -> str:
-    """What a full disk, a lack of memory or of a device is called; "" for what is a bug of ours."""
+    """One line for a full disk, a lack of memory or of a device; "" for a bug of ours."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""

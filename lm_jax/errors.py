@@ -1,4 +1,4 @@
-"""What can a user have got wrong? Each error is one line, and each kind has its exit code."""
+"""Errors of a user, one line each; every kind has its exit code."""
 
 import difflib
 from collections.abc import Iterable
@@ -51,9 +51,7 @@ class DivergedError(UserError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """` Did you mean 'x'?` when one of `allowed` is close to `name`, else the list of what is
-    allowed.
-    """
+    """The closest of `allowed` to `name`, as ` Did you mean 'x'?`, else a list of them."""
     allowed = [str(a) for a in allowed]
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else f" Allowed: {', '.join(allowed)}."

@@ -1,5 +1,5 @@
-"""How far is it, how fast, how long still? A bar on a terminal, a plain line every ten seconds
-elsewhere.
+"""Progress: a bar on a terminal, a plain line every ten seconds elsewhere; numbers and durations
+for people.
 """
 
 import math

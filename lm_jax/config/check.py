@@ -74,7 +74,7 @@ def check_alone(model: Any) -> None:
 
 
 def check_model(config: Any) -> None:
-    """Can the parts of the model be put together?"""
+    """Raises UserError unless the parts of the model fit together."""
     model, need_it = config.model, partial(need, config)
     heads = model.architecture in TRANSFORMERS  # the others have none
     need_it(
@@ -156,7 +156,7 @@ def check_dropout(config: Any) -> None:
 
 
 def check_steps(config: Any) -> None:
-    """Do windows fit the model, parts the batch, and the warm-up the steps?"""
+    """Raises UserError unless windows fit the model, parts the batch, and the warm-up the steps."""
     model, data, need_it = config.model, config.data, partial(need, config)
     need_it(
         not data.carry or model.architecture in RECURRENT,
@@ -194,7 +194,9 @@ def check_steps(config: Any) -> None:
 
 
 def check_objective(config: Any) -> None:
-    """Can this architecture be trained with this objective, and with each part of a mixture?"""
+    """Raises UserError unless this architecture can be trained with this objective, and with each
+    part of a mixture.
+    """
     model, parts = config.model, mixture(config.loss.objective)
     allowed = OBJECTIVES[model.architecture]
     known = {name for names in OBJECTIVES.values() for name in names}

@@ -1,4 +1,4 @@
-"""Can a run be shared out so? The checks of a mesh that need no machine."""
+"""Checks of a mesh that need no machine."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ FAR_AXES = ("slice", "data", "stage", "fsdp")  # one of which crosses the networ
 
 
 def check_mesh(config: Any) -> None:
-    """Can the model be divided over these axes?"""
+    """Raises UserError unless the model divides over the axes of the mesh."""
     model, mesh, need_it = config.model, config.mesh, partial(need, config)
     sizes = dataclasses.asdict(mesh)
     for axis, size in sizes.items():
@@ -73,7 +73,7 @@ def shared_by_tensor(model: Any) -> list[tuple[str, int]]:
 
 
 def check_stages(config: Any) -> None:
-    """Can the stacks be cut into stages that all do the same?"""
+    """Raises UserError unless the stacks can be cut into stages that all do the same."""
     model, stages = config.model, config.mesh.stage
     need(
         config,
@@ -121,8 +121,8 @@ def large_axes(sizes: Mapping[str, int]) -> str:
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mapping[str, int]) -> None:
-    """Does a microbatch divide over the devices that share it? Raises UserError with the nearest
-    sizes that do; mesh: sizes by axis.
+    """Raises UserError, with the nearest sizes, unless a microbatch divides over the devices that
+    share it; mesh: sizes by axis.
     """
     ways = math.prod(mesh[axis] for axis in BATCH_AXES)
     step = ways * microbatches

@@ -237,7 +237,7 @@ class ModelConfig:
 
     @property
     def kinds(self) -> str:
-        """What its layers see, by the letters of one period: l near tokens, g all."""
+        """Letters of one period of layers: l attends to near tokens, g to all."""
         return self.layer_pattern if self.window else "g"
 
     @property
@@ -247,7 +247,7 @@ class ModelConfig:
         return "l" in letters[: self.num_layers]
 
     def bits(self, kind: str) -> str:
-        """How the products of one kind of `quantized` are done."""
+        """Precision of the products of one kind of `quantized`."""
         return self.quantization if kind in self.quantized.split(",") else "none"
 
     @property

@@ -60,7 +60,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised."""
+    """Options of the objective and the loss."""
 
     objective: str = training("causal")  # or a mixture by weight: "span_corruption:3,causal:1"
     # of the tokens: masked (mlm, bert, sop) or in spans
@@ -113,7 +113,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices share what; -1 (one axis at most) takes those that are left."""
+    """Number of devices along each axis of the mesh; -1 (one axis at most) takes those that are
+    left.
+    """
 
     slice: int = execution(1, low=-1)  # the batch, over the network between slices or hosts
     stage: int = execution(1, low=-1)  # the layers, as a pipeline; before and after them, the batch
@@ -126,7 +128,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What is looked at while training."""
+    """Options of evaluation while training."""
 
     every: int = record(250, low=0)  # steps; 0: at the end only
     tokens: int = record(65_536, low=1)  # of held-out text each time

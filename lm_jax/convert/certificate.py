@@ -1,5 +1,5 @@
-"""Is an exported model the same in `transformers`? Read there again, its logits and its greedy
-tokens beside ours.
+"""Certificates of exports: the export is read by `transformers`, its logits and greedy tokens are
+compared with ours.
 """
 
 # The only file of lm_jax that imports torch and transformers, and only where they are installed.
@@ -126,15 +126,15 @@ def compare(path: Path, model: Transformer, tokenizer: Any) -> dict[str, Any]:
 def with_tokenizer(
     certificate: dict[str, Any], path: Path, tokenizer: Tokenizer, frame: Frame | None
 ) -> dict[str, Any]:
-    """What the tokenizer's comparison changes in a certificate."""
+    """Changes of a certificate by the comparison of tokenizers."""
     found = compare_tokenizer(path, tokenizer, tokenizer.frame if frame is None else frame)
     verdict = certificate["verdict"] if found["same"] else "failed"
     return {"verdict": verdict, "why": f"{certificate['why']}, {found['why']}", "tokenizer": found}
 
 
 def greedy(model: Transformer, theirs: Any, said: np.ndarray, read: Any) -> tuple[Any, Any]:
-    """What both write after `said` [1, L], taking the likeliest token: ids, and ids [GREEDY] or
-    fewer. read [1, L]: what an encoder_decoder has read; else None.
+    """Greedy continuations of `said` [1, L] by both models: ids, and ids [GREEDY] or fewer. read
+    [1, L]: the encoder's input of an encoder_decoder; else None.
     """
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""How does a model go to and from a Hugging Face directory? Tensor by tensor, by its rows."""
+"""Models to and from a Hugging Face directory, tensor by tensor, by the rows of their family."""
 
 import dataclasses
 import difflib
@@ -195,8 +195,8 @@ def known(kind: Any, where: str = "") -> Family:
 
 
 def alike(kind: Any) -> str:
-    """` Did you mean 'x'?` for a misspelt family, else the list of them: the name of another family
-    of transformers is not a misspelling.
+    """The nearest known family of a misspelt one, as ` Did you mean 'x'?`, else the list of them:
+    the name of another family of transformers is not a misspelling.
     """
     close = difflib.get_close_matches(str(kind)[:100], FAMILIES, n=1, cutoff=0.85)
     if close and kind not in OTHERS:
@@ -220,7 +220,7 @@ def family_of(config: ModelConfig) -> Family:
 def match(
     path: Path, family: Family, table: list[Row], config: ModelConfig, found: dict[str, Tensor]
 ) -> Sources:
-    """Where each tensor of the rows is; raises CheckpointError on one missing, odd or left over."""
+    """Finds the tensor of each row; raises CheckpointError on one missing, odd or left over."""
     sizes, sources, rest = sizes_of(config), {}, dict(found)
     for name, (_, rows) in pieces(table, config).items():
         held = next((other for other in family.names(name) if other in rest), None)
@@ -295,7 +295,7 @@ def assemble(
 
 
 def part(row: Row, layer: int, config: ModelConfig, sources: Sources) -> np.ndarray:
-    """What a tensor of theirs holds of `row`, in our order of axes."""
+    """The part of a tensor of theirs that belongs to `row`, in our order of axes."""
     tensor, siblings = sources[row.theirs.format(layer=layer)]
     widths = [other.shape(sizes_of(config))[-1] for other in siblings]
     number = siblings.index(row)

@@ -1,4 +1,4 @@
-"""How does a family say what it is at Hugging Face? Options and tensors, as rows read both ways."""
+"""A family's description: options and tensors of Hugging Face as rows that are read both ways."""
 
 import dataclasses
 import math
@@ -247,7 +247,7 @@ class Family:
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
-    """What the letters of a Row mean; C is the second axis of a square matrix."""
+    """Sizes of the letters of a Row; C is the second axis of a square matrix."""
     return {
         "V": config.vocab_size, "P": config.max_length + config.position_offset, "D": config.dim,
         "C": config.dim, "K": config.kv_heads, "G": config.num_heads // config.kv_heads,
@@ -257,7 +257,7 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
 
 
 def layers_of(config: ModelConfig, ours: str) -> int:
-    """How many layers the stack has that holds one of our arrays."""
+    """Number of layers of the stack that holds one of our arrays."""
     both = config.architecture == "encoder_decoder"
     own = config.encoder_layers if both and ours.startswith("encoder/") else 0
     return own or config.num_layers

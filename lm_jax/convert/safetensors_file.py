@@ -1,4 +1,4 @@
-"""Is this safetensors file what it says? Checked before its data is used; read and written.
+"""Safetensors files, checked before their data is used; read and written.
 
 The library accepts duplicate names, names with `../` and any number of entries. The format is an
 8-byte length, a JSON header and the data (github.com/huggingface/safetensors), so it is read here,
@@ -33,7 +33,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor is: `start` bytes into the file at `path`."""
+    """Location of a tensor: `start` bytes into the file at `path`."""
 
     name: str
     path: Path
@@ -178,7 +178,7 @@ def header(path: Path) -> dict[str, Tensor]:
 
 
 def span(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """Where the data of an entry begins and ends; raises CheckpointError if that does not fit."""
+    """Begin and end of an entry's data; raises CheckpointError if that does not fit."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{path}: tensor {name}: expected dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -1,4 +1,4 @@
-"""How does a tokenizer go to and from a Hugging Face directory? As tokenizer.json, the same ids.
+"""Tokenizers to and from a Hugging Face directory, as tokenizer.json with the same ids.
 
 SentencePiece's own signs are not needed there: pieces hold real spaces, so that there is neither a
 normalizer nor Metaspace, and U+2581 in a text is what it is here, a character without a piece.
@@ -144,7 +144,7 @@ def bpe(tokenizer: Tokenizer, names: dict[str, str]) -> Parts:
 
 
 def splits(piece: str, known: set[str]) -> list[int]:
-    """Where `piece` is two pieces, in the order in which a merge is to be preferred.
+    """Ways to split `piece` into two pieces, in the order in which a merge is to be preferred.
 
     To SentencePiece all of these are one merge, and the leftmost in the text comes first; there
     they have an order of their own. It matters where two overlap: "a b" + "a" and "a" + "b a" in

@@ -1,4 +1,4 @@
-"""How is a value of config.json read? With the key it stands under in every complaint."""
+"""Readers of values of config.json, whose errors name the key."""
 
 from collections.abc import Mapping
 from typing import Any

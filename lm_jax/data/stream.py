@@ -1,6 +1,4 @@
-"""How do batches reach the training loop? From any step, read ahead by Grain's threads or worker
-processes.
-"""
+"""The stream of batches, from any step, read ahead by Grain's threads or worker processes."""
 
 import sys
 from collections.abc import Iterator

@@ -54,7 +54,7 @@ class Chip:
 
     @property
     def device_flops(self) -> float:
-        """Of one JAX device."""
+        """FLOP/s of one JAX device."""
         return self.flops / self.devices
 
     @property
@@ -138,22 +138,22 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """Number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """Of JAX, in all slices."""
+        """Number of JAX devices in all slices."""
         return self.chips * self.chip.devices
 
     @property
     def hosts(self) -> int:
-        """Of all slices."""
+        """Number of hosts in all slices."""
         return -(-math.prod(self.shape) // self.chip.host) * self.slices
 
     @property
     def wrapped(self) -> tuple[bool, ...]:
-        """Which dimensions are rings. A three-dimensional slice has rings in all dimensions, where
+        """Dimensions that are rings. A three-dimensional slice has rings in all dimensions, where
         all are multiples of 4 (it is made of whole cubes), or none [cloud: v4]; a two-dimensional
         one along 16 chips [book].
         """
@@ -189,7 +189,7 @@ def slice_of(chip: Chip, count: int) -> tuple[int, ...] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a name says of a machine; what it does not say is None."""
+    """Parts of a machine's name; None for those that it leaves open."""
 
     chip: Chip
     shape: tuple[int, ...] | None = None
@@ -229,7 +229,7 @@ def named(text: str, flag: str = "--topology") -> Machine:
 
 
 def written(chip: Chip) -> str:
-    """How the shape of a slice is written, by an example."""
+    """An example of how the shape of a slice is written."""
     form = {0: "8, or 8*4 for four hosts", 2: "16x16", 3: "4x4x4"}[chip.dims]
     return f"{chip.name}:{form}"
 

@@ -1,6 +1,4 @@
-"""What does each device do with its own parts? Functions of these, and the collectives between the
-devices.
-"""
+"""Functions of each device's own parts of arrays, and the collectives between devices."""
 
 from typing import Any
 
@@ -57,7 +55,7 @@ def inside(*names: str | None) -> tuple[str, ...]:
 
 
 def index(name: str) -> jax.Array | int:
-    """Which part along the axis of `name` this device has, inside `on_each_device`."""
+    """Index of this device's part along the axis of `name`, inside `on_each_device`."""
     return jax.lax.axis_index(axes) if (axes := inside(name)) else 0
 
 
@@ -68,7 +66,7 @@ def own_key(key: jax.Array) -> jax.Array:
 
 
 def devices(name: str) -> int:
-    """How many devices there are along the axis of `name`, inside `on_each_device`."""
+    """Number of devices along the axis of `name`, inside `on_each_device`."""
     return jax.lax.axis_size(axes) if (axes := inside(name)) else 1
 
 

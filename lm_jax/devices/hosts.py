@@ -1,5 +1,4 @@
-"""The processes of one run: joining them, barriers, values that one publishes to the others, a
-common stop.
+"""The processes of one run: how they join, wait for each other and speak with one voice.
 
 All run the same program on devices of their own (JAX's multi-controller runtime). The first one
 writes what is not a checkpoint, and the lines; each gives the rows of its own devices.
@@ -63,14 +62,14 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
 
 
 def slurm_tasks() -> int:
-    """How many processes `srun` started with this one; 1 elsewhere. (In the script of a job
+    """Number of processes `srun` started with this one; 1 elsewhere. (In the script of a job
     SLURM_NTASKS and SLURM_PROCID are set as well, and it is alone.)
     """
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def gke_hosts() -> int:
-    """How many hosts the TPUs of this run have, as GKE tells the pods; 1 elsewhere."""
+    """Number of hosts of the TPUs of this run, as GKE tells the pods; 1 elsewhere."""
     of_a_slice = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
     return of_a_slice * int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
 
@@ -124,13 +123,13 @@ def publish(key: str, value: str) -> None:
 
 
 def read_keys(folder: str) -> dict[str, str]:
-    """What was left under `folder`/name, by name."""
+    """All values published under `folder`/name, by name."""
     found = service().key_value_dir_get(f"lm_jax/{folder}/")
     return {key.rpartition("/")[2]: value for key, value in found}
 
 
 def wait_for_key(key: str, seconds: float) -> str:
-    """What is left under `key`, as soon as it is; raises when it is not within `seconds`."""
+    """Waits for the value of `key`; raises when it is not there within `seconds`."""
     return service().blocking_key_value_get(f"lm_jax/{key}", round(1000 * seconds))
 
 

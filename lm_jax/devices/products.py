@@ -1,4 +1,6 @@
-"""How do activations meet weights on a mesh? Products and lookups, with gradients of their own."""
+"""Products of activations and weights over the mesh, and table lookups, with gradients of their
+own.
+"""
 
 # Shapes: B batch, L length, D model width; a device's own parts have the same letters.
 
@@ -75,9 +77,9 @@ def weight_names(of_w: str, known: str, names: tuple[str | None, ...]) -> tuple[
 
 
 def expand(x_BLD: jax.Array, *products: tuple, bits: str = "none") -> list[jax.Array]:
-    """What several weights read of the stream: jnp.einsum(equation, x, w), laid out by `names`, of
-    each (equation, w, names). Where its states are spread, they are collected once for all of
-    them, and so is their gradient.
+    """Applies several projections to the residual stream, gathering it once: jnp.einsum(equation,
+    x, w), laid out by `names`, for each (equation, w, names). The gradient of the stream is summed
+    once for all of them.
     """
     equations, ws, names = zip(*products, strict=True)
     if sharding.is_cut(x_BLD, 2):
@@ -131,8 +133,8 @@ expanded.defvjp(expanded_forward, expanded_backward)
 def contract(
     equation: str, h: jax.Array, w: jax.Array, *names: str | None, bits: str = "none"
 ) -> jax.Array:
-    """What a branch says to the stream: jnp.einsum(equation, h, w), where h has the logical axes
-    `names`. Devices that share them keep a part of the sum each.
+    """Projects a branch's output back into the residual stream: jnp.einsum(equation, h, w), where h
+    has the logical axes `names`. Devices that share them keep a part of the sum each.
     """
     axes = sharding.stream(w.shape[-1])
     if axes[2] is None:

@@ -1,5 +1,5 @@
-"""How is a product done in eight bits? Its operands are quantized by Qwix when they meet, each row
-and column with a scale of its own; parameters and what is saved stay as they are.
+"""Products in eight bits: operands are quantized by Qwix as they are multiplied, each row and
+column with a scale of its own; parameters and checkpoints stay as they are.
 """
 
 import dataclasses
@@ -46,9 +46,7 @@ def library() -> ModuleType:
 
 
 def warning(quantization: str, kind: str) -> str:
-    """What is to be said before a run on devices of this kind, if anything. Raises MachineError
-    without Qwix.
-    """
+    """Warning before a run on devices of this kind, or "". Raises MachineError without Qwix."""
     if quantization == "none":
         return ""
     library()

@@ -1,4 +1,4 @@
-"""What "auto" means on a platform: attention, compute type, precision of products."""
+"""The meaning of "auto" on a platform: attention, compute type, precision of products."""
 
 import dataclasses
 

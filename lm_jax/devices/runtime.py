@@ -1,5 +1,5 @@
-"""What must be set before jax looks at the machine? Its platform, the size of its pages, and
-where compiled programs are kept.
+"""Settings that must be made before jax looks at the machine: platform, page size, and the folder
+of compiled programs.
 """
 
 import glob
@@ -73,7 +73,7 @@ def devices() -> list[Any]:
 
 
 def cache_folder() -> str:
-    """Where compiled programs are kept when nothing else is set."""
+    """Default folder of compiled programs."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
     own = os.path.join(root, "lm_jax", "xla", processor())
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or own
@@ -90,7 +90,7 @@ def processor() -> str:
 
 
 def instructions() -> str:
-    """What the processor can do, as Linux lists it; nothing elsewhere."""
+    """Instruction sets of the processor, as Linux lists them; nothing elsewhere."""
     lines = read("/proc/cpuinfo").splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
@@ -118,7 +118,7 @@ def gpu_is_here() -> bool:
 
 
 def read(path: str | Path) -> str:
-    """What a file of the system says; nothing when it cannot be read."""
+    """Text of a system file; nothing when it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:

@@ -28,7 +28,7 @@ def host_names(text: str) -> list[str]:
 
 
 def numbers(inside: str, text: str) -> list[str]:
-    """What stands in brackets: '1-3,005' -> 1, 2, 3, 005."""
+    """Numbers of a bracket: '1-3,005' -> 1, 2, 3, 005."""
     found: list[str] = []
     for part in inside.split(","):
         if span := re.fullmatch(r"(\d+)(?:-(\d+))?", part):

@@ -1,5 +1,5 @@
-"""Which options does the compiler get for these devices? One table, each row with the place that
-publishes it; what the compiler at hand refuses is left out, with a line.
+"""Compiler options by kind of device: one table, each row with the place that publishes it; options
+that the installed compiler refuses are left out, with a line.
 """
 
 import contextlib
@@ -116,8 +116,8 @@ def refusal(mesh: Mesh, options: Options) -> str:
 
 @contextlib.contextmanager
 def not_kept() -> Iterator[None]:
-    """What is compiled here is not kept in the cache of programs: one for devices that are not here
-    could not be loaded again, and jax would warn of it.
+    """Keeps compiled programs out of the cache: one for devices that are not here could not be
+    loaded again, and jax would warn of it.
     """
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)

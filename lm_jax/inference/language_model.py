@@ -1,4 +1,4 @@
-"""How is a trained model used from Python? `lm = lm_jax.load("runs/q"); lm.generate("Once")`."""
+"""A trained model in Python: `lm = lm_jax.load("runs/q"); lm.generate("Once")`."""
 
 import dataclasses
 import tempfile
@@ -161,7 +161,7 @@ class LanguageModel:
         return Frame(before, after)
 
     def reading(self, special_tokens: bool = False, bos: bool | None = None) -> Reading:
-        """How prompts become ids here, and what ends an answer."""
+        """Rules of this model for prompts and the end of an answer."""
         tokenizer, here = self.need_tokenizer(), self.trained_here
         more = objective_names(tokenizer, self.model.config.vocab_size) if here else {}
         ends = tuple(self.metadata.get("stop_ids", ())) or (tokenizer.eos_id,)

@@ -1,4 +1,4 @@
-"""How well does a model predict text? Every token once, in windows that move over each document."""
+"""The loss of a model on text: every token once, in windows that move over each document."""
 
 import dataclasses
 import math
@@ -27,7 +27,8 @@ Piece = tuple[np.ndarray, np.ndarray, int]  # inputs [n], targets [n], how many 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """How an encoder is asked: each token once, while every `passes`-th of its window is masked.
+    """Masks of an encoder's evaluation: each token once, while every `passes`-th of its window is
+    masked.
 
     As many passes as the window has tokens mask one at a time (pseudo-likelihood, Salazar et al.
     2020, arXiv:1910.14659).
@@ -38,7 +39,7 @@ class Masking:
 
 
 def masking_of(model: Any, tokenizer: Any) -> Masking | None:
-    """How this model is asked: None unless it is an encoder."""
+    """Masking of this model: None unless it is an encoder."""
     if model.config.architecture != "encoder":
         return None
     return Masking(Specials.of(tokenizer, model.config.vocab_size).id("<mask>"))
@@ -46,7 +47,7 @@ def masking_of(model: Any, tokenizer: Any) -> Masking | None:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `evaluate` found."""
+    """Loss, perplexity, bits per byte and counts of a text."""
 
     nats: float  # summed over the tokens
     tokens: int  # predicted, the end of each document included

@@ -1,4 +1,4 @@
-"""How likely is a token? Logits of hidden states, and the log-probabilities of given targets."""
+"""The head: logits of hidden states, and log-probabilities of given targets."""
 
 # Shapes: B batch, L length, D model width, V vocabulary.
 
@@ -68,7 +68,7 @@ class Network(nnx.Module):
         return read(self.head_states(x_BLD), self.readout(), self.config.logit_softcap)
 
     def head_states(self, x_BLD: jax.Array) -> jax.Array:
-        """What the head reads of hidden states, [B, L, D]; raises UserError without a head."""
+        """Input of the output projection, [B, L, D], from hidden states."""
         if not self.config.head:
             raise UserError(
                 "config.model.head=False: this model is a body without an output head: it has "

@@ -1,6 +1,4 @@
-"""What is a model made of? Weights with logical axes, norms, the feed-forward layer, embeddings,
-heads, dropout.
-"""
+"""Layers: weights with logical axes, norms, the feed-forward layer, embeddings, heads, dropout."""
 
 # Shapes: B batch, L length, D model width, C 2 when gated else 1, F feed-forward width, V
 # vocabulary.
@@ -179,7 +177,7 @@ class Embed(nnx.Module):
 
 
 class HeadTransform(nnx.Module):
-    """What stands before the output embeddings in BERT: a layer, the activation and a norm."""
+    """BERT's transform before the output embeddings: a layer, the activation and a norm."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config, D = config, config.dim

@@ -1,5 +1,5 @@
-"""Which experts does a token ask? A router, feed-forward layers that see only the tokens that chose
-them, and their balance.
+"""Mixture of experts: a router, feed-forward layers that see only the tokens that chose them, and
+their balance.
 """
 
 # Shapes: B batch, L length, D model width, C 2 when gated else 1, F width of an expert, E experts,
@@ -134,8 +134,8 @@ class Experts(nnx.Module):
         return context.parts_of(jnp.where(place_BLK < capacity, ids_BLK, E), balanced)
 
     def local(self, x_BLD, ids_BLK, weights_BLK, kernels: dict[str, jax.Array]) -> jax.Array:
-        """What the experts of this device say to the tokens of all devices that share them, summed
-        over these; without a mesh, all.
+        """Output of this device's experts for the tokens of all devices that share them, summed
+        over these; without a mesh, of all experts.
         """
         x, ids, weights = (collectives.joined(x, "experts") for x in (x_BLD, ids_BLK, weights_BLK))
         E, D, C, F = kernels["up"].shape

@@ -1,7 +1,7 @@
-"""How do layers on different devices work at once? Parts of a batch follow each other through the
-stages (GPipe, Huang et al. 2019, arXiv:1811.06965, section 2.3), once or, with fewer layers each
-time, in several rounds (the interleaved stages of Narayanan et al. 2021, arXiv:2104.04473, section
-2.2, with all parts forward before any goes back).
+"""Pipeline parallelism: parts of a batch follow each other through the stages (GPipe, Huang et al.
+2019, arXiv:1811.06965, section 2.3), once or, with fewer layers each time, in several rounds (the
+interleaved stages of Narayanan et al. 2021, arXiv:2104.04473, section 2.2, with all parts forward
+before any goes back).
 """
 
 # Shapes: B batch, L length, D model width, N layers, S stages, M parts, R rounds, G parts that
@@ -26,8 +26,9 @@ PARTS = 4  # a stage, where no number is asked for: S - 1 of 5 S - 1 ticks are t
 
 
 def parts_of(rows: int, stages: int, asked: int, rounds: int = 1) -> int:
-    """How many parts so many rows of a device make: a divisor, near what is asked or 4 a stage; in
-    rounds, a multiple of the stages, which then take that much less to wait as little.
+    """Number of parts that the rows of a device make: a divisor, near config.model.pipeline_parts
+    or 4 a stage; in rounds, a multiple of the stages, which then need that many fewer to wait as
+    little.
     """
     step = stages if rounds > 1 else 1
     most = min(rows, asked or max(step, PARTS * stages // rounds // step * step))
@@ -36,7 +37,7 @@ def parts_of(rows: int, stages: int, asked: int, rounds: int = 1) -> int:
 
 
 def rounds_of(config: ModelConfig, rows: int, layers: int) -> int:
-    """How often a part goes round: as is asked, where rows and layers divide so."""
+    """Number of rounds through the stages, where rows and layers divide so."""
     S, R = sharding.ways("layers"), config.pipeline_rounds
     return R if rows % S == 0 and layers % (S * R * len(config.kinds)) == 0 else 1
 
@@ -123,9 +124,8 @@ def by_part(x: jax.Array, parts: int, rounds: int, group: int) -> jax.Array:
 
 
 def by_round(x: jax.Array, stages: int, rounds: int, back: bool = False) -> jax.Array:
-    """Of layers [R, N / R, ...], which lie one after the other through the stages, those of a stage
-    by the rounds in which it has them: the layers of all stages, in every round, are again one
-    after the other. back: the other way.
+    """Rearranges layers [R, N / R, ...] between the order of the model and the order in which each
+    stage runs them, round by round. back: from the latter to the former.
 
     Once a step, and nothing is stored in another order. Chunk c of stage s is number s R + c, and
     belongs to stage (s R + c) % S. Sent in R turns, in each by every stage one chunk, and one to

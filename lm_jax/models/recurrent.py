@@ -1,4 +1,4 @@
-"""What is a recurrent model? Layers of RNN, LSTM or GRU cells between embeddings and a head."""
+"""Recurrent models: layers of RNN, LSTM or GRU cells between embeddings and a head."""
 
 # Shapes: B batch, L length, D width, V vocabulary, N layers, G gates.
 
@@ -21,7 +21,7 @@ NAMES = ("h", "c")
 
 
 class Layers(nnx.Module):
-    """What torch.nn.RNN, LSTM and GRU compute, with their weights: gates i f g o, or r z n.
+    """Layers of torch.nn.RNN, LSTM and GRU, with their weights: gates i f g o, or r z n.
 
     Dropout is on what enters a layer and on what the last one gives, never on the state (Zaremba et
     al., arXiv:1409.2329).
@@ -151,7 +151,7 @@ class Recurrent(Network):
         return whole(x_BLD)
 
     def normed(self, x_BLD: jax.Array) -> jax.Array:
-        """What the head reads."""
+        """Input of the head."""
         return self.norm(x_BLD) if self.config.final_norm else x_BLD
 
 

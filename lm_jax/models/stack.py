@@ -1,4 +1,4 @@
-"""What is in a model's depth? Blocks of attention and feed-forward, stored stacked and scanned."""
+"""A stack of blocks of attention and feed-forward layers, stored stacked and scanned."""
 
 # Shapes: B batch, L query length, S key length, D model width, N layers.
 
@@ -23,7 +23,7 @@ from lm_jax.models.pipeline import pipelined, with_layers
 
 
 class Sight(NamedTuple):
-    """What the layers of one kind (local, global) see, and where."""
+    """Attention inputs of the layers of one kind (local, global): mask, rotation and bias."""
 
     mask: kernels.Mask
     rotation: Rotation | None
@@ -72,7 +72,7 @@ class Block(nnx.Module):
             return self.after("mlp", x_BLD, y_BLD, keys[1]), cache, aux
 
     def before(self, name: str, x_BLD: jax.Array) -> jax.Array:
-        """What the branch `name` reads."""
+        """Input of the branch `name`."""
         first = self.config.norm_order in ("pre", "sandwich")
         return getattr(self, f"{name}_norm")(x_BLD) if first else x_BLD
 
@@ -121,7 +121,7 @@ class Stack(nnx.Module):
         return sharding.whole(self.norm(x_BLD) if self.config.final_norm else x_BLD), cache, aux
 
     def through(self, x_BLD, seen, layers, kept, part=None):
-        """What layers say one after the other: (states, the longer cache, sums of the experts).
+        """Runs the layers in order; returns (states, cache, expert losses).
 
         seen: (sights, memory). layers: blocks and keys of dropout [N]. kept: (cache, keys of the
         memory) [N, B, ...]. part: the number of these rows among those of a pipeline.

@@ -30,10 +30,9 @@ Memory = tuple[Mask, jax.Array | Cache]  # of an encoder: its states [B, S, D], 
 
 
 class Inside(NamedTuple):
-    """What layers computed, a list with an entry for each: states [B, L, D] before the first layer
-    and after each (the last one normalised, as the head reads it), attention weights
-    [B, heads, L, S] float32, and those of cross-attention. encoder: the same of the encoder of an
-    encoder_decoder.
+    """Activations of every layer, in lists: states [B, L, D] before the first layer and after each
+    (the last one normalised, as the head reads it), attention weights [B, heads, L, S] float32, and
+    those of cross-attention. encoder: the same of the encoder of an encoder_decoder.
     """
 
     states: list[jax.Array]
@@ -105,7 +104,7 @@ class Transformer(Network):
     def memory(
         self, batch: Batch, segments: jax.Array | None, key: jax.Array | None = None
     ) -> tuple[Memory, dict[str, jax.Array]]:
-        """What the decoder sees of the encoder: ((mask, states [B, S, D]), sums of the experts)."""
+        """Runs the encoder for the decoder: ((mask, states [B, S, D]), sums of the experts)."""
         side = {name.removeprefix("input_"): x for name, x in batch.items() if name[:6] == "input_"}
         y_BSD, aux = self.encode({"tokens": batch["inputs"], **side}, key)
         seen = side.get("segment_ids")

@@ -1,5 +1,5 @@
-"""python -m lm_jax.plan --config=configs/llama3_8b.py --topology=v5p:4x4x4: will it fit, how fast
-will it be, on which mesh, what will it cost?
+"""python -m lm_jax.plan --config=configs/llama3_8b.py --topology=v5p:4x4x4: memory, speed, best
+mesh and cost of a run, before anything is rented.
 
 Meshes, remat policies and microbatches are estimated and ranked, and the best few compiled by the
 real TPU compiler, which needs no TPU (pip install libtpu); what a program holds, does and sends is

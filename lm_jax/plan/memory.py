@@ -1,5 +1,4 @@
-"""How many bytes does a step need on a device? From the shapes of the real model, without a
-compiler.
+"""Bytes that a step needs on a device, from the shapes of the real model, without a compiler.
 
 What is held from step to step and what the forward pass saves is traced (plan/shapes.py). What
 lives beside it, and when, follows what libtpu 0.0.42.1 makes of the train step, as its buffer
@@ -36,7 +35,7 @@ class Memory:
 
     @property
     def arguments(self) -> int:
-        """What the step is given, and gives back in the same place."""
+        """Arguments of the step, which it returns in the same place."""
         return sum(self.held.values())
 
     @property
@@ -56,13 +55,13 @@ class Memory:
 
     @property
     def kinds(self) -> Kinds:
-        """What this is made of."""
+        """Sizes by kind."""
         return self.held | self.phases[self.phase]
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What a device has of a microbatch and of a layer. All sizes are bytes."""
+    """A device's share of a microbatch and of a layer. All sizes are bytes."""
 
     config: Config  # its model resolved, its mesh without -1
     lanes: int = LANES  # 1 on a GPU
@@ -95,12 +94,12 @@ class Part:
 
     @property
     def states(self) -> int:
-        """Of all tokens, whole, [T, D]."""
+        """States of all tokens, whole, [T, D]."""
         return self.tokens * self.config.model.dim * self.number
 
     @property
     def hidden(self) -> int:
-        """What the feed-forward layer makes of them, [T, F]; with experts, of all of their rows."""
+        """Hidden activations of the feed-forward layer, [T, F]; of all rows of the experts."""
         model = self.config.model
         choices = self.sizes["expert"] * model.experts_per_token if model.num_experts else 1
         return self.tokens * choices * model.mlp_size // self.sizes["tensor"] * self.number
@@ -145,7 +144,7 @@ class Part:
 
 
 def memory(part: Part) -> Memory:
-    """Of the train step."""
+    """Estimates the memory of the train step."""
     config, sizes = part.config, part.sizes
     state, saved = shapes.state(config), shapes.saved(config)
     total = lambda what, size=0: state.bytes(what, sizes, size, part.lanes)
@@ -176,15 +175,15 @@ def memory(part: Part) -> Memory:
 
 
 def random_bits(part: Part) -> int:
-    """Of dropout: made for the states of the whole batch on each device, and once more."""
+    """Random bits of dropout: for the states of the whole batch on each device, twice."""
     config = part.config
     states = config.batch_size // config.microbatches * config.data.sequence_length
     return 2 * 4 * states * config.model.dim if config.model.has_dropout else 0
 
 
 def activations(part: Part, saved: Sequence[Leaf]) -> int:
-    """What the forward pass keeps. Of float32 outside of the layers (the last norm), the compiler
-    keeps what it was made of.
+    """Activations that the forward pass keeps. Of float32 outside of the layers (the last norm),
+    the compiler keeps what it was made of.
     """
     model, most = part.config.model, 0
     layers = {model.num_layers, model.encoder_layers or model.num_layers}
@@ -221,13 +220,13 @@ class Words:
 
     @property
     def gradient(self) -> int:
-        """What stays of it until the step ends. By chunks it is summed over devices before the
-        layers' gradients begin (the barrier in objectives.chunked_forward).
+        """The part of the head's gradient that stays until the step ends. By chunks it is summed
+        over devices before the layers' gradients begin (the barrier in objectives.chunked_forward).
         """
         return self.table.bytes(self.part.sizes, 4) if self.chunked else self.part.words(4)
 
     def loss(self) -> Kinds:
-        """What there is at a time beside what is saved."""
+        """Temporary memory of the loss, beside what is saved."""
         part = self.part
         vocabulary = part.config.model.vocab_size // part.sizes["tensor"]
         logits = part.rows * part.chunk * vocabulary
@@ -246,7 +245,7 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What one block needs while it is computed, beside what is saved."""
+    """Temporary memory of one block while it is computed, beside what is saved."""
 
     part: Part
     blocks: Sequence[Leaf]
@@ -264,7 +263,7 @@ class Layer:
 
     @property
     def expanded(self) -> int:
-        """What the first product of the feed-forward layer makes; its gradient is as large."""
+        """Output of the first product of the feed-forward layer; its gradient is as large."""
         return self.part.hidden * (1 + self.part.config.model.gated)
 
     @property
@@ -276,7 +275,7 @@ class Layer:
         return self.part.states * self.part.sizes["expert"] * model.experts_per_token
 
     def forward(self) -> int:
-        """What the feed-forward layer makes, and what it makes it of."""
+        """Inputs and outputs of the feed-forward layer."""
         return self.expanded + 2 * self.rows + 3 * self.part.states + self.collected("up", "down")
 
     def feed_forward(self) -> int:

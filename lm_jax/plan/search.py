@@ -1,5 +1,5 @@
-"""Which mesh, what to compute again, how many microbatches, which chips? Every plan that the checks
-let through is estimated, and the best few are compiled.
+"""Search over meshes, remat policies, microbatches and chips. Every plan that passes the checks is
+estimated, and the best few are compiled.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def config(self) -> Config:
-        """What is planned."""
+        """The planned config."""
         return self.estimate.config
 
     @property
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def times(self) -> Times:
-        """Of a step."""
+        """Times of a step."""
         moved = self.measured and self.measured.moved
         return moved.times if moved else self.estimate.times
 
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def source(self) -> str:
-        """Where the figures come from."""
+        """Origin of the figures: compiled or estimated."""
         return "failed" if self.failed else "compiled" if self.measured else "estimated"
 
 
@@ -103,7 +103,7 @@ def with_remat(config: Config, policy: str) -> Config:
 
 
 def order(plan: Plan) -> tuple:
-    """What ranks plans."""
+    """Sort key of plans."""
     return not plan.fits, not plan.measured, plan.times.serial, plan.peak
 
 

@@ -1,4 +1,4 @@
-"""Saving checkpoints in the background; a kill at any moment loses little.
+"""Checkpoints of a run's state, saved in the background; a kill at any moment loses little.
 
 The layout, and what comes back, is in restore.py; what tells a damaged array, in manifest.py.
 """

@@ -103,7 +103,7 @@ class Requests:
         os.close(self.ends[0])
 
     def line(self, number: int) -> str:
-        """What is said of a signal that ends the run at once."""
+        """Message about a signal that ends the run at once."""
         if number == signal.SIGTERM:
             goes = "goes on" if self.kept else "starts again"
             return f"SIGTERM: {self.kept or 'nothing is saved yet'}; the same command {goes}."

@@ -24,7 +24,7 @@ def perplexity(loss: float) -> float:
 
 
 class Clock:
-    """Where the time since the last line went: waiting for data, left out, or training."""
+    """Time since the last line, divided into waiting for data, left out, and training."""
 
     def __init__(self) -> None:
         self.restart()

@@ -1,4 +1,4 @@
-"""Restoring checkpoints: the arrays that were saved, verified, on any mesh, or none.
+"""Restoring of checkpoints: the arrays that were saved, verified, on any mesh, or none.
 
     <workdir>/checkpoints/<step>/state      the arrays, by name: model/decoder/blocks/attn/wq
                                 manifest    JSON: shapes, types, fingerprints; the caller's metadata
@@ -121,7 +121,7 @@ class SavedSteps:
         return {name: np.asarray(manifest.storable(x)) for name, x in found.items()}, metadata
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """What `save` was given, of the newest step with an intact manifest. Reads no array."""
+        """Metadata given to `save`, of the newest step with an intact manifest. Reads no array."""
         return self._newest(step, lambda path, about: None)[1]
 
     def files(self, step: int | None = None) -> dict[str, bytes]:
@@ -174,7 +174,7 @@ class SavedSteps:
             self.report(line)
 
     def _put_aside(self, path: epath.Path) -> str:
-        """What was done with a damaged step, for the warning: here nothing."""
+        """Description of what was done with a damaged step, for the warning: here nothing."""
         return ""
 
 
@@ -271,7 +271,7 @@ def _mesh_in_use() -> Mesh | None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one short line: Orbax and TensorStore write pages."""
+    """An error in one short line: Orbax and TensorStore write pages."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())

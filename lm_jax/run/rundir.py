@@ -1,5 +1,5 @@
-"""The work directory of a run: whether it belongs to this run, checked before anything is written;
-its config, its token store, and the metadata of its checkpoints.
+"""The folder of a run: its contents, and whether it belongs to this run. Checked before anything is
+written.
 """
 
 import json
@@ -192,7 +192,7 @@ def installed() -> dict[str, str]:
 def metadata(
     step: int, config: Config, workdir: str | os.PathLike, store: TokenStore, mesh: Any
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself: config, data, tokenizer, versions, mesh."""
+    """Metadata of a checkpoint: config, data, tokenizer, versions, mesh."""
     saved = json.loads((Path(workdir) / "config.json").read_text())
     return {
         "step": step,

@@ -1,5 +1,5 @@
-"""The watchdog: a thread in each process that sees whether steps still end; when they do not, it
-says where the run is stuck, and ends the process, for the launcher to start the run again.
+"""The watchdog: a thread in each process checks that steps still end; when they do not, it reports
+where, and ends the process, for the launcher to start the run again.
 
 jax notices that a process is dead or frozen, not that one lives and waits for ever: for data, a
 disk, a collective. All stand still then, and wait for the one that is furthest behind: each tells
@@ -50,7 +50,7 @@ PACED = ("data", "step")  # what the median limits; the rest may take config.wat
 
 
 class Place(NamedTuple):
-    """Where the main thread is; `since`: when a step last ended, or a pause began or ended."""
+    """Position of the main thread; `since`: when a step last ended, or a pause began or ended."""
 
     phase: str
     step: int
@@ -58,7 +58,7 @@ class Place(NamedTuple):
 
 
 class Sign(NamedTuple):
-    """What a process tells the others: where it runs, and where it is."""
+    """Message of a process to the others: host, process and position."""
 
     host: str
     phase: str
@@ -119,7 +119,7 @@ class Watchdog:
         self.finished, self.place = step, self.place._replace(since=now)
 
     def look(self) -> str:
-        """What is wrong, or "". To be called every TICK seconds."""
+        """Description of what is wrong, or "". To be called every TICK seconds."""
         now, place = self.clock(), self.place
         gap, self.looked = now - self.looked, now
         if place.since != self.since:
@@ -134,7 +134,7 @@ class Watchdog:
         return ""
 
     def limit(self, phase: str, waited: float) -> tuple[float, str]:
-        """How many seconds `phase` may take, and what `waited` is when it is longer."""
+        """Seconds that `phase` may take, and the description of a longer wait."""
         pause, usual = self.config.pause, f"longer than config.watchdog.pause={self.config.pause:g}"
         if len(self.seconds) < WARM:
             return pause, f"{usual}, the limit of the first ones"
@@ -219,7 +219,7 @@ class Watchdog:
 
 
 def verdict(signs: dict[int, Sign], answered: set[int], count: int) -> str:
-    """Which processes the others wait for: those that do not answer, and those furthest behind."""
+    """Processes that the others wait for: those that do not answer, and those furthest behind."""
     where = {i: (signs[i].step, ORDER.index(signs[i].phase)) for i in answered}
     least, most = min(where.values()), max(where.values())
     slow = {i: "is" for i in sorted(where) if where[i] == least < most}

@@ -1,4 +1,4 @@
-"""What is minimised? A batch becomes sums over its target tokens; the caller divides once, by their
+"""Training losses: a batch becomes sums over its target tokens; the caller divides once, by their
 global number.
 
 One loss serves every objective: which tokens are inputs, which are targets and what sees what is in
@@ -209,6 +209,6 @@ chunked.defvjp(chunked_forward, chunked_backward)
 
 
 def means(sums: Sums) -> dict[str, jax.Array]:
-    """What is reported of `sums`: each over what it counts. A batch without targets has loss 0."""
+    """Reported means of `sums`: each over what it counts. A batch without targets has loss 0."""
     over = lambda name: jnp.maximum(sums[SHARES.get(name, "tokens")], 1.0)
     return {name: x / over(name) for name, x in sums.items() if name not in ("tokens", "pairs")}

@@ -1,4 +1,4 @@
-"""How does a run of n-grams go? The text is counted once; the run's folder is as any other."""
+"""Runs of n-grams: the text is counted once; the run's folder is as any other."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ def host(devices: list[Any]) -> list[Any]:
 
 
 class Counted(NamedTuple):
-    """What stands for a TrainState."""
+    """The state of a counted model, in place of a TrainState."""
 
     model: NGram
     step: int = 1

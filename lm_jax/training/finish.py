@@ -58,7 +58,7 @@ def following(config: Config, workdir: Path) -> str:
 
 
 def data_figures(store: Any) -> dict[str, Any]:
-    """What the token store holds, for people."""
+    """Statistics of the token store, for people."""
     found: dict[str, Any] = {"path": store.path, "tokenizer": store.tokenizer.kind,
                              "vocabulary": store.tokenizer.vocab_size}  # fmt: skip
     for split in store.splits:

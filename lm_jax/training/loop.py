@@ -149,7 +149,7 @@ class Run:
         self.hooks = self.default_hooks(profile)
 
     def default_hooks(self, profile: bool) -> list[Hook]:
-        """What happens beside the steps, in this order."""
+        """Hooks of a run, in the order in which they are called."""
         config, saved = self.config, self.saved
         describe = lambda step: rundir.metadata(step, config, self.workdir, self.store, self.mesh)
         files = lambda: rundir.tokenizer_files(self.store)

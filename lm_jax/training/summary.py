@@ -64,7 +64,7 @@ def text(
 
 
 def amount(config: Config, counts: bool, store: Any | None) -> str:
-    """How much text a run trains on, in tokens or pairs, and in epochs of its examples."""
+    """Amount of text that a run trains on, in tokens or pairs, and in epochs of its examples."""
     examples, length = config.steps * config.batch_size, config.data.sequence_length
     if config.loss.objective == "seq2seq":  # a row is a pair, however short
         text = f"{human(examples)} pairs: {config.steps} steps of {config.batch_size}"
@@ -80,7 +80,7 @@ def amount(config: Config, counts: bool, store: Any | None) -> str:
 
 
 def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
-    """What a network is made of, where it will be, and what it will cost."""
+    """Rows of the start-up screen about the network: parameters, layout, cost."""
     model, device, parts = config.model, mesh.devices.flat[0], modules(abstract.model)
     shares = "  ".join(f"{name} {human(size)}" for name, size in parts.items())
     kind = getattr(device, "device_kind", device.platform)

@@ -1,6 +1,4 @@
-"""What happens in a step? One pure function: gradients of summed losses, divided once, clipped,
-applied.
-"""
+"""The train step, one pure function: gradients of summed losses, divided once, clipped, applied."""
 
 import contextlib
 import dataclasses

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 import typing
@@ -144,9 +145,23 @@ def test_there_are_no_drawers(path):
     assert not {path.stem, path.parent.name} & DRAWERS
 
 
+RIDDLE = re.compile(r"(What|Of|How|Which|Where|Who)\b")
+
+
+@pytest.mark.parametrize("path", named(FILES))
+def test_docstrings_can_be_read_alone(path):
+    """A noun phrase or an imperative: no question, and nothing that needs the name above it."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
+            name = getattr(node, "name", "the file")
+            assert not RIDDLE.match(first), f"{name}: {first}"
+            assert "?" not in first.split(". ")[0].replace("mean 'x'?", ""), f"{name}: {first}"
+
+
 @pytest.mark.parametrize("path", named(FILES))
 def test_file_and_public_names_say_what_they_are(path):
-    assert ast.get_docstring(tree(path)), "the first line says which question the file answers"
+    assert ast.get_docstring(tree(path)), "the first line says what the file is for"
     for node in tree(path).body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue

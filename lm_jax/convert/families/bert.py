@@ -1,4 +1,4 @@
-"""How are BERT, RoBERTa and XLM-R of `transformers` ours? Their options and tensors."""
+"""BERT, RoBERTa and XLM-R of `transformers`: their options and tensors."""
 
 # Axes: V vocabulary, P positions, T token types, D width, C width again, K heads, G 1, H head size,
 # F feed-forward width, O the two logits of a pair.
@@ -149,7 +149,7 @@ def positions(values: dict[str, Any], where: str) -> int:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """What a row cannot say; raises UserError where the family has no such option."""
+    """Writes options that no row covers; raises UserError where the family has no such option."""
     if not config.token_types:
         raise UserError("config.model.token_types=0: an encoder there has 1 at least.")
     if config.dim % config.num_heads:

@@ -1,6 +1,5 @@
-"""How are a Gemma 2 and the text model of a Gemma 3 of `transformers` ours? As a Llama, with norms
-around each branch whose scale is 1 + weight, scaled embeddings, caps and windows
-(transformers/models/gemma2, gemma3).
+"""Gemma 2 and the text model of Gemma 3 of `transformers`: a Llama with norms around each branch
+whose scale is 1 + weight, scaled embeddings, caps and windows (transformers/models/gemma2, gemma3).
 """
 
 import math

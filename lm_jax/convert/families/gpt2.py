@@ -1,4 +1,4 @@
-"""How is a GPT-2 of `transformers` ours? Its options and tensors (transformers/models/gpt2)."""
+"""GPT-2 of `transformers`: its options and tensors (transformers/models/gpt2)."""
 
 # Axes: V vocabulary, P positions, D width, K heads, G 1, H head size, F feed-forward width.
 
@@ -61,7 +61,7 @@ def read(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """What a row cannot say; raises UserError where GPT-2 has no such option."""
+    """Writes options that no row covers; raises UserError where GPT-2 has no such option."""
     if config.kv_heads != config.num_heads:
         raise UserError(
             f"config.model.num_kv_heads={config.num_kv_heads}: GPT2LMHeadModel groups no heads."

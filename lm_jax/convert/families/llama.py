@@ -1,5 +1,5 @@
-"""How is a Llama of `transformers` ours? Its options and tensors (transformers/models/llama), and
-those that its many descendants share with it.
+"""Llama of `transformers`: its options and tensors (transformers/models/llama), and those that its
+many descendants share with it.
 """
 
 # Axes: V vocabulary, D width, K key heads, G query heads a key head, H head size, F width of MLP,

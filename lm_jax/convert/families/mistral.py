@@ -1,5 +1,5 @@
-"""How are a Mistral and a Mixtral of `transformers` ours? As a Llama, with one window for all
-layers, and for Mixtral experts (transformers/models/mistral, mixtral).
+"""Mistral and Mixtral of `transformers`: a Llama with one window for all layers, and experts in
+Mixtral (transformers/models/mistral, mixtral).
 """
 
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""How are a Qwen 2 and a Qwen 3 of `transformers` ours? As a Llama, with biases on queries, keys
-and values or norms on their heads, and a window for some layers (transformers/models/qwen2, qwen3).
+"""Qwen 2 and Qwen 3 of `transformers`: a Llama with biases on queries, keys and values or norms on
+their heads, and a window for some layers (transformers/models/qwen2, qwen3).
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""How do rotary positions stand in a config.json of `transformers`? In one of two forms."""
+"""Rotary positions in a config.json of `transformers`, in either of its two forms."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""How are T5 (1.0 and 1.1) and mT5 of `transformers` ours? Their options and tensors."""
+"""T5 (1.0 and 1.1) and mT5 of `transformers`: their options and tensors."""
 
 # Axes: V vocabulary, D width, K heads, G 1, H head size, F feed-forward width, R buckets.
 
@@ -129,7 +129,7 @@ def fit(config: ModelConfig, found: Mapping[str, Tensor]) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """What `read` reads, and sizes that we derive."""
+    """Writes the options that `read` reads, and sizes that we derive."""
     word = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
     word = "gelu" if config.gated and word == "gelu_new" else word
     return {

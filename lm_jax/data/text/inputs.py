@@ -10,15 +10,16 @@ from lm_jax.errors import DataError, MachineError
 
 
 def recorded(report: Report) -> dict[str, Any]:
-    """What a store keeps of its input: {"count": files, "files": {path: [bytes, time of the last
+    """Record of an input for its store: {"count": files, "files": {path: [bytes, time of the last
     change in ns, digest]}} of the first of them.
     """
     return {"count": report.kinds.total(), "files": report.files}
 
 
 def changes(spec: str, known: dict[str, Any]) -> str:
-    """How the files of `spec` differ from those `known` (see `recorded`), in words; "" where they
-    do not, or are not on this machine. A file of another time is read and compared by content.
+    """Differences between the files of `spec` and those `known` (see `recorded`), in words; ""
+    where there are none, or they are not on this machine. A file of another time is read and
+    compared by content.
     """
     if spec == "stdlib":  # another Python has other paths
         return ""

@@ -228,9 +228,7 @@ def decoded(block: bytes) -> tuple[str, list[tuple[int, int, int]]]:
 
 
 def cut(block: bytes) -> int:
-    """Where to end a part of `block`: before its last newline, or at least between two
-    characters.
-    """
+    """End of a part of `block`: before its last newline, or at least between two characters."""
     end = block.rfind(NEWLINE)
     if end > 0:
         return end

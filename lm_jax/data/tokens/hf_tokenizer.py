@@ -1,5 +1,5 @@
-"""How is a tokenizer of Hugging Face used here? Its tokenizer.json, by the `tokenizers` library
-(extra `hf`), behind the interface of Tokenizer.
+"""Tokenizers of Hugging Face: a tokenizer.json, by the `tokenizers` library (extra `hf`), behind
+the interface of Tokenizer.
 
 Encoding is theirs. Decoding is ours, as everywhere: one byte string an id, from the piece and the
 decoder that tokenizer.json names.
@@ -192,8 +192,8 @@ class HFTokenizer(Tokenizer):
 
 
 def guarded(what: str, call: Any, *arguments: Any, **options: Any) -> Any:
-    """What the library's `call` returns; raises DataError, with `what` before it, for what it
-    raises, its panics too, which are no Exception.
+    """Calls the library; raises DataError, with `what` before it, for what it raises, its panics
+    too, which are no Exception.
     """
     try:
         return call(*arguments, **options)
@@ -319,7 +319,7 @@ def decoder_steps(decoder: Any) -> list[dict[str, Any]]:
 def pieces_of(
     vocabulary: Mapping[str, int], added: Mapping[str, Any], steps: list[dict[str, Any]]
 ) -> list[bytes]:
-    """What each id stands for, b"" for special tokens; raises DataError when that is too much."""
+    """Bytes of each id, b"" for special tokens; raises DataError when that is too much."""
     pieces, size = [b""] * (max(vocabulary.values(), default=-1) + 1), 0
     for piece, i in vocabulary.items():
         if piece not in added:
@@ -336,7 +336,7 @@ def pieces_of(
 
 
 def piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:
-    """What a piece stands for within a text."""
+    """Bytes of a piece within a text."""
     for step in steps:
         if step["type"] == "ByteLevel" and all(c in BYTE_OF for c in piece):
             return bytes(BYTE_OF[c] for c in piece)
@@ -357,7 +357,7 @@ def piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:
 
 
 def prefix_of(steps: list[dict[str, Any]]) -> bytes:
-    """What the first pieces of a text stand for that was not in it, and the decoder drops."""
+    """Bytes at the start of a text that were not in it, and that the decoder drops."""
     for step in steps:
         if step["type"] == "WordPiece" or (
             step["type"] == "Metaspace"

@@ -1,5 +1,5 @@
-"""Which ids do the objectives need beyond the tokenizer's? Mask, separators, modes and sentinels,
-in the ids of the model that the tokenizer leaves free.
+"""Special ids of the objectives: mask, separators, modes and sentinels, in the ids of the model
+that the tokenizer leaves free.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Specials:
 
     @property
     def sentinels(self) -> int:
-        """How many sentinels there are."""
+        """Number of sentinels."""
         if "<extra_id_0>" in self.own:
             last = self.own["<extra_id_0>"]
             follow = (k for k in range(SENTINELS) if self.own.get(f"<extra_id_{k}>") != last - k)

@@ -1,5 +1,5 @@
-"""How does text become token ids and back, without losing a byte? SentencePiece (BPE, unigram) and
-plain bytes; hf_tokenizer.py has those of Hugging Face.
+"""Text to token ids and back, without losing a byte: SentencePiece (BPE, unigram) and plain bytes;
+hf_tokenizer.py has those of Hugging Face.
 
 Decoding is a concatenation of byte strings, one per id, so that it is exact, needs no library, and
 can be streamed.

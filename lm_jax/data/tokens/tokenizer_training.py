@@ -1,4 +1,4 @@
-"""How is a lossless tokenizer learned from text? SentencePiece, with its scores made exact."""
+"""Training of lossless tokenizers: SentencePiece, with its scores made exact."""
 
 import io
 import re

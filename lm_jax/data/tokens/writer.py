@@ -1,4 +1,4 @@
-"""How is a token store written, so that it is whole or not there at all?"""
+"""Writer of a token store, which is whole or not there at all."""
 
 import hashlib
 import json

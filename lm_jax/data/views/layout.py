@@ -1,4 +1,4 @@
-"""How do pieces of text come to lie in rows of a fixed length? Runs of ids, joined and packed.
+"""Pieces of text in rows of a fixed length: runs of ids, joined and packed.
 
 A piece is a row's part of one document. Ragged arrays: [k] of pieces, ordered by their row, and
 flat arrays in which the pieces' tokens follow one another.
@@ -39,7 +39,7 @@ def before(group: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 class Packing:
-    """Where the tokens of pieces of `sizes` [k] lie when the pieces of a row follow one another.
+    """Places of the tokens of pieces of `sizes` [k] when the pieces of a row follow one another.
 
     Attributes: index [sum(sizes)] into the flat [rows * length]; place, the token's number in its
     piece.

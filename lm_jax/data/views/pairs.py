@@ -1,5 +1,5 @@
-"""What does the model read, and what must it then say? Prefix LM, span corruption, and pairs that
-the text itself holds.
+"""Views with an input and an answer: prefix LM, span corruption, and pairs that the text itself
+holds.
 
 For an encoder-decoder the two are apart: inputs and targets. A decoder alone has them in one row,
 where all that is read is `prefix` and only what is said counts.
@@ -137,7 +137,7 @@ class Spans(PairView):
         return int(self.fitting(L if self.pairs else L + 1, L)[0])
 
     def target_length(self) -> int:
-        """What such a piece has to say; of a decoder alone, the row."""
+        """Length of such a piece's answer; of a decoder alone, of the row."""
         return int(self.say[self.length]) if self.pairs else self.row_length
 
     def noised(self, example: np.ndarray, key: np.ndarray) -> Batch:

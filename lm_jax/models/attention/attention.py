@@ -63,7 +63,7 @@ class Attention(nnx.Module):
 
     @property
     def scale(self) -> float:
-        """Of the products of queries and keys."""
+        """Factor of the products of queries and keys."""
         return self.config.attn_scale or self.config.head_size**-0.5
 
     def __call__(

@@ -1,5 +1,5 @@
-"""How do tokens see each other when devices share the rows? Each has a part of the queries, and
-meets the keys and values of all.
+"""Context parallelism: devices share the rows; each has a part of the queries, and attends to the
+keys and values of all.
 """
 
 # Shapes: B batch, L query length, S key length, D model width, K key heads, G queries a key head, H
@@ -49,8 +49,8 @@ def zigzag(x: np.ndarray, parts: int) -> np.ndarray:
 def shared(
     mask: Mask, rows: dict[str, jax.Array], places_BL: jax.Array
 ) -> tuple[Mask, dict[str, jax.Array], jax.Array]:
-    """What tokens see of their own row, the tokens [1 or B, L], positions and types, and the places
-    [1 or B, L] of the tokens among the keys, as the devices that share the rows have them.
+    """Mask, arrays of tokens [1 or B, L] (positions and types too), and places [1 or B, L] of the
+    tokens among the keys, in the order of the devices that share the rows.
     """
     if ways("length") == 1:
         return mask, rows, places_BL

@@ -1,6 +1,4 @@
-"""Which attention kernel runs? Every backend behind one function, none of them ever replaced in
-silence.
-"""
+"""Attention kernels: every backend behind one function, none of them ever replaced silently."""
 
 # Shapes: B batch, L query length, S key length, K key heads, G query heads a key head, H head size.
 
@@ -30,8 +28,8 @@ static = dataclasses.field
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """What a query may see: nothing later (causal), near keys (window), its own segment, the prefix
-    of it, filled slots of a cache.
+    """Keys that a query attends to: nothing later (causal), near keys (window), its own segment,
+    the prefix of it, filled slots of a cache.
     """
 
     causal: bool = static(default=True, metadata={"static": True})
@@ -62,8 +60,8 @@ class Mask:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How scores come from products: scale q k, capped, plus a bias [1 or B, K, G, L, S]; and how
-    many of their softmax are dropped, by a random key.
+    """Options of the scores: scale q k, capped, plus a bias [1 or B, K, G, L, S]; and the rate and
+    random key of dropout of their softmax.
     """
 
     scale: float

@@ -1,4 +1,4 @@
-"""How does a model that counts answer as the networks do? Kneser-Ney n-grams, same interface."""
+"""Kneser-Ney n-grams behind the interface of the networks."""
 
 # Shapes: B rows, L length, V vocabulary.
 
@@ -46,7 +46,7 @@ class NGram:
         return self.counts.log_probs({name: np.asarray(x) for name, x in batch.items()})
 
     def tables(self) -> dict[str, np.ndarray]:
-        """What a checkpoint keeps: the 64-bit numbers as pairs of 32 bits, which jax takes."""
+        """Arrays of a checkpoint: 64-bit numbers as pairs of 32 bits, which jax takes."""
         found = {"unigram": self.counts.unigram}
         for k, level in enumerate(self.counts.levels, 2):
             found |= {f"keys_{k}": level.keys, f"prob_{k}": level.prob, f"above_{k}": level.backoff}

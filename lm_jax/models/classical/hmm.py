@@ -1,5 +1,5 @@
-"""What is a hidden Markov language model? Unseen states, each of which emits a token and chooses
-the next state, trained by gradients or by expectation maximisation.
+"""Hidden Markov language models: unseen states, each of which emits a token and chooses the next
+state, trained by gradients or by expectation maximisation.
 
 L. R. Rabiner, "A Tutorial on Hidden Markov Models" (1989). A segment of a batch is one sequence:
 its tokens, and its last target. The forward algorithm runs in log space but for one product with
@@ -70,7 +70,7 @@ class HMM(nnx.Module):
         return -jnp.sum(self.log_probs(batch) * batch["weights"])
 
     def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
-        """What is known before the first token of `batch` rows: log p(state) [B, N]."""
+        """State before the first token of `batch` rows: log p(state) [B, N]."""
         del length
         state_BN = started(self.tables(), batch)
         return {"state": state_BN, "length": jnp.zeros(batch, jnp.int32)}
