@@ -75,5 +75,5 @@ def command(
             signal.signal(number, handler)
         for name in set(flags.FLAGS) - known:
             home = flags.FLAGS.find_module_defining_flag(name, "")
-            if home not in sys.modules or home.startswith(("ml_collections", "absl")):
+            if home not in sys.modules or home.startswith(("ml_collections", "absl", "lm_jax")):
                 delattr(flags.FLAGS, name)  # the command's own; what it imported keeps its own
