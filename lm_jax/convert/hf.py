@@ -124,15 +124,10 @@ def export_hf(
     """
     path = Path(directory)
     chosen = known(family) if family else family_of(config)
-    values, ids = chosen.write_config(config), special_ids(tokenizer, config)
-    pad = ids["pad_token_id"]
-    if config.position_offset and pad not in (None, config.position_offset - 1):
-        raise UserError(
-            f"config.model.position_offset={config.position_offset}: {chosen.architecture} counts "
-            f"positions from pad + 1 on, and the tokenizer's padding is {pad}."
-        )
+    ids = special_ids(tokenizer, config)
+    config, arrays = behind_padding(config, flatten(model), ids["pad_token_id"])
+    values, rows = chosen.write_config(config), chosen.rows(config)
     values |= {key: value for key, value in ids.items() if value is not None or key not in values}
-    arrays, rows = flatten(model), chosen.rows(config)
     arrays |= absent(chosen.completed(config), config)
     if set(arrays) != {row.ours for row in rows}:
         odd = sorted(set(arrays) ^ {row.ours for row in rows})[0]
@@ -165,6 +160,20 @@ def export_hf(
         raise MachineError(f"{error.filename or path}: {error.strerror}.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def behind_padding(
+    config: ModelConfig, arrays: dict[str, Any], pad: int | None
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """`config` and `arrays` with positions that begin behind the tokenizer's padding, where
+    transformers has those of RoBERTa begin: the same rows of the table, further up or down.
+    """
+    if not config.position_offset or pad in (None, config.position_offset - 1):
+        return config, arrays
+    table_PD = np.asarray(arrays["embed/positions"])[config.position_offset :]
+    unused = np.zeros((pad + 1, table_PD.shape[1]), table_PD.dtype)
+    moved = dataclasses.replace(config, position_offset=pad + 1)
+    return moved, {**arrays, "embed/positions": np.concatenate([unused, table_PD])}
 
 
 def absent(config: ModelConfig, other: ModelConfig) -> dict[str, np.ndarray]:

@@ -94,6 +94,17 @@ def test_the_positions_of_roberta_begin_after_the_padding(copy):
             convert.import_hf(copy("xlm_roberta", options=lambda values: values | change))  # noqa: B023
 
 
+@pytest.mark.parametrize("pad", [0, 3, 9])
+def test_positions_of_roberta_go_out_behind_the_padding_of_any_tokenizer(pad, tmp_path):
+    config, model = convert.import_hf(GOLDEN / "xlm_roberta")
+    tokenizer = type("Tokenizer", (), {"bos_id": 1, "eos_id": 2, "pad_id": pad})()
+    convert.export_hf(model, config, tmp_path / "out", tokenizer)
+    found, again = convert.import_hf(tmp_path / "out")
+    assert found == dataclasses.replace(config, position_offset=pad + 1)
+    ids = np.arange(3, 27)[None]
+    np.testing.assert_array_equal(again(ids), model(ids))
+
+
 def test_the_config_of_multilingual_bert_of_2019_is_read():
     config = bert.BERT.read_config(
         {

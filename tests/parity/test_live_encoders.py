@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 
 from lm_jax import convert
 from lm_jax.config import LossConfig
-from lm_jax.errors import UserError
 from lm_jax.inference import sampling
 from lm_jax.models import ModelConfig, Transformer
 from lm_jax.models.attention.positions import bucket
@@ -171,14 +170,17 @@ def test_every_distance_has_the_bucket_that_t5_gives_it(buckets, furthest):
 
 
 def test_the_start_of_a_decoder_and_the_padding_that_positions_need_arrive(tmp_path):
-    tokenizer = type("Tokenizer", (), {"bos_id": 2, "eos_id": 3, "pad_id": 0})()
+    tokenizer = type("Tokenizer", (), {"bos_id": 2, "eos_id": 3, "pad_id": 0, "specials": {}})()
     convert.export_hf(random(T5), T5, tmp_path / "t5", tokenizer)
     there = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "t5")
     held = there.generation_config
     assert (held.decoder_start_token_id, held.eos_token_id, held.pad_token_id) == (2, 3, 0)
     assert there.config.decoder_start_token_id == 2
-    with pytest.raises(UserError, match="position_offset=5"):
-        convert.export_hf(random(OURS["roberta"]), OURS["roberta"], tmp_path / "r", tokenizer)
+    roberta = random(OURS["roberta"])  # whose positions begin behind another padding
+    convert.export_hf(roberta, OURS["roberta"], tmp_path / "r", tokenizer)
+    there = transformers.RobertaForMaskedLM.from_pretrained(tmp_path / "r").eval()
+    assert there.config.pad_token_id == 0
+    check_logits(roberta, there, batch_of(there, padded=False))
 
 
 def random(config: ModelConfig) -> Transformer:
