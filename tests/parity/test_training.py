@@ -200,8 +200,9 @@ def with_gradient(name, x):
 def test_a_hundred_steps_are_those_of_torch(family, optimizer, tmp_path):
     options = OPTIMIZERS[optimizer]
     options = OptimizerConfig(**{**vars(options), "schedule": "constant", "warmup_steps": 0}
-                              | ({"eps": 1e-3} if family == "BERT" else {}))  # fmt: skip
+                              | ({"eps": 1e-3} if family in ("BERT", "T5") else {}))  # fmt: skip
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # of so small tensors, threads wait for each other
     model = MODELS[family]().train()
     model.save_pretrained(tmp_path / "start")
     expected, theirs = trained_by_torch(model, options, family)
