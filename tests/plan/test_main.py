@@ -132,7 +132,8 @@ def test_what_cannot_be_planned_is_refused(run, given, why):
 
 def test_a_field_that_cannot_work_is_refused_before_jax_is_there():
     code = (
-        "import sys; from lm_jax.plan import chips, request; from lm_jax.config import Config\n"
+        "import sys; from lm_jax.devices import chips; from lm_jax.plan import request; "
+        "from lm_jax.config import Config\n"
         "try: request.asked(Config(), chips.parse('v5e:4x4'), 'fsdp:16', 100)\n"
         "except Exception as error: print(error, {'jax', 'numpy'} & set(sys.modules))"
     )

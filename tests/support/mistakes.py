@@ -110,7 +110,7 @@ MISTAKES = {
     # Checkpoints.
     "checkpoint of another architecture": (
         TRAIN + "--workdir={p}/otherwidth --config.model.dim=32 --nopreflight", 3,
-        "is of another model", "attn_norm/scale: checkpoint (1, 16) vs model (1, 32)"),
+        "is of another run: config.model.dim is 16 there, 32 here"),
     "data changed under a checkpoint": (
         TRAIN + "--workdir={p}/run --config.data.store={p}/othertext --nopreflight", 3,
         "the token store has changed since the checkpoint was saved"),
