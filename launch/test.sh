@@ -7,6 +7,7 @@ usage="usage: bash launch/test.sh [--parity | --slow] [pytest arguments]
 Without arguments: ruff, mypy and the whole suite, except what the option runs.
 --parity   the tests against transformers and torch, in .venv-parity (PyTorch is large: where pip would
            bring the CUDA one, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids that)
+           -m "parity and slow" runs what takes minutes: certificates of every config, a downloaded model
 --slow     what takes minutes: more families killed and resumed, compiled for TPU, on more meshes
 tests/commands/test_cli.py -k name ...   those tests alone"
 
@@ -26,7 +27,7 @@ if [ "$part" = parity ]; then
     # No wheel everywhere: without a compiler its tests are skipped, the others are not.
     "$python" -c 'import kenlm' 2>/dev/null || "$python" -m pip --disable-pip-version-check install -q kenlm ||
         say "kenlm could not be installed: the tests against it are SKIPPED"
-    exec "$python" -m pytest tests/parity -m parity "$@"
+    exec "$python" -m pytest tests/parity -m "parity and not slow" "$@"
 fi
 setup test,quantization
 if [ $# = 0 ] && [ "$part" = all ]; then

@@ -9,7 +9,12 @@ from scaled import FIRST
 from small_runs import Run, Stores
 from test_export_of_configs import FAMILY, WITHOUT
 
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+# Minutes: launch/test.sh --parity -m "parity and slow"
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+]
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
