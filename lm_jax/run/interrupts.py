@@ -2,6 +2,7 @@
 at once, in one line, also inside a call of minutes to C++. Imports no jax.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -122,6 +123,9 @@ class Requests:
 def own() -> None:
     """Says that this process is a run's, and no one else's."""
     Requests.owner = True
+    # The first process of a job that ends makes srun terminate the others, which by then have saved
+    # and are about to end with the same code. Registered before jax's own, this runs after them.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
 def say(line: str, descriptor: int = 2) -> None:
