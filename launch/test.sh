@@ -7,7 +7,7 @@ usage="usage: bash launch/test.sh [--parity | --slow] [pytest arguments]
 Without arguments: ruff, mypy and the whole suite, except what the option runs.
 --parity   the tests against transformers and torch, in .venv-parity (PyTorch is large: where pip would
            bring the CUDA one, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids that)
-           -m "parity and slow" runs what takes minutes: certificates of every config, a downloaded model
+           -m 'parity and slow' runs what takes minutes: certificates of every config, a downloaded model
 --slow     what takes minutes: more families killed and resumed, compiled for TPU, on more meshes
 tests/commands/test_cli.py -k name ...   those tests alone"
 
