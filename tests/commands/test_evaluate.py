@@ -1,12 +1,11 @@
 """The command evaluates the held-out text of a run, or any text, and says what is missing."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from test_language_model import CONFIG, save_run
+from commands import run_module as command
+from saved_models import CONFIG, save_run
 
 import lm_jax
 from lm_jax.data.tokens.tokenizer import Tokenizer
@@ -40,13 +39,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lm(run):
     return lm_jax.load(run)
-
-
-def command(module, *flags):
-    done = subprocess.run(
-        [sys.executable, "-m", module, *flags], capture_output=True, text=True, timeout=300
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_json_is_all_that_the_command_prints_and_equals_the_loss_of_each_text(run, lm):

@@ -1,8 +1,8 @@
 """The command prints the prompt and what follows it."""
 
 import pytest
-from test_evaluate import command
-from test_language_model import save_run
+from commands import run_module as command
+from saved_models import save_run
 
 import lm_jax
 

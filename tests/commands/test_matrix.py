@@ -8,9 +8,9 @@ import signal
 
 import numpy as np
 import pytest
+from exported_families import WITHOUT
 from scaled import FIRST, NAMES, kind, small
 from small_runs import Run, Stores
-from test_export_of_configs import WITHOUT
 
 import lm_jax
 from lm_jax.errors import EXIT_PREEMPTED, UserError

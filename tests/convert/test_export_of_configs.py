@@ -1,14 +1,14 @@
 """Whatever a config of configs/ trains can be exported, and comes back as the same model."""
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
+from exported_families import FAMILY, WITHOUT
+from scaled import FILES, published
 
 import lm_jax
-from lm_jax.config import Config, ModelConfig, from_model
+from lm_jax.config import ModelConfig, from_model
 from lm_jax.config.field import with_role
 from lm_jax.convert import hf
 from lm_jax.convert.__main__ import export
@@ -17,37 +17,10 @@ from lm_jax.errors import UserError
 from lm_jax.inference.language_model import LanguageModel
 from lm_jax.training import loop
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-FAMILY = {  # the first that has the options: mT5 and ByT5 are a T5, XLM-R is a RoBERTa
-    "bert": "bert", "byt5": "t5", "gemma2": "gemma2", "gemma3": "gemma3_text", "gpt2": "gpt2",
-    "gpt2_124m": "gpt2", "gpt3": "gpt2", "llama2": "llama", "llama3": "llama",
-    "llama3_1b": "llama", "llama3_8b": "llama", "mistral": "mistral", "mixtral_8x7b": "mixtral",
-    "mt5": "t5", "quickstart": "llama", "quickstart:accelerator": "llama", "qwen2": "qwen2",
-    "qwen3": "qwen3", "roberta": "roberta", "shakespeare": "gpt2", "t5": "t5", "xlmr": "roberta",
-}  # fmt: skip
-WITHOUT = {  # and what is said of those that transformers has no family for
-    "hmm": "architecture='hmm'",
-    "lstm": "positions='none'",
-    "ngram": "architecture='ngram'",
-    "shakespeare:accelerator": "gated=False",
-    "transformer": "positions='sinusoidal'",
-}
-
-
-def config_of(name, **changes):
-    """The config of a file and, behind a colon, its variant, with changes by dotted field."""
-    file, _, variant = name.partition(":")
-    spec = importlib.util.spec_from_file_location(f"preset_{file}", CONFIGS / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values = module.get_config(*[variant] * bool(variant))
-    values.update_from_flattened_dict(changes)
-    return Config.parse(values)
-
 
 @pytest.mark.parametrize("name", [*FAMILY, *WITHOUT])
 def test_every_config_has_its_family(name):
-    model = config_of(name).model
+    model = published(name).model
     if name in FAMILY:
         assert hf.family_of(model).model_type == FAMILY[name]
     else:
@@ -57,7 +30,7 @@ def test_every_config_has_its_family(name):
 
 def test_every_file_of_configs_is_in_the_table():
     named = {name.partition(":")[0] for name in (*FAMILY, *WITHOUT)}
-    assert named == {path.stem for path in CONFIGS.glob("*.py")}
+    assert named == {*FILES}
 
 
 OTHER = {
@@ -90,7 +63,7 @@ def test_what_a_config_trains_goes_out_and_comes_back(name, tmp_path):
     small = {"data.input": str(tmp_path / "text.txt")}
     if name == "quickstart":
         small |= {"model.vocab_size": 384, "data.vocab_size": 300}
-    config = config_of(name, **SCALED, **small)
+    config = published(name, **SCALED, **small)
     assert loop.train(config, str(tmp_path / "run"), check=False) == 0
     lm = lm_jax.load(tmp_path / "run")
     export(lm, tmp_path / "out", "")

@@ -5,7 +5,7 @@ import sys
 import types
 
 import pytest
-from test_export_tokenizer import ids_of
+from tokenizer_rules import ids_of
 
 from lm_jax.convert import export_tokenizer
 from lm_jax.convert.__main__ import keep_stop_ids

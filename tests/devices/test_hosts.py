@@ -1,9 +1,6 @@
 """Do several processes make the run that one makes? Real ones, on this machine."""
 
-import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,93 +10,30 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_resume import CONFIG, final_bits, write_text
+from host_processes import (
+    STEPS,
+    begin,
+    codes,
+    free_port,
+    log,
+    make_folder,
+    rows,
+    same_run,
+    wait_for,
+)
+from small_training import final_bits
 
 from lm_jax.devices import hosts, sharding
 from lm_jax.errors import EXIT_PREEMPTED, AbsentError, UserError
 from lm_jax.run.checkpoint import SavedSteps
 
 LOCAL = Path(__file__).parents[2] / "launch" / "local.sh"
-STEPS, DEVICES = 24, 4
 MESHES = {"data": [], "tensor": ["--config.mesh.data=2", "--config.mesh.tensor=2"]}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hosts")
-    (folder / "config.py").write_text(CONFIG)
-    write_text(folder / "text.jsonl")
-    return folder
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def begin(folder, name, count, *more, steps=STEPS, program=("-m", "lm_jax.train")):
-    """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
-    port = free_port()
-    shown = f"--xla_force_host_platform_device_count={DEVICES // count}"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{shown} --xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / f"cache{count}"),
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
-    }
-    processes = []
-    for index in range(count):
-        who = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}",
-               f"--process_id={index}"] if count > 1 else []  # fmt: skip
-        with open(folder / f"{name}.{index}.log", "a") as log:
-            processes.append(subprocess.Popen(
-                [sys.executable, *program, "--config=config.py", f"--workdir={name}",
-                 "--config.data.input=text.jsonl", "--config.data.store=store", "--nopreflight",
-                 f"--config.steps={steps}", "--config.batch_size=8", *who, *more],
-                cwd=folder, env=environment, stdout=log, stderr=log,
-            ))  # fmt: skip
-    return processes
-
-
-def codes(processes, seconds=200):
-    """The exit codes, once all have ended."""
-    until = time.monotonic() + seconds
-    try:
-        return [process.wait(max(1, until - time.monotonic())) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def log(folder, name):
-    return "\n".join(path.read_text() for path in sorted(folder.glob(f"{name}.*.log")))
-
-
-def rows(folder, name):
-    path = folder / name / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return {row["step"]: row for row in map(json.loads, lines) if row["kind"] == "train"}
-
-
-def wait_for(folder, name, step, processes):
-    while max(rows(folder, name), default=0) < step:
-        assert all(process.poll() is None for process in processes), log(folder, name)
-        time.sleep(0.05)
-
-
-def same_run(folder, name, other):
-    """The same batches, and losses and parameters equal but for the order of sums."""
-    found, wanted = rows(folder, name), rows(folder, other)
-    assert found.keys() == wanted.keys()
-    for step, row in wanted.items():
-        assert found[step]["batch_crc"] == row["batch_crc"]
-        assert found[step]["loss"] == pytest.approx(row["loss"], rel=1e-5)
-    mine, theirs = (SavedSteps(folder / run).arrays(within="model/")[0] for run in (name, other))
-    assert mine.keys() == theirs.keys()
-    for array in theirs:
-        np.testing.assert_allclose(mine[array], theirs[array], rtol=1e-4, atol=1e-5)
+    return make_folder(tmp_path_factory.mktemp("hosts"))
 
 
 @pytest.mark.jax10
@@ -119,7 +53,8 @@ def test_two_processes_make_the_run_of_one_stop_together_and_go_on_as_one(folder
 
 # A mesh in which the devices of a host are not neighbours, as on most TPU slices.
 APART = """
-from lm_jax import cli, sharding, train
+from lm_jax import cli, train
+from lm_jax.devices import sharding
 make = sharding.make_mesh
 order = lambda device: (device.id % 2, device.id)
 sharding.make_mesh = lambda config, devices: make(config, sorted(devices, key=order))

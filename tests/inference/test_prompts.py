@@ -11,7 +11,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from test_language_model import CONFIG, make_model
+from saved_models import CONFIG, make_model
 
 from lm_jax.convert.load import stop_ids
 from lm_jax.data.tokens.frame import Frame

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_language_model import CONFIG, make_model
+from saved_models import CONFIG, make_model
 
 from lm_jax.config import MeshConfig
 from lm_jax.data.tokens.tokenizer import Tokenizer

@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_kubectl import install
+from gke_requests import FLAGS, GPU, POOL, TPU
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ("--config=configs/gpt2_124m.py", "--workdir=/runs/q")
-NAMED = {"name": "q", "image": "gcr.io/p/lm_jax:1", "claim": "runs"}
-TPU = {**NAMED, "accelerator": "tpu-v5-lite-podslice", "topology": "4x4"}
-GPU = {**NAMED, "accelerator": "nvidia-h100-80gb", "nodes": "4"}
-POOL = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
 UNCHECKED = "warning: kubernetes-validate is not installed: the cluster alone checks the fields\n"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_gke import FLAGS, GPU, POOL, TPU
+from gke_requests import FLAGS, GPU, POOL, TPU
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "gke_manifest.py"
 manifest = types.SimpleNamespace(**runpy.run_path(str(SCRIPT)))

@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from host_processes import DEVICES, begin, codes, make_folder, rows, same_run
 from slurm_cluster import Cluster, missing
-from test_hosts import DEVICES, begin, codes, folder, rows, same_run
-from test_resume import final_bits
-
-__all__ = ["folder"]  # a fixture
+from small_training import final_bits
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "gpu_slurm.sbatch"
 RUN = ("--config=c.py", "--workdir=w")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("slurm"))
 
 
 def run_script(*arguments, **environment):

@@ -5,9 +5,9 @@ of each is proven there.
 import json
 
 import pytest
+from exported_families import FAMILY, WITHOUT
 from scaled import FIRST
 from small_runs import Run, Stores
-from test_export_of_configs import FAMILY, WITHOUT
 
 # Minutes: launch/test.sh --parity -m "parity and slow"
 pytestmark = [

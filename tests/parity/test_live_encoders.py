@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoder_outputs import forward, ours
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -55,13 +56,6 @@ OURS = {
 
 
 @jax.jit
-def forward(model, batch):
-    """Logits of the tokens, and of the pair where the model has them."""
-    x_BLD, _ = model.forward(batch)
-    return model.logits(x_BLD), model.pooler(x_BLD) if model.config.pooler else None
-
-
-@jax.jit
 def gradients(model, batch):
     """The mean loss and its gradients, in the shape of a model."""
 
@@ -70,11 +64,6 @@ def gradients(model, batch):
         return total / sums["tokens"]
 
     return jax.value_and_grad(mean)(model)
-
-
-def ours(batch):
-    """The batch as a model here takes it."""
-    return {"tokens" if name == "ids" else name: x.astype(np.int32) for name, x in batch.items()}
 
 
 def check_logits(model, there, batch):

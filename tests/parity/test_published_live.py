@@ -4,7 +4,6 @@ Each config.json is that of the Hub with smaller sizes, made by one rule, and re
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from encoder_outputs import forward, ours  # noqa: E402
 from make_golden import logits, padding  # noqa: E402
 from make_golden_encoders import answers, batch_of  # noqa: E402
-from test_live_encoders import forward, ours  # noqa: E402
+from published_models import PARAMETERS, PUBLISHED  # noqa: E402
 
-PUBLISHED = Path(__file__).parents[1] / "convert" / "published"
 SMALL = {  # sizes of every family, under the names that they have
     "hidden_size": 48, "n_embd": 48, "d_model": 48, "intermediate_size": 40, "d_ff": 40,
     "num_hidden_layers": 8, "n_layer": 3, "num_layers": 2, "num_decoder_layers": 3,
@@ -71,14 +70,7 @@ def random_model(values: dict[str, Any]) -> Any:
     return model
 
 
-def names() -> list[str]:
-    """Every published configuration that is not refused."""
-    from test_published import PARAMETERS
-
-    return sorted(PARAMETERS)
-
-
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
 def test_a_published_configuration_gives_the_logits_of_transformers(name, tmp_path):
     values = small(json.loads((PUBLISHED / f"{name}.json").read_text()))
     model = random_model(values)

@@ -1,11 +1,10 @@
 """The estimate holds what the model holds, and what it says of a step is what compilers said."""
 
 import dataclasses
-import os
-import runpy
 
 import jax
 import pytest
+from planned import SMALL, of_file
 
 from lm_jax.config import Config, MeshConfig
 from lm_jax.devices import sharding
@@ -16,10 +15,6 @@ from lm_jax.plan import estimate, memory, search, shapes
 from lm_jax.plan.sent import sent_by
 from lm_jax.training.train_step import init_state
 
-CONFIGS = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir, "configs")
-SMALL = {"batch_size": 16, "steps": 1000, "data": {"sequence_length": 256}, "model": {
-    "dim": 256, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 512,
-    "mlp_dim": 512, "remat": "full"}}  # fmt: skip
 MESHES = (
     {"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "tensor": 2},
 )  # fmt: skip
@@ -33,17 +28,6 @@ def small(mesh, optimizer="adamw", shard_state=False, **model):
     config = Config.parse(SMALL | {"model": SMALL["model"] | model, "loss": loss})
     options = dataclasses.replace(config.optimizer, name=optimizer, shard_state=shard_state)
     config = dataclasses.replace(config, optimizer=options, mesh=MeshConfig(**{"data": 1} | mesh))
-    return dataclasses.replace(config, model=resolved(config.model, "tpu"))
-
-
-def of_file(name, mesh, **changes):
-    """A config of configs/, on a mesh."""
-    name, _, size = name.partition(":")
-    get_config = runpy.run_path(os.path.join(CONFIGS, f"{name}.py"))["get_config"]
-    values = get_config(size) if size else get_config()
-    values.update_from_flattened_dict(changes)
-    config = Config.parse(values)
-    config = dataclasses.replace(config, mesh=MeshConfig(**{"data": 1} | mesh))
     return dataclasses.replace(config, model=resolved(config.model, "tpu"))
 
 

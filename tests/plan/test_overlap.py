@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_estimate import of_file
+from planned import of_file
 
 from lm_jax.devices.chips import parse
 from lm_jax.plan import overlap

@@ -8,7 +8,7 @@ from functools import partial
 
 import jax
 import pytest
-from test_estimate import SMALL
+from planned import SMALL
 
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config.check import check

@@ -1,18 +1,16 @@
 """Are the presets the published models? Each parses, and has the published number of parameters."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import jax
 import pytest
 from flax import nnx
+from scaled import module
 
 from lm_jax.config import Config
 from lm_jax.errors import UserError
 from lm_jax.models import Transformer
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 # Numbers of the published checkpoints (their model cards, or the files themselves), with the heads
 # that pretraining has; those in millions are the papers' own, which round.
 PUBLISHED = {
@@ -43,13 +41,6 @@ PUBLISHED = {
     "transformer": {"base": 63e6, "big": 213e6},
 }  # fmt: skip
 PADDED = {"gpt2": 50_257, "gpt3": 50_257, "byt5": 384}  # vocabularies of the published numbers
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(f"preset_{name}", CONFIGS / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

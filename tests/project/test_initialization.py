@@ -3,7 +3,6 @@ which `python tests/project/test_initialization.py` writes anew.
 """
 
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from initial_std import REFERENCES, expected, value
+from scaled import module
 
 from lm_jax.config import Config
 from lm_jax.models import create, head, layers, moe, recurrent
@@ -24,13 +24,6 @@ PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- initial standard deviations -->\n", "<!-- end -->\n"
 MAKERS = (head, layers, moe, recurrent, attention, positions, hmm)  # they import `weight` by name
 TRAINED = [name for name in REFERENCES if name != "ngram"]
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(f"initial_{name}", ROOT / f"configs/{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 def models(name):

@@ -1,49 +1,35 @@
 """Do the configs drop, warm up and decay as their references publish it?"""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from reference_recipes import PLACES, RECIPES
+from scaled import FILES, published
 
-from lm_jax.config import Config
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 OWN = {"hmm", "lstm", "ngram", "quickstart", "shakespeare", "llama3_1b"}  # recipes of no paper
 
 
-def config_of(name):
-    """The config of "file:size"."""
-    file, _, size = name.partition(":")
-    spec = importlib.util.spec_from_file_location(f"recipe_{file}", CONFIGS / f"{file}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return Config.parse(found.get_config(*([size] if size else [])))
-
-
 def test_every_config_of_a_paper_is_set_beside_it():
-    assert {name.split(":")[0] for name in RECIPES} | OWN == {p.stem for p in CONFIGS.glob("*.py")}
+    assert {name.split(":")[0] for name in RECIPES} | OWN == {*FILES}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_drops_as_its_reference(name):
-    config, recipe = config_of(name), RECIPES[name]
+    config, recipe = published(name), RECIPES[name]
     assert tuple(getattr(config.model, place) for place in PLACES) == recipe.dropout, recipe.source
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_has_the_optimizer_of_its_reference(name):
-    config, recipe = config_of(name), RECIPES[name]
+    config, recipe = published(name), RECIPES[name]
     found = {field: getattr(config.optimizer, field) for field in recipe.optimizer}
     assert found == recipe.optimizer, recipe.source
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "t5" in name])
 def test_t5s_decoders_begin_with_pad(name):
-    assert config_of(name).model.decoder_start == "pad"
+    assert published(name).model.decoder_start == "pad"
 
 
 def test_papers_that_are_linear_end_at_zero():
     for name, recipe in RECIPES.items():
         if recipe.optimizer["schedule"] == "linear":
-            assert config_of(name).optimizer.end_fraction == 0.0, name
+            assert published(name).optimizer.end_fraction == 0.0, name

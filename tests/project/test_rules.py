@@ -101,6 +101,12 @@ def test_a_file_is_at_most_400_lines_and_a_function_60(path):
             assert lines <= 60, f"{node.name} (line {node.lineno}): {lines} lines"
 
 
+@pytest.mark.parametrize("path", named(TESTS))
+def test_no_file_of_tests_imports_another(path):
+    """Helpers of several are in tests/support, or beside them under names of their own."""
+    assert not [name for name in imports(path) if name.startswith("test_")]
+
+
 @pytest.mark.parametrize("path", named(FILES))
 def test_imports_go_one_way(path):
     module = name_of(path)

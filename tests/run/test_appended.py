@@ -8,8 +8,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
-from test_metrics import CONFIG
 
+from lm_jax.config import Config
 from lm_jax.run import appended
 from lm_jax.run.appended import Appended
 from lm_jax.run.metrics import Metrics
@@ -41,7 +41,7 @@ def events(folder):
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_event(tmp_path, capsys):
-    reported = Metrics(tmp_path, CONFIG, 3.0, "cpu", 1, resumed_from=7)
+    reported = Metrics(tmp_path, Config(), 3.0, "cpu", 1, resumed_from=7)
     for step in range(40):
         with no_file_larger_than(1000) if 5 <= step < 30 else contextlib.nullcontext():
             reported.write(step, "eval", loss=step / 2)
@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_event(tmp_path, cap
 def test_a_disk_that_stays_full_ends_nothing_and_says_what_is_lost(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(appended, "LIMIT", 2000)
     with no_file_larger_than(300):
-        reported = Metrics(tmp_path, CONFIG, 3.0, "cpu", 1)
+        reported = Metrics(tmp_path, Config(), 3.0, "cpu", 1)
         for step in range(100):
             reported.write(step, "eval", loss=1.0)
         assert reported.rows.lost > 50

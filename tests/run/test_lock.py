@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from test_rundir import CONFIG
 
+from lm_jax.config import Config
 from lm_jax.errors import BusyError
 from lm_jax.run import lock, rundir
 
@@ -45,7 +45,7 @@ def test_the_lock_of_a_killed_process_blocks_nobody(holder, tmp_path, number):
     holder.send_signal(number)
     holder.wait(30)
     assert (tmp_path / "run" / ".lock").exists(), "it could not remove it"
-    rundir.check(tmp_path / "run", CONFIG)
+    rundir.check(tmp_path / "run", Config())
     with lock.held(tmp_path / "run", patience=0):
         pass
     assert (tmp_path / "run").is_dir()

@@ -5,22 +5,14 @@ import json
 import types
 
 import jax
-import numpy as np
 import pytest
+from small_stores import CONFIG, write_store
 
-from lm_jax.config import Config, DataConfig, MeshConfig, ModelConfig
+from lm_jax.config import Config, DataConfig, MeshConfig
 from lm_jax.data.tokens.load import load_tokenizer
-from lm_jax.data.tokens.store import TokenStore
-from lm_jax.data.tokens.tokenizer import Tokenizer
-from lm_jax.data.tokens.writer import Writer
 from lm_jax.devices import sharding
 from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
 from lm_jax.run import rundir
-
-CONFIG = Config(
-    model=ModelConfig(vocab_size=384, num_layers=1, dim=16, num_heads=2, max_length=64),
-    data=DataConfig(input="text.txt", tokenizer="bytes", vocab_size=259, sequence_length=16),
-)
 
 
 def changed(**fields):
@@ -30,15 +22,6 @@ def changed(**fields):
         group = getattr(CONFIG, name)
         parts[name] = dataclasses.replace(group, **value) if isinstance(value, dict) else value
     return dataclasses.replace(CONFIG, **parts)
-
-
-def write_store(path, data, size=400, held=100):
-    with Writer(path, Tokenizer.byte_level()) as writer:
-        for split, count in (("train", size), ("heldout", held)):
-            if count:
-                writer.add(split, np.full(count, 65, np.int32), count)
-        writer.finish({"data": dataclasses.asdict(data)} if data else {})
-    return TokenStore.open(path)
 
 
 def test_a_new_or_empty_folder_or_one_with_data_alone_is_free(tmp_path):

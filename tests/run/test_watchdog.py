@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from test_hosts import begin, codes, folder, log, rows, wait_for  # noqa: F401 - a fixture
+from host_processes import begin, codes, log, make_folder, rows, wait_for
 
 from lm_jax.config import WatchdogConfig
 from lm_jax.errors import EXIT_HUNG
@@ -14,6 +14,11 @@ from lm_jax.run import watchdog
 from lm_jax.run.watchdog import NAMED, TICK, WARM, Sign, Watchdog, verdict
 
 SOON = WatchdogConfig(times=20, least=60, pause=600)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("watchdog"))
 
 
 class Time:
@@ -200,14 +205,14 @@ SMALL = ("--config.model.num_layers=1", "--config.model.dropout=0", "--config.mi
 QUICK = (*SMALL, "--config.watchdog.least=3", "--config.watchdog.times=2")
 
 
-def hanging(folder, name, count, patch, *more):  # noqa: F811
+def hanging(folder, name, count, patch, *more):
     """Starts `count` processes of the run `name`, with `patch` in them."""
     program = folder / f"{name}.py"
     program.write_text(HANGS.format(patch=patch))
     return begin(folder, name, count, *QUICK, *more, program=(str(program),))
 
 
-def test_a_process_that_waits_for_data_for_ever_ends_with_its_stacks(folder):  # noqa: F811
+def test_a_process_that_waits_for_data_for_ever_ends_with_its_stacks(folder):
     processes = hanging(folder, "alone", 1, DATA.format(step=12, who=None))
     assert codes(processes) == [EXIT_HUNG], log(folder, "alone")
     (line,) = [x for x in log(folder, "alone").splitlines() if x.startswith("error: ")]
@@ -224,7 +229,7 @@ def test_a_process_that_waits_for_data_for_ever_ends_with_its_stacks(folder):  #
     assert "process 0: no step finished for" in stacks.splitlines()[0]
 
 
-def ended_and_named(folder, name, processes, says, workdir):  # noqa: F811
+def ended_and_named(folder, name, processes, says, workdir):
     """Both processes have ended as hung, and say who was slow."""
     assert codes(processes) == [EXIT_HUNG] * 2, log(folder, name)
     for index in (0, 1):
@@ -264,20 +269,20 @@ with Watchdog(".", WatchdogConfig(times=2, least=10_000 if index else 3), 0) as 
 """
 
 
-def talking(folder, hang):  # noqa: F811
+def talking(folder, hang):
     """Two processes with a watchdog and no model, of which 1 hangs in step 12."""
     (folder / f"{hang}.py").write_text(TALK.format(hang=hang))
     return begin(folder, hang, 2, program=(str(folder / f"{hang}.py"),))
 
 
-def test_processes_tell_each_other_which_one_is_waited_for(folder):  # noqa: F811
+def test_processes_tell_each_other_which_one_is_waited_for(folder):
     says = r"slow: process 1 \(\S+\) is waiting for data of step 12; the others wait;"
     name = "wait_for_a_dead_disk"
     ended_and_named(folder, name, talking(folder, name), says, ".")
     assert "error: another process saw no step finish" in (folder / f"{name}.1.log").read_text()
 
 
-def test_one_whose_interpreter_is_locked_is_named_and_ends_too(folder):  # noqa: F811
+def test_one_whose_interpreter_is_locked_is_named_and_ends_too(folder):
     first, second = codes(talking(folder, "keep_the_lock"))
     assert first == EXIT_HUNG
     assert second not in (0, 2, 3, 4, 5, 75), "jax ends it once process 0 is gone"
@@ -287,14 +292,14 @@ def test_one_whose_interpreter_is_locked_is_named_and_ends_too(folder):  # noqa:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", [0, 1])
-def test_both_end_when_one_waits_for_data_and_it_is_named(folder, who):  # noqa: F811
+def test_both_end_when_one_waits_for_data_and_it_is_named(folder, who):
     processes = hanging(folder, f"slow{who}", 2, DATA.format(step=12, who=who))
     says = rf"slow: process {who} \(\S+\) is waiting for data of step 12; the others wait;"
     ended_and_named(folder, f"slow{who}", processes, says, f"slow{who}")
 
 
 @pytest.mark.slow
-def test_a_frozen_process_ends_the_other_by_whichever_sees_it_first(folder):  # noqa: F811
+def test_a_frozen_process_ends_the_other_by_whichever_sees_it_first(folder):
     processes = begin(folder, "frozen", 2, *QUICK, steps=100_000)
     try:
         wait_for(folder, "frozen", 20, processes)
@@ -309,7 +314,7 @@ def test_a_frozen_process_ends_the_other_by_whichever_sees_it_first(folder):  # 
 
 
 @pytest.mark.slow
-def test_a_save_that_hangs_ends_the_run_and_the_same_command_goes_on(folder):  # noqa: F811
+def test_a_save_that_hangs_ends_the_run_and_the_same_command_goes_on(folder):
     processes = hanging(folder, "save", 1, SAVE, "--config.watchdog.pause=20")
     assert codes(processes) == [EXIT_HUNG], log(folder, "save")
     assert "longer than config.watchdog.pause=20; last finished step 8; saving step 8;" in log(

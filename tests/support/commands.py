@@ -1,4 +1,4 @@
-"""How do the tests run many commands fast? One process imports the package; each is a fork of it.
+"""Commands in processes of their own: new ones, or forks of one that has imported the package.
 
 A fork runs `python -m MODULE FLAGS` as a new process would, without the seconds of imports.
 """
@@ -29,6 +29,14 @@ for line in sys.stdin:
 """
 
 
+def run_module(module: str, *flags: Any) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `python -m MODULE FLAGS` in a new process."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags], capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 class Commands:
     """`with Commands(folder) as run: code, out, err = run("lm_jax.train", "--workdir=...")`."""
 
@@ -39,7 +47,7 @@ class Commands:
         )
 
     def __call__(self, module: str, *flags: Any, **env: str) -> tuple[int, str, str]:
-        """(exit code, what it wrote to the terminal, its errors)."""
+        """(exit code, stdout, stderr)."""
         out, err = self.folder / "out", self.folder / "err"
         asked = {"module": module, "flags": [str(flag) for flag in flags], "env": env}
         assert self.server.stdin

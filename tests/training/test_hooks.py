@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 from ml_collections import ConfigDict
-from test_rundir import CONFIG, write_store
+from small_stores import CONFIG, write_store
 
 from lm_jax.config import CheckpointConfig, EvalConfig, OptimizerConfig
 from lm_jax.devices import runtime

@@ -9,38 +9,12 @@ import sys
 import time
 
 import pytest
+from small_training import CONFIG, STEPS, final_bits, write_text
 
 from lm_jax.errors import EXIT_PREEMPTED
 from lm_jax.run.checkpoint import SavedSteps
 
-STEPS, EVERY, KILLS = 160, 8, 11
-CONFIG = f"""
-from lm_jax import config as lm_config
-
-def get_config():
-    config = lm_config.new()
-    config.steps = {STEPS}
-    config.batch_size = 4
-    config.microbatches = 2
-    config.log_every = 1
-    config.model.vocab_size = 384
-    config.model.num_layers = 2
-    config.model.dim = 32
-    config.model.num_heads = 2
-    config.model.max_length = 32
-    config.model.dropout = 0.1
-    config.data.tokenizer = "bytes"
-    config.data.sequence_length = 32
-    config.data.heldout_fraction = 0.1
-    config.optimizer.warmup_steps = 10
-    config.eval.every = 50
-    config.eval.tokens = 256
-    config.eval.samples = 0
-    config.eval.baselines = False
-    config.checkpoint.every = {EVERY}
-    config.checkpoint.keep = 2
-    return config
-"""
+KILLS = 11
 # One process imports the package; each command is a fork of it, before jax has begun anything.
 # One core and one device: the order of a sum depends on the number of threads.
 SERVER = """
@@ -113,14 +87,6 @@ class Runs:
         self.server.stdout.close()
 
 
-def write_text(path):
-    """Forty documents of made-up words, as JSON lines."""
-    choose = random.Random(0)
-    words = ["".join(choose.choices("abcdefghij", k=choose.randint(2, 7))) for _ in range(200)]
-    documents = [" ".join(choose.choices(words, k=80)) for _ in range(40)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("resume"))
@@ -146,12 +112,6 @@ def ledger(runs, name, seen):
     for row in rows:
         seen.setdefault(row["step"], set()).add((row["batch_crc"], row["loss"]))
     return [row["step"] for row in rows]
-
-
-def final_bits(folder, name):
-    """Every array of the newest checkpoint, bit for bit, and its step."""
-    arrays, metadata = SavedSteps(folder / name).arrays(within="")
-    return {key: x.tobytes() for key, x in arrays.items()}, metadata["step"]
 
 
 def test_ten_kills_change_no_batch_no_loss_and_no_bit(runs):

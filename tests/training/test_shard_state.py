@@ -9,7 +9,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from test_train_step import LLAMA, STEPS, batch_of
+from small_llama import LLAMA, STEPS, batch_of
 
 from lm_jax.config import MeshConfig
 from lm_jax.devices import sharding

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 from flax import nnx
-from test_rundir import CONFIG, write_store
+from small_stores import CONFIG, write_store
 
 from lm_jax.config import LossConfig, MeshConfig
 from lm_jax.data.tokens.store import TokenStore

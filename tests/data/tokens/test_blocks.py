@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_store import without_sums
+from small_stores import without_sums
 
 from lm_jax.data.tokens import store as store_module
 from lm_jax.data.tokens import writer as writer_module

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from word_tokenizer import BERT, Words, write_tokenizer
 
 from lm_jax import convert
 from lm_jax import prepare as prepare_module
@@ -21,41 +22,6 @@ from lm_jax.errors import DataError, UserError
 from lm_jax.inference.language_model import tokenizer_of
 from lm_jax.run.rundir import tokenizer_files
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "."]
-SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-BERT = {
-    "version": "1.0",
-    "truncation": {"max_length": 4},
-    "added_tokens": [
-        {"id": i, "content": name, "special": True, **SPECIAL} for i, name in enumerate(WORDS[:5])
-    ] + [{"id": 10, "content": "<tab>", "special": False, **SPECIAL}],
-    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-    "model": {"type": "WordPiece", "vocab": {word: i for i, word in enumerate(WORDS)}},
-}  # fmt: skip
-
-
-class Words:
-    """Words between spaces, in lower case; others are [UNK]."""
-
-    def __init__(self, text):
-        definition = json.loads(text)
-        assert definition["truncation"] is None
-        self.vocab = definition["model"]["vocab"] | {"<tab>": 10}
-
-    from_str = classmethod(lambda cls, text: cls(text))
-
-    def get_vocab(self, with_added_tokens):
-        return self.vocab if with_added_tokens else {}
-
-    def encode_batch_fast(self, texts, add_special_tokens):
-        assert not add_special_tokens
-        assert self.encode_special_tokens
-        ids = lambda text: [self.vocab.get(word, 1) for word in text.lower().split()]
-        return [types.SimpleNamespace(ids=ids(text)) for text in texts]
-
-    def id_to_token(self, i):
-        return {i: word for word, i in self.vocab.items()}[i]
-
 
 @pytest.fixture
 def library(monkeypatch):
@@ -66,15 +32,7 @@ def library(monkeypatch):
 @pytest.fixture
 def bert(tmp_path, library):
     """A directory as transformers writes it."""
-    return written(tmp_path / "bert", BERT)
-
-
-def written(path, definition=BERT, **files):
-    path.mkdir()
-    (path / "tokenizer.json").write_text(json.dumps(definition))
-    for name, values in files.items():
-        (path / f"{name}.json").write_text(json.dumps(values))
-    return path
+    return write_tokenizer(tmp_path / "bert", BERT)
 
 
 def test_the_interface_is_that_of_every_tokenizer(bert):
@@ -101,7 +59,7 @@ def test_a_text_begins_and_ends_with_what_there_is(bert, library, tmp_path):
     assert "eos" not in tokenizer.specials
     # Config before map before config.json before the usual name; what the vocabulary has not is
     # as if it were not said.
-    path = written(
+    path = write_tokenizer(
         tmp_path / "said",
         tokenizer_config={"bos_token": {"content": "the"}, "pad_token": "<none>", "x": 1},
         special_tokens_map={"bos_token": "cat", "eos_token": "cat"},
@@ -112,7 +70,7 @@ def test_a_text_begins_and_ends_with_what_there_is(bert, library, tmp_path):
     assert said.specials["mask"] == 9
     assert not {"pad", "decoder_start"} & said.specials.keys()
     assert said.hash != tokenizer.hash
-    nothing = written(tmp_path / "nothing", BERT | {"added_tokens": []})
+    nothing = write_tokenizer(tmp_path / "nothing", BERT | {"added_tokens": []})
     with pytest.raises(DataError, match="names no special token that begins or ends a text"):
         load_tokenizer(nothing)
 
@@ -163,7 +121,7 @@ def test_an_imported_one_is_written_as_it_was(bert, tmp_path):
 def test_the_library_is_asked_for_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"pip install lm_jax\[hf\]$") as error:
-        load_tokenizer(written(tmp_path / "bert"))
+        load_tokenizer(write_tokenizer(tmp_path / "bert"))
     assert "\n" not in str(error.value)
 
 
@@ -178,7 +136,7 @@ def test_the_library_is_asked_for_in_one_line(tmp_path, monkeypatch):
 )
 def test_what_is_not_understood_is_refused_in_one_line(definition, message, library, tmp_path):
     with pytest.raises(DataError, match=message) as error:
-        load_tokenizer(written(tmp_path / "bad", definition))
+        load_tokenizer(write_tokenizer(tmp_path / "bad", definition))
     assert "\n" not in str(error.value)
 
 

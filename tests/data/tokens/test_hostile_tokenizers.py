@@ -9,7 +9,7 @@ import sys
 import types
 
 import pytest
-from test_hf_tokenizer import BERT, Words, written
+from word_tokenizer import BERT, Words, write_tokenizer
 
 from lm_jax.data.tokens import definition, probe
 from lm_jax.data.tokens.load import load_tokenizer
@@ -63,7 +63,7 @@ def charsmap(replacement):
 )  # fmt: skip
 def test_what_no_tokenizer_needs_is_refused_by_name(made, message, tmp_path):
     with pytest.raises(DataError, match=message) as error:
-        load_tokenizer(written(tmp_path / "bad", made))
+        load_tokenizer(write_tokenizer(tmp_path / "bad", made))
     assert "\n" not in str(error.value)
     assert str(tmp_path / "bad") in str(error.value)
 
@@ -87,7 +87,7 @@ def test_what_the_library_raises_is_a_line_and_no_traceback(fault, tmp_path, mon
 
     monkeypatch.setattr(Words, "encode_batch_fast", fail)
     with pytest.raises(DataError, match="cannot encode this text: Unk token `<unk>` not found"):
-        load_tokenizer(written(tmp_path / "bad"))
+        load_tokenizer(write_tokenizer(tmp_path / "bad"))
 
 
 @pytest.mark.parametrize(
@@ -115,18 +115,18 @@ def test_a_regular_expression_is_tried_on_long_runs_before_it_is_used(tmp_path, 
     monkeypatch.setattr(probe, "limited", lambda *given: asked.append(given) or "it takes over 1 s")
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
     with pytest.raises(DataError, match=r"pattern '\(a\+\)\+\$'\) does not work .* over 1 s"):
-        load_tokenizer(written(tmp_path / "bad", BERT | {"pre_tokenizer": split}))
+        load_tokenizer(write_tokenizer(tmp_path / "bad", BERT | {"pre_tokenizer": split}))
     ((_, small, texts),) = asked
     assert json.loads(small)["pre_tokenizer"] == split
     assert {"a" * 40 + "\0", "a" * 5000}.issubset(texts)
-    load_tokenizer(written(tmp_path / "good"))
+    load_tokenizer(write_tokenizer(tmp_path / "good"))
     assert len(asked) == 1
 
 
 def test_an_empty_or_foreign_sentencepiece_model_is_one_line(tmp_path):
     about = {"kind": "bpe", "vocab_size": 300, "hash": "0"}
     for content in (b"", b"\x12\x00", b"\x0a\x00", b"rubbish"):
-        path = written(tmp_path / f"x{content.hex()}", about)
+        path = write_tokenizer(tmp_path / f"x{content.hex()}", about)
         (path / "tokenizer.model").write_bytes(content)
         with pytest.raises(DataError, match=f"{path}: ") as error:
             load_tokenizer(path)
@@ -134,7 +134,7 @@ def test_an_empty_or_foreign_sentencepiece_model_is_one_line(tmp_path):
 
 
 def test_deeply_nested_json_is_one_line(tmp_path):
-    path = written(tmp_path / "deep")
+    path = write_tokenizer(tmp_path / "deep")
     (path / "tokenizer.json").write_text("[" * 200_000)
     with pytest.raises(DataError, match="damaged tokenizer"):
         load_tokenizer(path)

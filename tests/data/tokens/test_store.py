@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from small_stores import without_sums
 
 from lm_jax.data.tokens import store as store_module
 from lm_jax.data.tokens import writer as writer_module
@@ -14,16 +15,6 @@ from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.tokens.tokenizer_training import train
 from lm_jax.data.tokens.writer import Writer
 from lm_jax.errors import DataError, MachineError
-
-
-def without_sums(path):
-    """Makes a store one of those that have no checksums of blocks."""
-    manifest = json.loads((path / "store.json").read_text())
-    del manifest["block_bytes"]
-    for split in ("train", "heldout"):
-        del manifest["files"][f"{split}.sums"]
-        (path / f"{split}.sums").unlink()
-    (path / "store.json").write_text(json.dumps(manifest))
 
 
 def test_documents_come_back_between_bos_and_eos(store):
