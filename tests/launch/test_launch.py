@@ -12,7 +12,9 @@ import pytest
 from lm_jax.errors import EXIT_HUNG
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *(ROOT / "launch").glob("*.sbatch"),
+           ROOT / ".ci" / "run"]  # fmt: skip
+WITH_USAGE = [path.name for path in SCRIPTS if "usage=" in path.read_text("utf-8")]
 TOOLS = ["awk", "basename", "bash", "cat", "cksum", "cp", "cut", "dirname", "flock", "grep",
          "head", "mkdir", "mv", "sleep", "tail", "tee", "tr"]  # fmt: skip
 
@@ -78,13 +80,20 @@ def test_a_script_is_valid_bash(script):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    "script", ["quickstart.sh", "local.sh", "tpu_vm.sh", "gke.sh", "test.sh", "matrix.sh"]
-)
-def test_help_says_how_and_sets_nothing_up(launch, script):
-    code, out, err = launch(script, "--help")
+def test_every_script_that_a_user_starts_has_a_usage():
+    called = {"setup.sh", "tpu_worker.sh", "run"}  # by other scripts
+    assert {path.name for path in SCRIPTS} - called == set(WITH_USAGE)
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("script", WITH_USAGE)
+def test_help_is_the_usage_alone_and_sets_nothing_up(launch, script, option):
+    """A quotation mark within the text of a usage ends it, and the rest is run as commands."""
+    code, out, err = launch(script, option)
     assert (code, err) == (0, "")
-    assert out.startswith(f"usage: bash launch/{script}")
+    text = (ROOT / "launch" / script).read_text("utf-8")
+    assert out == re.search(r'^usage="(.*?)"$', text, re.MULTILINE | re.DOTALL)[1] + "\n"
+    assert re.match(rf"usage: (bash|sbatch) .*launch/{re.escape(script)} ", out)
     assert not (launch.clone / ".venv").exists()
 
 
@@ -237,7 +246,7 @@ def test_the_whole_check_runs_style_types_and_suite(launch):
     assert launch.log()[-1] == "-m pytest -m slow -n 2 --dist loadfile"
     launch("test.sh", "--parity")
     assert launch.told("pip")[-1].endswith("[parity]")
-    assert launch.log()[-1] == "-m pytest tests/parity -m parity"
+    assert launch.log()[-1] == "-m pytest tests/parity -m parity and not slow"
     assert (launch.clone / ".venv-parity").is_dir()
 
 
