@@ -171,13 +171,17 @@ class Metrics:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a killed run left half-written is left out."""
+    """The rows of a metrics.jsonl. Lines that are no rows are left out: a killed run leaves half of
+    one, a power failure a block of zeros.
+    """
     path, rows = Path(path), []
     text = path.read_text("utf-8", errors="replace") if path.exists() else ""
     # Not splitlines(): a sample may hold U+2028 and other ends of lines that JSON does not escape.
     for line in text.removesuffix("\n").split("\n") if text else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows

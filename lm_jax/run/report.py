@@ -28,7 +28,7 @@ def write(workdir: str | os.PathLike) -> Path:
     """Writes <workdir>/report.html and returns its path; what cannot be read is left out."""
     folder = Path(workdir)
     config, summary = _json(folder / "config.json"), _json(folder / "summary.json")
-    rows = [row for row in metrics.read(folder / "metrics.jsonl") if isinstance(row, dict)]
+    rows = metrics.read(folder / "metrics.jsonl")
     path = folder / "report.html"
     replace_text(path, page(config, summary, rows, folder.name))
     return path

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lm_jax.config import Config, DataConfig
 from lm_jax.config.field import facts_of
 from lm_jax.config.values import differences
 from lm_jax.data.tokens.store import TokenStore
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
 
@@ -47,26 +49,32 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
                 f"--workdir={workdir}: holds {strange[0]!r} but no run; name a new or empty folder."
             )
         return
-    try:
-        saved = Config.parse(json.loads(path.read_text()))
-    except (ValueError, UserError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); it is damaged or of another version. "
-            "Name another --workdir."
-        ) from None
-    if found := other_run(saved, config):
-        raise UserError(f"--workdir={workdir}: holds another run: {found}. Name another --workdir.")
+    advice = "Name another --workdir."
+    same_run(lambda: json.loads(path.read_text()), config, UserError, path, advice)
 
 
-def other_run(saved: Config, config: Config) -> str:
-    """The first fields in which a saved config is of another run than `config`, "" where it is of
-    the same: some may change when a run is resumed.
+def same_run(
+    read: Callable[[], Any], config: Config, kind: type[UserError], where: Any, advice: str
+) -> Config:
+    """The saved config that `read` returns, of the same run as `config`: some fields may change
+    when a run is resumed.
+
+    Raises `kind`, with `advice`, where it cannot be read or is of another run; names the first
+    fields that differ.
     """
+    try:
+        saved = Config.parse(read())
+    except (ValueError, KeyError, UserError) as error:
+        raise kind(
+            f"{where}: cannot be read ({error}); it is damaged or of another version. {advice}"
+        ) from None
     facts = facts_of(Config)
     rows = [row for row in differences(config, saved) if not facts[row[0]].resume]
-    shown = (f"config.{name} is {old!r} there, {new!r} here" for name, new, old in rows[:3])
-    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    return "; ".join(shown) + more
+    if rows:
+        shown = (f"config.{name} is {old!r} there, {new!r} here" for name, new, old in rows[:3])
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise kind(f"{where}: is of another run: {'; '.join(shown)}{more}. {advice}")
+    return saved
 
 
 def create(workdir: str | os.PathLike, config: Config) -> None:
@@ -190,12 +198,11 @@ def installed() -> dict[str, str]:
 
 
 def metadata(
-    step: int, config: Config, workdir: str | os.PathLike, store: TokenStore, mesh: Any
+    config: Config, workdir: str | os.PathLike, store: TokenStore, mesh: Any
 ) -> dict[str, Any]:
-    """Metadata of a checkpoint: config, data, tokenizer, versions, mesh."""
+    """Metadata of a run's checkpoints: config, data, tokenizer, versions, mesh."""
     saved = json.loads((Path(workdir) / "config.json").read_text())
     return {
-        "step": step,
         "config": saved,
         "store": str(Path(config.data.store or Path(workdir) / "data").absolute())
         if "://" not in config.data.store else config.data.store,
@@ -206,30 +213,25 @@ def metadata(
     }  # fmt: skip
 
 
-def tokenizer_files(store: TokenStore) -> dict[str, bytes]:
-    """The tokenizer as files, to lie in each checkpoint."""
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """A tokenizer as files {name: content}, to lie in each checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
-        store.tokenizer.save(folder)
+        tokenizer.save(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def check_checkpoint(saved: dict[str, Any], config: Config, store: TokenStore) -> None:
+def check_checkpoint(
+    saved: dict[str, Any], config: Config, store: TokenStore, mesh: Mapping[str, int]
+) -> None:
     """Raises CheckpointError where a checkpoint's metadata is that of another run than `config`
     (copied here, or its config.json replaced), or was trained on other data or tokens. Prints a
     line where the rest of the run will draw other random numbers than a run without a pause.
+
+    mesh: devices along each axis, by name.
     """
-    try:
-        before = Config.parse(saved["config"])
-    except (KeyError, UserError) as error:
-        raise CheckpointError(
-            f"the newest checkpoint holds no config that this version reads ({error}); "
-            "start a new --workdir."
-        ) from None
-    if found := other_run(before, config):
-        raise CheckpointError(
-            f"the newest checkpoint is of another run: {found}. Put back the checkpoints of this "
-            "run, or start a new --workdir."
-        )
+    advice = "Put back the checkpoints of this run, or start a new --workdir."
+    where = "the newest checkpoint"
+    before = same_run(lambda: saved["config"], config, CheckpointError, where, advice)
     if saved.get("tokenizer_hash") != store.tokenizer_hash:
         raise CheckpointError(
             f"the checkpoint's tokenizer ({str(saved.get('tokenizer_hash'))[:12]}) is not the token"
@@ -242,12 +244,30 @@ def check_checkpoint(saved: dict[str, Any], config: Config, store: TokenStore) -
             f"data means something else now; restore config.data.store={saved.get('store')}, or "
             "start a new --workdir."
         )
-    if config.model.dropout and before.microbatches != config.microbatches:
+    old, new = dropout_parts(before, saved.get("mesh", mesh)), dropout_parts(config, mesh)
+    changed = [name for name in new if name in old and old[name] != new[name]]
+    if config.model.has_dropout and changed:
+        name = changed[0]
         print(
-            f"WARNING: config.microbatches={config.microbatches}: was {before.microbatches} when "
-            "the checkpoint was saved. Dropout draws by microbatch, so the losses from here on are "
-            "not those of a run without this change.", flush=True,
+            f"WARNING: {name}={new[name]}: was {old[name]} when the checkpoint was saved. Dropout "
+            "draws by microbatch and by part of a pipeline, so the losses from here on are not "
+            "those of a run without this change.", flush=True,
         )  # fmt: skip
+
+
+def dropout_parts(config: Config, mesh: Mapping[str, int]) -> dict[str, int]:
+    """Settings, by name, that decide into which parts a batch is cut, each with a dropout mask of
+    its own: microbatches, and parts that follow each other through a pipeline's stages
+    (models/pipeline.py).
+    """
+    stages = mesh.get("stage", 1)
+    parts = {"config.microbatches": config.microbatches, "config.mesh.stage": stages}
+    if stages > 1:
+        model = config.model
+        parts["config.model.pipeline_parts"] = model.pipeline_parts
+        parts["config.model.pipeline_rounds"] = model.pipeline_rounds
+        parts |= {f"config.mesh.{axis}": size for axis, size in mesh.items()}
+    return parts
 
 
 def replace_text(path: Path, text: str) -> None:

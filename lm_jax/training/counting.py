@@ -16,6 +16,7 @@ from lm_jax.models.classical.ngram import KneserNey
 from lm_jax.progress import Progress
 from lm_jax.run import rundir
 from lm_jax.run.checkpoint import Checkpoints
+from lm_jax.run.interrupts import Requests
 from lm_jax.training.finish import finish
 
 
@@ -35,7 +36,8 @@ class Counted(NamedTuple):
     step: int = 1
 
 
-def train(config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoints) -> int:
+def train(config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoints,
+          requests: Requests) -> int:  # fmt: skip
     """Counts the first `steps` times `tokens_per_step` tokens, or all; saves and evaluates; 0. A
     run that was killed after its save counts again, and is then evaluated.
     """
@@ -45,11 +47,12 @@ def train(config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoin
     since, heldout = time.perf_counter(), Heldout(config, store, mesh)
     state = Counted(counted(config, store))
     if not saved.steps():
-        about = rundir.metadata(state.step, config, workdir, store, mesh)
+        about = rundir.metadata(config, workdir, store, mesh)
         about["bos_id"] = store.tokenizer.bos_id
-        files = rundir.tokenizer_files(store)
+        files = rundir.tokenizer_files(store.tokenizer)
         saved.save(state.step, {"model": state.model.tables()}, about, files)
         saved.wait()
+    requests.kept = f"step {state.step} is saved, and the same command writes the report"
     finish(config, workdir, state, heldout, time.perf_counter() - since)
     return 0
 

@@ -128,7 +128,8 @@ class Log(Hook):
 
 
 class Profile(Hook):
-    """Writes an XProf trace of the steps TRACED after `start`; a run that ends before closes it.
+    """Writes an XProf trace of the steps TRACED after `start`; a run that ends before closes it, or
+    prints that there is none.
 
     wait: returns when the devices have done what was dispatched.
     """
@@ -136,7 +137,7 @@ class Profile(Hook):
     def __init__(self, folder: Path, start: int, enter: Callable[[str, int], None],
                  wait: Callable[[], Any]):  # fmt: skip
         self.folder, self.start, self.enter, self.wait = folder, start, enter, wait
-        self.trace = contextlib.ExitStack()
+        self.trace, self.begun = contextlib.ExitStack(), False
 
     def before_step(self, step: int) -> None:
         """Begins or ends the trace."""
@@ -144,6 +145,7 @@ class Profile(Hook):
         if index in (TRACED.start, TRACED.stop):
             self.enter("profile", step)
         if index == TRACED.start:
+            self.begun = True
             self.trace.enter_context(jax.profiler.trace(str(self.folder)))
             self.trace.callback(self.wait)  # before the trace is closed
             print(f"profile: {self.folder} (for xprof or TensorBoard)", flush=True)
@@ -152,22 +154,24 @@ class Profile(Hook):
 
     def __exit__(self, *exception: Any) -> None:
         self.trace.close()
+        if not self.begun:
+            first = self.start + TRACED.start
+            print(f"profile: none written, since the run ended before step {first}", flush=True)
 
 
 class Save(Hook):
     """Saves in the background every config.checkpoint.every steps, at the end, and when a
     signal ends the run.
 
-    describe: the metadata of a step's checkpoint. files: what lies beside the arrays.
+    about: metadata of every checkpoint. files: what lies beside the arrays. Both were read when the
+    run began: a save needs no other file.
     """
 
     phase = "save"
 
-    def __init__(self, config: Config, saved: Checkpoints,
-                 describe: Callable[[int], dict[str, Any]],
-                 files: Callable[[], dict[str, bytes]]):  # fmt: skip
-        self.config, self.saved = config, saved
-        self.describe, self.files = describe, files
+    def __init__(self, config: Config, saved: Checkpoints, about: dict[str, Any],
+                 files: dict[str, bytes]):  # fmt: skip
+        self.config, self.saved, self.about, self.files = config, saved, about, files
 
     def finished(self, step: int, values: dict[str, float], checksum: int | None) -> None:
         self.saved.poll()
@@ -176,7 +180,7 @@ class Save(Hook):
         return stopping or every(self.config.checkpoint.every, step, last)
 
     def act(self, step: int, state: Any) -> None:
-        self.saved.save(step, state, self.describe(step), self.files())
+        self.saved.save(step, state, self.about, self.files)
 
 
 class Evaluate(Hook):

@@ -108,13 +108,15 @@ def in_folder(requested: Config, config: Config, workdir: str, mesh: Mesh, reque
         ):
             if steps := saved.steps():  # of another run: refused before anything is written
                 requests.kept = f"the newest checkpoint is of step {steps[-1]}"
-                rundir.check_checkpoint(saved.metadata(), requested, store)
+                rundir.check_checkpoint(saved.metadata(), requested, store, mesh.shape)
             if not counts:
                 for split in ("train", "heldout"):  # room for specials, enough text: the same
                     by_objective.make(store, split, config, config.seed)
             hosts.on_first_process(lambda: rundir.create(workdir, requested), "folder")
             if counts:
-                return counting.train(config, Path(workdir), mesh, store, saved)
+                if profile:
+                    print("--profile: without effect on a model that is counted", flush=True)
+                return counting.train(config, Path(workdir), mesh, store, saved, requests)
             if check:
                 print(preflight.run(config, mesh, abstract, workdir), flush=True)
             run = Run(config, Path(workdir), mesh, store, saved, abstract, profile, requests)
@@ -151,8 +153,8 @@ class Run:
     def default_hooks(self, profile: bool) -> list[Hook]:
         """Hooks of a run, in the order in which they are called."""
         config, saved = self.config, self.saved
-        describe = lambda step: rundir.metadata(step, config, self.workdir, self.store, self.mesh)
-        files = lambda: rundir.tokenizer_files(self.store)
+        about = rundir.metadata(config, self.workdir, self.store, self.mesh)
+        files = rundir.tokenizer_files(self.store.tokenizer)
         wait = lambda: jax.block_until_ready(self.state)
         profiling = hooks.Profile(self.workdir / "profile", self.start, self.enter, wait)
         return [
@@ -160,7 +162,7 @@ class Run:
             hooks.StopAtNan(config, saved, self.enter, lambda: self.state.model),
             hooks.Log(config, self.metrics, self.start),
             *([profiling] if profile else []),
-            hooks.Save(config, saved, describe, files),
+            hooks.Save(config, saved, about, files),
             hooks.Evaluate(config, self.heldout, self.metrics),
             hooks.Sample(config, self.heldout, self.metrics),
         ]
@@ -198,7 +200,7 @@ class Run:
             stopped_at = self.steps(stream, windows, began)
             self.enter("save", stopped_at or last)
             self.saved.wait()
-        if stopped_at or self.requests.pending:
+        if stopped_at or self.stop_requested():
             return self.stopped()
         self.requests.kept = f"step {last} is saved, and the same command writes the report"
         self.requests.deferred = False

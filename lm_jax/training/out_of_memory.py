@@ -255,7 +255,7 @@ def array_of(x: Any, name: str) -> Array:
 @contextlib.contextmanager
 def explained(config: Config, mesh: Any, workdir: Any) -> Iterator[None]:
     """Ends what runs out of a device's memory with a MachineError of one line; what the compiler or
-    the runtime said is kept in WORKDIR/out-of-memory-PROCESS.txt.
+    the runtime said is kept in WORKDIR/out-of-memory-PROCESS.txt, where the disk takes it.
     """
     try:
         yield
@@ -268,10 +268,12 @@ def explained(config: Config, mesh: Any, workdir: Any) -> Iterator[None]:
         filled = dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))
         lines = advice(text, filled, arrays)
         file = Path(workdir) / f"out-of-memory-{jax.process_index()}.txt"
-        file.write_text("\n".join([*lines, "", text, ""]), "utf-8")
-        said = "; ".join(lines[:4])
+        shown = "; ".join(lines[:4])
+        with contextlib.suppress(OSError):
+            file.write_text("\n".join([*lines, "", text, ""]), "utf-8")
+            shown += f"; all of it: {file}"
         device = described(mesh.local_devices[0])
-        raise MachineError(f"out of memory on {device}: {said}; all of it: {file}") from error
+        raise MachineError(f"out of memory on {device}: {shown}") from error
 
 
 def described(device: Any) -> str:

@@ -64,8 +64,8 @@ def write_checkpoints(run, config, store, steps):
     with Checkpoints(run) as checkpoints:
         for step in steps:
             state = dataclasses.replace(jax.tree.map(draw, abstract), step=jnp.int32(step))
-            about = rundir.metadata(step, config, run, store, mesh)
-            checkpoints.save(step, state, about, rundir.tokenizer_files(store))
+            about = rundir.metadata(config, run, store, mesh)
+            checkpoints.save(step, state, about, rundir.tokenizer_files(store.tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def place(tmp_path_factory):
     rundir.create(place / "otherwidth", wide)
     shutil.copytree(place / "run", place / "exchanged")
     files = place / "exchanged" / "checkpoints" / "4" / "files"
-    other = rundir.tokenizer_files(TokenStore.open(place / "otherpieces"))
+    other = rundir.tokenizer_files(TokenStore.open(place / "otherpieces").tokenizer)
     shutil.rmtree(place / "exchanged" / "checkpoints")
     with Checkpoints(place / "exchanged") as checkpoints:
         about = {"config": config.to_dict(), "tokenizer_hash": store.tokenizer_hash}

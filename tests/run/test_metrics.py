@@ -162,6 +162,21 @@ def test_a_resumed_run_goes_on_with_the_rows_up_to_its_checkpoint(make, tmp_path
     assert metrics.read(tmp_path / "metrics.jsonl") == []
 
 
+def test_a_damaged_line_costs_no_other_row(make, tmp_path):
+    rows = [
+        '{"step": 1}',
+        "\0" * 40,
+        "null",
+        "[2]",
+        '{"kind": "train"}',
+        '{"step": 2}',
+        '{"step": 3',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    make(resumed_from=2)
+    assert read(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
 def test_a_disk_that_is_full_at_a_resume_costs_no_row(make, tmp_path, monkeypatch):
     make().train(1, values(3.0, 1e-3, 1.0, 10.0), None)
     before = (tmp_path / "metrics.jsonl").read_bytes()

@@ -45,7 +45,7 @@ def test_a_folder_with_anything_else_is_refused(tmp_path):
 ])  # fmt: skip
 def test_a_run_that_would_learn_something_else_is_refused(tmp_path, fields):
     rundir.create(tmp_path, CONFIG)
-    with pytest.raises(UserError, match=r"holds another run: config\.\S+ is \S+ there, \S+ here"):
+    with pytest.raises(UserError, match=r"is of another run: config\.\S+ is \S+ there, \S+ here"):
         rundir.check(tmp_path, changed(**fields))
 
 
@@ -128,37 +128,69 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_is_not_continued_on_other_
     store = write_store(tmp_path / "data", CONFIG.data)
     rundir.create(tmp_path, CONFIG)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    about = rundir.metadata(7, CONFIG, tmp_path, store, mesh)
+    about = rundir.metadata(CONFIG, tmp_path, store, mesh)
     assert json.loads(json.dumps(about)) == about
     assert Config.parse(about["config"]) == CONFIG
     assert about["tokenizer_hash"] == store.tokenizer_hash
     assert about["mesh"] == dict.fromkeys(sharding.AXES, 1)
     assert {"python", "jax", "flax", "lm_jax", "numpy"} <= about["versions"].keys()
-    rundir.check_checkpoint(about, CONFIG, store)
+    rundir.check_checkpoint(about, CONFIG, store, mesh.shape)
     for name in ("fingerprint", "tokenizer_hash"):
         other = types.SimpleNamespace(
             fingerprint=store.fingerprint, tokenizer_hash=store.tokenizer_hash
         )
         setattr(other, name, "0" * 64)
         with pytest.raises(CheckpointError, match=r"restore config\.data\.store=.*/data"):
-            rundir.check_checkpoint(about, CONFIG, other)
+            rundir.check_checkpoint(about, CONFIG, other, mesh.shape)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, capsys):
     store = write_store(tmp_path / "data", CONFIG.data)
     rundir.create(tmp_path, CONFIG)
-    about = rundir.metadata(20, CONFIG, tmp_path, store, sharding.make_mesh(MeshConfig()))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    about, check = rundir.metadata(CONFIG, tmp_path, store, mesh), rundir.check_checkpoint
     with pytest.raises(CheckpointError, match=r"another run: config\.seed is 0 there, 1 here\. "):
-        rundir.check_checkpoint(about, changed(seed=1), store)
-    with pytest.raises(CheckpointError, match="holds no config that this version reads"):
-        rundir.check_checkpoint({**about, "config": {"sed": 1}}, CONFIG, store)
-    rundir.check_checkpoint(about, changed(log_every=1, microbatches=2), store)
+        check(about, changed(seed=1), store, mesh.shape)
+    with pytest.raises(CheckpointError, match="newest checkpoint: cannot be read"):
+        check({**about, "config": {"sed": 1}}, CONFIG, store, mesh.shape)
+    check(about, changed(log_every=1, microbatches=2), store, mesh.shape)
     assert capsys.readouterr().out == ""
-    dropped = changed(model={"dropout": 0.1}, microbatches=2)
-    about["config"] = changed(model={"dropout": 0.1}).to_dict()
-    rundir.check_checkpoint(about, dropped, store)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("WARNING: config.microbatches=2: was 1 when the checkpoint was saved.")
+
+
+STAGES = {"stage": 2, "data": 2}
+
+
+@pytest.mark.parametrize(("old", "new", "changed_field"), [
+    ({}, {"microbatches": 2}, "config.microbatches=2: was 1"),
+    ({}, {"mesh": {"stage": 2}}, "config.mesh.stage=2: was 1"),
+    ({"mesh": STAGES}, {"mesh": STAGES, "model": {"pipeline_parts": 8}},
+     "config.model.pipeline_parts=8: was 0"),
+    ({"mesh": STAGES}, {"mesh": {"stage": 2, "data": 4}}, "config.mesh.data=4: was 2"),
+    ({"mesh": {"data": 2}}, {"mesh": {"data": 4}}, ""),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout", "output_dropout"])
+def test_other_draws_of_dropout_after_a_resume_are_announced(
+    tmp_path, capsys, kind, old, new, changed_field
+):
+    def config(fields):
+        return changed(
+            **{**fields, "model": {kind: 0.1, "num_layers": 2, **fields.get("model", {})}}
+        )
+
+    def mesh(fields):
+        return dict.fromkeys(sharding.AXES, 1) | fields.get("mesh", {})
+
+    store = write_store(tmp_path / "data", CONFIG.data)
+    about = {
+        "config": config(old).to_dict(), "mesh": mesh(old),
+        "tokenizer_hash": store.tokenizer_hash, "data_fingerprint": store.fingerprint,
+    }  # fmt: skip
+    rundir.check_checkpoint(about, config(old), store, mesh(old))
+    assert capsys.readouterr().out == ""
+    rundir.check_checkpoint(about, config(new), store, mesh(new))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == bool(changed_field)
+    assert all(line.startswith(f"WARNING: {changed_field} when the checkpoint") for line in lines)
 
 
 @pytest.mark.parametrize("fields", [
@@ -171,7 +203,7 @@ def test_how_devices_share_a_model_may_change_on_resume(tmp_path, fields):
 
 def test_the_tokenizer_lies_in_each_checkpoint_as_files(tmp_path):
     store = write_store(tmp_path / "data", CONFIG.data)
-    for name, content in rundir.tokenizer_files(store).items():
+    for name, content in rundir.tokenizer_files(store.tokenizer).items():
         (tmp_path / name).write_bytes(content)
     assert load_tokenizer(tmp_path).hash == store.tokenizer_hash
 

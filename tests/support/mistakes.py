@@ -96,7 +96,7 @@ MISTAKES = {
         "--config.model.max_length=700", 3, "held-out tokens do not fill", "heldout_fraction"),
     # The work directory.
     "another run": (TRAIN + "--workdir={p}/run --config.model.dim=32", 2,
-        "holds another run: config.model.dim is 16 there, 32 here. Name another --workdir."),
+        "is of another run: config.model.dim is 16 there, 32 here. Name another --workdir."),
     "a folder with other things": (TRAIN + "--workdir={p}/strange", 2,
         "holds 'thesis.tex' but no run"),
     "a file": (TRAIN + "--workdir={p}/text.txt", 4, "is a file; name a folder"),

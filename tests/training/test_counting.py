@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import json
+import os
+import signal
 import textwrap
 
 import jax
@@ -116,7 +118,7 @@ def test_a_finished_run_is_left_alone_and_a_budget_counts_less(run, folder, caps
 
 
 def test_a_run_that_was_killed_after_its_save_is_evaluated_when_it_is_started_again(
-    folder, monkeypatch
+    folder, monkeypatch, capsys
 ):
     config, workdir = config_of(folder, eval={"baselines": False, "samples": 0}), folder / "killed"
 
@@ -131,4 +133,10 @@ def test_a_run_that_was_killed_after_its_save_is_evaluated_when_it_is_started_ag
     assert not (workdir / "report.html").exists()
     assert loop.train(config, str(workdir)) == 0
     assert SavedSteps(workdir).steps() == [1]
+    (workdir / "report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "finish", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert loop.train(config, str(workdir)) == 75
+    assert "SIGTERM: step 1 is saved, and the same command" in capsys.readouterr().out
+    assert loop.train(config, str(workdir)) == 0
     assert "model" in json.loads((workdir / "summary.json").read_text())

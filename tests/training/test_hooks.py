@@ -12,6 +12,7 @@ from small_stores import CONFIG, write_store
 from lm_jax.config import CheckpointConfig, EvalConfig, OptimizerConfig
 from lm_jax.devices import runtime
 from lm_jax.errors import UserError
+from lm_jax.run.checkpoint import SavedSteps
 from lm_jax.training import hooks, loop
 
 
@@ -83,6 +84,46 @@ def test_a_config_dict_trains_in_a_thread_and_signals_stay_as_they_are(tmp_path,
         loop.train({"stepz": 1}, str(tmp_path))
     assert loop.train(config, str(tmp_path)) == 0  # it is finished
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+class Removal(hooks.Hook):
+    """Takes away, before the second step, what a save needs beside the state."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.monkeypatch = folder, monkeypatch
+
+    def before_step(self, step):
+        if step == 2:
+            (self.folder / "config.json").unlink()
+            self.monkeypatch.setattr("tempfile.TemporaryDirectory", None)  # /tmp is full
+
+
+def test_a_save_reads_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
+    removal, own = Removal(tmp_path, monkeypatch), loop.Run.default_hooks
+    monkeypatch.setattr(
+        loop.Run, "default_hooks", lambda run, profile: [*own(run, profile), removal]
+    )
+    config = dataclasses.replace(
+        CONFIG, steps=3, batch_size=2, checkpoint=CheckpointConfig(every=2),
+        eval=EvalConfig(every=0, samples=0, tokens=32), optimizer=OptimizerConfig(warmup_steps=0),
+    )  # fmt: skip
+    write_store(tmp_path / "data", CONFIG.data)
+    assert loop.train(config, str(tmp_path), check=False) == 0
+    saved = SavedSteps(tmp_path)
+    assert saved.steps() == [2, 3]
+    assert saved.metadata()["config"] == config.to_dict()
+    assert saved.files().keys() == saved.files(2).keys() != set()
+
+
+def test_a_run_that_is_over_before_its_profile_begins_says_that_there_is_none(tmp_path, capsys):
+    with hooks.Profile(tmp_path, 990, lambda phase, step: None, lambda: None) as profile:
+        for step in range(991, 1000):
+            profile.before_step(step)
+    assert capsys.readouterr().out == (
+        "profile: none written, since the run ended before step 1000\n"
+    )
 
 
 @pytest.mark.parametrize(("count", "steps"), [(0, [7]), (3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7])])

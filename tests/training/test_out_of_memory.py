@@ -12,7 +12,7 @@ import pytest
 from lm_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 from lm_jax.devices import sharding
 from lm_jax.devices.resolve import resolved
-from lm_jax.errors import value_of
+from lm_jax.errors import MachineError, value_of
 from lm_jax.training import ahead_of_time, out_of_memory
 from lm_jax.training.ahead_of_time import trace
 from lm_jax.training.out_of_memory import WORDS, Array, advice, amounts, held, in_text, remedies
@@ -197,6 +197,14 @@ def test_a_device_is_named_with_what_it_tells_of_its_memory():
     stats = {"peak_bytes_in_use": 60 * GIB, "bytes_limit": 70 * GIB}
     device = types.SimpleNamespace(device_kind="H200", memory_stats=lambda: stats)
     assert out_of_memory.described(device) == "H200 (60.00 GiB of 70.00 GiB in use)"
+
+
+def test_a_full_disk_does_not_hide_what_ran_out_of_memory(tmp_path):
+    config, mesh = filled(Config(), 1)
+    with pytest.raises(MachineError, match=r"on cpu: no room for 1\.00 GiB") as caught:
+        with out_of_memory.explained(config, mesh, tmp_path / "nowhere"):
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.")
+    assert "all of it" not in str(caught.value)
 
 
 def test_the_compiler_of_a_tpu_says_early_what_is_too_large_and_its_words_are_translated():

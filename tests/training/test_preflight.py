@@ -135,6 +135,14 @@ def test_accumulation_is_checked_in_every_architecture(architecture):
     assert preflight.check_accumulation(dataclasses.replace(CONFIG, model=model)) < 1e-3
 
 
+def test_attention_is_checked_where_a_model_has_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "check_attention", lambda config: 1 / 0)
+    model = dataclasses.replace(CONFIG.model, architecture="lstm")
+    config = dataclasses.replace(CONFIG, model=model, microbatches=1)
+    line = preflight.run(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]), {}, tmp_path)
+    assert line.startswith("preflight: checkpoint written and read (")
+
+
 def test_a_directory_that_cannot_be_written_is_refused(mesh, monkeypatch, tmp_path):
     monkeypatch.setattr(preflight, "check_attention", lambda config: 0.0)
     (tmp_path / "file").write_text("mine")

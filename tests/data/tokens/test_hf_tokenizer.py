@@ -104,7 +104,7 @@ def test_prepare_counts_what_is_lost_and_says_it_once(bert, tmp_path, capsys):
     assert "2 of 4 texts" in store_inspect.table(store)
     assert store.document("train", 0)[[0, -1]].tolist() == [2, 3]
     # The store and a checkpoint carry the tokenizer whole.
-    files = tokenizer_files(store)
+    files = tokenizer_files(store.tokenizer)
     assert files.keys() == {ABOUT, "tokenizer.json"}
     about = {"tokenizer_hash": store.tokenizer_hash}
     config = Config.parse({"model": {"vocab_size": 11}})
