@@ -28,6 +28,8 @@ def load(path: str | os.PathLike, step: int | None = None, new_head: bool = Fals
     if path.startswith("hf:"):
         from lm_jax.convert.load import load_hf
 
+        if step is not None:
+            raise CheckpointError(f"step={step}: {path} has one state; a run has steps.")
         return load_hf(path.removeprefix("hf:"), new_head)
     if is_hugging_face(path):
         raise CheckpointError(f"{path}: is a Hugging Face directory: write hf:{path}")

@@ -10,6 +10,7 @@ its window. An encoder_decoder's loss is that of its objective on the run's held
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,10 @@ def main(argv: Sequence[str]) -> int:
     )
     sizes: dict[str, Any] = {"window": window, "stride": stride, "batch_size": asked.batch_size}
     frame = lm.framed(asked.bos, asked.eos)
+    pairs = lm.model.config.architecture == "encoder_decoder"
+    if idle := without_effect(asked, pairs):
+        about = "an encoder_decoder" if pairs else "held-out text"
+        print(f"{', '.join(idle)}: without effect on {about}", file=sys.stderr, flush=True)
     if asked.data:
         name, sizes = asked.data, {**sizes, "frame": frame}
         result = on_text(lm, asked.data, asked.text_field, sizes, asked.max_bad_fraction)
@@ -85,8 +90,8 @@ def main(argv: Sequence[str]) -> int:
         "loss": result.loss,
         "pseudo_perplexity" if result.pseudo else "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
-        "window": window,
-        "stride": stride,
+        "window": None if pairs else window,
+        "stride": None if pairs else stride,
         "seconds": result.seconds,
     }
     finite = {
@@ -95,6 +100,15 @@ def main(argv: Sequence[str]) -> int:
     }  # JSON has no NaN
     print(json.dumps(finite) if asked.json else table(finite))
     return 0
+
+
+def without_effect(values: flags.FlagValues, pairs: bool) -> list[str]:
+    """Flags that are set and change nothing: those of --data without it, and those of windows where
+    pairs are scored.
+    """
+    names = [] if values.data else ["text_field", "max_bad_fraction"]
+    names += ["window", "stride", "batch_size"] if pairs else []
+    return [f"--{name}" for name in names if values[name].value != values[name].default]
 
 
 def table(rows: dict[str, Any]) -> str:

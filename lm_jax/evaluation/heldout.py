@@ -12,6 +12,7 @@ from lm_jax.config import Config
 from lm_jax.data.views import by_objective
 from lm_jax.data.views.windows import Shard
 from lm_jax.devices import sharding
+from lm_jax.inference.prompts import reading_of
 from lm_jax.inference.sampling import sample_text
 from lm_jax.inference.scoring import evaluate_heldout
 from lm_jax.tasks.objectives import loss
@@ -106,10 +107,11 @@ class Heldout:
         prompt = config.eval.prompt
         if config.model.architecture == "encoder":
             return []
-        read = (
-            len(tokenizer.encode(prompt)) if config.model.architecture != "encoder_decoder" else 0
-        )
-        length = min(config.eval.sample_tokens, config.model.max_length - read - 1)
+        kind, limit = config.model.architecture, config.model.max_length
+        # An answer begins with one token; a continuation, with the whole prompt.
+        pairs = kind == "encoder_decoder"
+        begun = 1 if pairs else len(reading_of(tokenizer, kind).ids(tokenizer, prompt, kind))
+        length = min(config.eval.sample_tokens, limit - begun)
         found = []
         for number in range(config.eval.samples if length > 0 else 0):
             self.check()

@@ -22,25 +22,30 @@ def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, An
     ]
     is_store = lambda path: path and (path_of(path, DataError) / "store.json").exists()
     path = next(filter(is_store, (recorded, *beside)), None)
+    pairs = lm.model.config.architecture == "encoder_decoder"
+    advice = (
+        "an encoder_decoder is scored on the pairs of its run's store alone."
+        if pairs
+        else "give a text with --data=PATH."
+    )
     if path is None:
-        raise DataError(
-            f"{recorded or checkpoint}: the token store of this run is gone; "
-            "give a text with --data=PATH."
-        )
+        where = f"{recorded}: the token store of this run is gone" if recorded else (
+            f"{checkpoint}: no run with a token store made this model")  # fmt: skip
+        raise DataError(f"{where}; {advice}")
     store = TokenStore.open(path)
     if store.tokenizer_hash != lm.tokenizer.hash:
         raise DataError(
             f"{path}: made with another tokenizer ({store.tokenizer_hash[:12]}) than the "
-            f"checkpoint's ({lm.tokenizer.hash[:12]}); give a text with --data=PATH."
+            f"checkpoint's ({lm.tokenizer.hash[:12]}); {advice}"
         )
     if lm.metadata.get("data_fingerprint", store.fingerprint) != store.fingerprint:
         raise DataError(
             f"{path}: has changed since the checkpoint was saved, so the model may have learned "
-            "its held-out text; give a text with --data=PATH."
+            f"its held-out text; {advice}"
         )
     if not store.num_documents("heldout"):
-        raise DataError(f"{path}: has no held-out text; give a text with --data=PATH.")
-    if lm.model.config.architecture == "encoder_decoder":
+        raise DataError(f"{path}: has no held-out text; {advice}")
+    if pairs:
         return path, objective_loss(lm, store)
     return path, evaluate_heldout(lm.model, store, **sizes)
 

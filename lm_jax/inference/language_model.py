@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -20,7 +20,14 @@ from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import CheckpointError, UserError
-from lm_jax.inference.prompts import Prompt, Reading, checked, objective_names, trained_frame
+from lm_jax.inference.prompts import (
+    Prompt,
+    Reading,
+    as_ids,
+    checked,
+    objective_names,
+    trained_frame,
+)
 from lm_jax.inference.sampling import TEMPERATURE, TOP_P, texts
 from lm_jax.inference.scoring import Result, evaluate
 from lm_jax.models import NGram, create, num_parameters
@@ -130,7 +137,10 @@ class LanguageModel:
         has it. Without bos the first token is given.
         """
         if not isinstance(text, str):
-            return [self.loss(one, stride, bos, eos) for one in text]
+            each = [*text] if isinstance(text, Iterable) else [text]
+            if not all(isinstance(one, str) for one in each):
+                raise UserError(f"text={str(text)[:60]!r}: expected a text, or a list of texts.")
+            return [self.loss(one, stride, bos, eos) for one in each]
         window, frame = self.config.data.sequence_length, self.framed(bos, eos)
         tokenizer = self.need_tokenizer()
         return evaluate(self.model, tokenizer, [text], window, stride, 1, frame, progress=False)
@@ -199,15 +209,12 @@ class LanguageModel:
         return found[0] if ids.ndim == 1 else found
 
     def _checked(self, name: str, ids: ArrayLike) -> np.ndarray:
-        ids = np.asarray(ids, np.int32)
-        V, limit = self.model.config.vocab_size, self.model.config.max_length
-        if ids.ndim not in (1, 2) or not 1 <= ids.shape[-1] <= limit:
-            raise UserError(
-                f"{name} of shape {ids.shape}: expected [L] or [B, L] with L from 1 to {limit}."
-            )
-        if ids.min() < 0 or ids.max() >= V:
-            raise UserError(f"{name} from {ids.min()} to {ids.max()}: the model has 0 to {V - 1}.")
-        return ids
+        limit = self.model.config.max_length
+        shapes = f"[L] or [B, L] with L from 1 to {limit}, of"
+        found = as_ids(name, ids, self.model.config.vocab_size, (1, 2), shapes)
+        if found.shape[-1] > limit:
+            raise UserError(f"{name} of shape {found.shape}: expected {shapes} whole numbers.")
+        return found
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer; raises UserError where there is none."""

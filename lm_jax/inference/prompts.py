@@ -78,17 +78,23 @@ def checked(prompt: Any, vocab_size: int) -> Prompt:
     """A text, or one list of ids below `vocab_size`; raises UserError at anything else."""
     if isinstance(prompt, str):
         return prompt
+    return as_ids("prompt", prompt, vocab_size, (1,), "a text, or the ids of one as a list of")
+
+
+def as_ids(
+    name: str, values: Any, vocab_size: int, dimensions: Sequence[int], expected: str
+) -> np.ndarray:
+    """`values` as int32 ids of this many dimensions; raises UserError unless they are whole numbers
+    from 0 to vocab_size - 1, one at least.
+    """
     try:
-        ids = np.asarray(prompt)
-        fits = ids.ndim == 1 and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
+        ids = np.asarray(values)
+        fits = ids.ndim in dimensions and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
     except ValueError:  # rows of several lengths
         fits = False
     if not fits:
-        raise UserError(
-            f"prompt={str(prompt)[:60]!r}: expected a text, or the ids of one as a list of whole"
-            " numbers."
-        )
+        raise UserError(f"{name}={str(values)[:60]!r}: expected {expected} whole numbers.")
     if ids.min() < 0 or ids.max() >= vocab_size:
         odd = ids.min() if ids.min() < 0 else ids.max()
-        raise UserError(f"prompt: id {odd} is outside the model's 0 to {vocab_size - 1}.")
+        raise UserError(f"{name}: id {odd} is outside the model's 0 to {vocab_size - 1}.")
     return ids.astype(np.int32)

@@ -84,7 +84,7 @@ def check_settings(temperature: float, top_k: int, top_p: float) -> None:
     """Raises UserError at the first setting of `sample` that cannot be."""
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature}: must be 0 (the likeliest token) or more.")
-    if not 0 <= top_k <= INT_MAX:
+    if not 0 <= top_k <= INT_MAX or top_k != int(top_k):
         raise UserError(f"top_k={top_k}: must be 0 (off) or a number of tokens, up to {INT_MAX}.")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p}: must be above 0 and at most 1 (off).")
@@ -166,10 +166,10 @@ def texts(
     longest, limit = max(len(prompt) for prompt in ids), model.config.max_length
     max_new_tokens = max_new_tokens or max(1, min(MOST, limit - longest))
     allowed = reading.allowed(tokenizer, model.config.vocab_size)
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}: must be 0 to {2**32 - 1}.")
+    if not 0 <= seed < 2**32 or seed != int(seed):
+        raise UserError(f"seed={seed}: must be a whole number from 0 to {2**32 - 1}.")
     steps = generate(
-        model, ids, max_new_tokens, jax.random.key(seed),
+        model, ids, max_new_tokens, jax.random.key(int(seed)),
         eos_id=reading.stop_ids or NOTHING, allowed=allowed, inputs=inputs, **settings,
     )  # fmt: skip
     decoders, silent = [tokenizer.decoder() for _ in prompts], {NOTHING, *reading.stop_ids}

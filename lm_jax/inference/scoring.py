@@ -96,6 +96,8 @@ def evaluate(
     frame: special tokens around each text, by default bos and eos as in training here. Where none
     stands before it, its first token is given and not predicted, and its bytes do not count.
     """
+    masking = masking_of(model, tokenizer)
+    window, stride = check(model, masking, window, stride, batch_size)  # before the text is read
     documents, size = [], 0
     frame = frame or tokenizer.document_frame
     for group in grouped(map(tidy, texts), TEXTS):
@@ -106,7 +108,6 @@ def evaluate(
                 given = int(tokenizer.byte_lengths[ids[0]]) - len(tokenizer.prefix)
                 size -= min(len(text.encode()), max(0, given))
     total = sum(max(0, len(document) - 1) for document in documents)
-    masking = masking_of(model, tokenizer)
     return evaluate_tokens(
         model, documents, size, window, stride, batch_size, total, masking, progress
     )
@@ -144,15 +145,7 @@ def evaluate_tokens(
     without documents, UserError for an encoder_decoder, which gives a text no likelihood without
     an input.
     """
-    kind = model.config.architecture
-    if kind == "encoder_decoder" or (kind == "encoder") != (masking is not None):
-        needs = "pairs of texts" if kind == "encoder_decoder" else "`masking`"
-        raise UserError(f"config.model.architecture={kind!r}: is scored on {needs}, not on this.")
-    window, stride = checked(window, stride, model.config.max_length)
-    if batch_size < 0:
-        raise UserError(
-            f"batch_size={batch_size}: must be 0 (about {BATCH_TOKENS} tokens) or more."
-        )
+    window, stride = check(model, masking, window, stride, batch_size)
     batch_size = batch_size or max(1, BATCH_TOKENS // window)
     started, count, nats, tokens = time.perf_counter(), 0, 0.0, 0
     pending: Any = 0.0
@@ -182,6 +175,23 @@ def evaluate_tokens(
     nats += float(pending)
     seconds = time.perf_counter() - started
     return Result(nats, tokens, num_bytes, count, seconds, masking is not None)
+
+
+def check(
+    model: Any, masking: Masking | None, window: int, stride: int, batch_size: int
+) -> tuple[int, int]:
+    """Window and stride with their defaults; raises UserError where the arguments of
+    `evaluate_tokens` do not fit the model.
+    """
+    kind = model.config.architecture
+    if kind == "encoder_decoder" or (kind == "encoder") != (masking is not None):
+        needs = "pairs of texts" if kind == "encoder_decoder" else "`masking`"
+        raise UserError(f"config.model.architecture={kind!r}: is scored on {needs}, not on this.")
+    if batch_size < 0:
+        raise UserError(
+            f"batch_size={batch_size}: must be 0 (about {BATCH_TOKENS} tokens) or more."
+        )
+    return checked(window, stride, model.config.max_length)
 
 
 def checked(window: int, stride: int, max_length: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The end of a run: exact held-out figures beside the baselines, summary.json and report.html."""
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ def finish(config: Config, workdir: Path, state: Any, heldout: Heldout, seconds:
 def following(config: Config, workdir: Path) -> str:
     """The commands that make sense of such a model."""
     kind = config.model.architecture
-    ask = f"python -m lm_jax.evaluate --checkpoint={workdir}"
-    write = f"python -m lm_jax.generate --checkpoint={workdir} --prompt={config.eval.prompt!r}"
+    checkpoint = f"--checkpoint={shlex.quote(str(workdir))}"
+    ask = f"python -m lm_jax.evaluate {checkpoint}"
+    write = f"python -m lm_jax.generate {checkpoint} --prompt={shlex.quote(config.eval.prompt)}"
     if kind == "encoder":  # it continues no text
         return f"{ask} [--data=PATH]"
     ask = ask if kind == "encoder_decoder" else f"{ask} [--data=PATH]"

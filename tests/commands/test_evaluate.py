@@ -1,9 +1,12 @@
 """The command evaluates the held-out text of a run, or any text, and says what is missing."""
 
+import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
+from absl import flags
 from commands import run_module as command
 from saved_models import CONFIG, save_run
 
@@ -12,7 +15,7 @@ from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.tokens.tokenizer_training import train
 from lm_jax.data.tokens.writer import Writer
 from lm_jax.errors import DataError
-from lm_jax.evaluate import table
+from lm_jax.evaluate import table, without_effect
 from lm_jax.evaluation.perplexity import on_heldout, on_text
 
 TEXTS = ["def f(x):\n    return x\n" * 3, "naïve", "a"]
@@ -73,6 +76,29 @@ def test_a_run_that_was_moved_finds_its_store_beside_it(run, tmp_path):
     path, found = on_heldout(lm_jax.load(step), str(step), SIZES)
     assert found.documents == len(TEXTS)
     assert path.endswith("data")
+
+
+def test_a_model_of_pairs_is_not_sent_to_text_that_it_is_then_refused(lm):
+    model = types.SimpleNamespace(
+        config=dataclasses.replace(CONFIG.model, architecture="encoder_decoder")
+    )
+    imported = dataclasses.replace(lm, model=model, metadata={})
+    with pytest.raises(DataError, match="scored on the pairs of its run's store alone"):
+        on_heldout(imported, "hf:t5", SIZES)
+
+
+@pytest.mark.parametrize(("words", "pairs", "idle"), [
+    (["--text_field=x"], False, ["--text_field"]),
+    (["--text_field=x", "--data=p", "--window=8"], False, []),
+    (["--window=8", "--batch_size=2"], True, ["--window", "--batch_size"]),
+    ([], True, []),
+])  # fmt: skip
+def test_flags_without_effect_are_named(words, pairs, idle):
+    values = flags.FlagValues()
+    for name in ("data", "text_field", "max_bad_fraction", "window", "stride", "batch_size"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    values(["evaluate", *words])
+    assert without_effect(values, pairs) == idle
 
 
 def test_a_store_of_another_tokenizer_is_refused(tmp_path):

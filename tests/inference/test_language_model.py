@@ -141,6 +141,16 @@ def test_logits_of_rows_and_of_wrong_ids(lm):
     for ids in ([], [400], [-1], [0] * 65, [[[1]]]):
         with pytest.raises(UserError, match="ids"):
             lm.logits(ids)
+    # No number is cut to a whole one, or to 32 bits.
+    for ids in ([1.5], np.array([2**32 + 5]), [2**70], "abc", [[1, 2], [3]], [True], None):
+        with pytest.raises(UserError, match=r"^ids"):
+            lm.logits(ids)
+
+
+def test_the_loss_of_what_is_no_text_is_refused(lm):
+    for text in (5, b"abc", [1, 2], ["a", None]):
+        with pytest.raises(UserError, match="expected a text, or a list of texts"):
+            lm.loss(text)
 
 
 def test_padding_changes_no_logits_of_the_text(lm):
@@ -172,6 +182,8 @@ def test_an_encoder_decoder_has_logits_of_its_targets():
 
 def test_a_hugging_face_directory_is_loaded_with_its_family():
     lm = lm_jax.load(f"hf:{GOLDEN / 'mistral'}")
+    with pytest.raises(CheckpointError, match=r"step=3: hf:.*mistral has one state"):
+        lm_jax.load(f"hf:{GOLDEN / 'mistral'}", step=3)
     assert lm.metadata["family"] == "mistral"
     assert lm.config.model.window == 7
     expected = load_file(GOLDEN / "mistral" / "expected.safetensors")

@@ -183,6 +183,7 @@ def test_other_settings_and_prompts_compile_nothing_new(model):
         ([1], {"temperature": -1.0}, "temperature=-1"),
         ([1], {"temperature": float("nan")}, "temperature=nan"),
         ([1], {"top_k": -2}, "top_k=-2"),
+        ([1], {"top_k": 2.5}, r"top_k=2\.5"),
         ([1], {"top_p": 0.0}, "top_p=0"),
         ([1], {"top_p": 1.5}, "top_p=1.5"),
     ],
@@ -236,6 +237,12 @@ def test_special_tokens_and_padded_vocabulary_are_never_drawn(monkeypatch):
     assert allowed.shape == (384,)
     assert allowed[:256].all()
     assert np.flatnonzero(allowed[256:]).tolist() == [tokenizer.eos_id - 256]
+
+
+def test_a_seed_that_is_no_whole_number_is_refused():
+    for seed in (1.5, -1, 2**32):
+        with pytest.raises(UserError, match=f"seed={seed}: must be a whole number from 0 to 4294"):
+            texts(FakeModel, Tokenizer("bytes"), ["a"], 3, seed)
 
 
 class FakeModel:

@@ -1,6 +1,7 @@
 """Every token is counted once, with the context that the stride promises."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -133,6 +134,24 @@ def test_the_figure_is_the_same_on_a_mesh(model, documents):
 def test_windows_that_cannot_be_are_refused(model, documents, window, stride, message):
     with pytest.raises(UserError, match=message):
         evaluate_tokens(model, documents, 1, window, stride)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "message"),
+    [
+        ("encoder_decoder", {}, "is scored on pairs of texts"),
+        ("decoder", {"window": 65}, "window=65"),
+        ("decoder", {"batch_size": -1}, "batch_size=-1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_text_is_read(architecture, sizes, message):
+    def texts():
+        raise AssertionError("a text is read")
+        yield
+
+    config = dataclasses.replace(CONFIG.model, architecture=architecture)
+    with pytest.raises(UserError, match=message):
+        evaluate(types.SimpleNamespace(config=config), Tokenizer("bytes"), texts(), **sizes)
 
 
 def test_no_text_is_refused(model):
