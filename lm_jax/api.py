@@ -5,7 +5,7 @@ import os
 from lm_jax.config.values import expand_home
 from lm_jax.devices import runtime
 from lm_jax.errors import CheckpointError
-from lm_jax.inference import language_model
+from lm_jax.inference import load as checkpoints
 from lm_jax.inference.language_model import LanguageModel
 
 
@@ -33,7 +33,7 @@ def load(path: str | os.PathLike, step: int | None = None, new_head: bool = Fals
         return load_hf(path.removeprefix("hf:"), new_head)
     if is_hugging_face(path):
         raise CheckpointError(f"{path}: is a Hugging Face directory: write hf:{path}")
-    return language_model.load(path, step)
+    return checkpoints.load(path, step)
 
 
 def is_hugging_face(path: str) -> bool:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         if values["family"]:
             raise UserError("--family: only an export has one to choose.")
         lm = load(f"hf:{source}", new_head=values["new_head"])
-        from lm_jax.inference.language_model import save
+        from lm_jax.inference.load import save
 
         save(lm, target)
         print(f"{lm}\ncheckpoint  {path / 'checkpoints' / '0'}\n"

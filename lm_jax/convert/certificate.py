@@ -23,7 +23,7 @@ from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError
-from lm_jax.inference.sampling import generate
+from lm_jax.inference.generation import generate
 from lm_jax.models import Transformer
 
 FILE = "certificate.json"

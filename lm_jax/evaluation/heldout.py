@@ -12,8 +12,8 @@ from lm_jax.config import Config
 from lm_jax.data.views import by_objective
 from lm_jax.data.views.windows import Shard
 from lm_jax.devices import sharding
+from lm_jax.inference.generation import sample_text
 from lm_jax.inference.prompts import reading_of
-from lm_jax.inference.sampling import sample_text
 from lm_jax.inference.scoring import evaluate_heldout
 from lm_jax.tasks.objectives import loss
 

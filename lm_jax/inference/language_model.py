@@ -1,25 +1,20 @@
 """A trained model in Python: `lm = lm_jax.load("runs/q"); lm.generate("Once")`."""
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from numpy.typing import ArrayLike
 
-from lm_jax.config import Config, ModelConfig
-from lm_jax.data.tokens.files import path_of
+from lm_jax.config import Config
 from lm_jax.data.tokens.frame import Frame
-from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
-from lm_jax.devices.resolve import resolved
 from lm_jax.errors import CheckpointError, UserError
+from lm_jax.inference.generation import texts
 from lm_jax.inference.prompts import (
     Prompt,
     Reading,
@@ -28,11 +23,10 @@ from lm_jax.inference.prompts import (
     objective_names,
     trained_frame,
 )
-from lm_jax.inference.sampling import TEMPERATURE, TOP_P, texts
+from lm_jax.inference.sampling import TEMPERATURE, TOP_P
 from lm_jax.inference.scoring import Result, evaluate
-from lm_jax.models import NGram, create, num_parameters
+from lm_jax.models import NGram, num_parameters
 from lm_jax.models.protocol import Model
-from lm_jax.run.checkpoint import Checkpoints
 
 WINDOW = 1024  # tokens that the loss of an imported model is taken over, or fewer
 
@@ -245,86 +239,3 @@ class LanguageModel:
 def forward(model: Any, tokens_BL: jax.Array, **more: jax.Array) -> jax.Array:
     """Logits of a batch."""
     return model(tokens_BL, **more)
-
-
-def load(path: Any, step: int | None = None) -> LanguageModel:
-    """The language model of a run or of one checkpoint of it; see lm_jax.load."""
-    if not path_of(path).exists():
-        raise CheckpointError(f"{path}: no such path; name a run directory or a checkpoint in it.")
-    with Checkpoints(path, read_only=True) as checkpoints:
-        metadata = checkpoints.metadata(step)
-        if "config" not in metadata:
-            raise CheckpointError(f"{path}: holds no config; it was not saved by lm_jax.train.")
-        config = Config.parse(metadata["config"])
-        tokenizer = tokenizer_of(path, checkpoints.files(step), metadata, config)
-        model, metadata = model_of(config.model, checkpoints, step)
-        found = metadata.get("step", checkpoints.steps()[-1] if step is None else step)
-    return LanguageModel(model, tokenizer, config, found, str(path), metadata)
-
-
-def model_of(config: ModelConfig, checkpoints: Checkpoints, step: int | None) -> tuple[Any, dict]:
-    """(the model of a checkpoint, its metadata)."""
-    if config.architecture == "ngram":
-        tables, metadata = checkpoints.arrays(step)
-        tables = {name.removeprefix("model/"): table for name, table in tables.items()}
-        return NGram.from_tables(config, tables, metadata["bos_id"]), metadata
-    config = portable(config)
-    abstract = jax.eval_shape(lambda: create(config, rngs=nnx.Rngs(0)))
-    return checkpoints.restore_model(abstract, step)
-
-
-def portable(config: ModelConfig) -> ModelConfig:
-    """The model as it runs here: an attention backend of other devices becomes this one's. Products
-    in eight bits and attention's dropout, which decide about the backend too, are of training.
-    """
-    config = dataclasses.replace(config, quantization="none", attention_dropout=0.0)
-    try:
-        return resolved(config, jax.default_backend())
-    except UserError:
-        return resolved(dataclasses.replace(config, attention="auto"), jax.default_backend())
-
-
-def tokenizer_of(
-    path: Any, files: dict[str, bytes], metadata: dict[str, Any], config: Config
-) -> Tokenizer | None:
-    """The tokenizer in a checkpoint; raises CheckpointError when it is not the model's.
-
-    None where the model was imported without one.
-    """
-    if not files and "family" in metadata and "tokenizer_hash" not in metadata:
-        return None
-    if not files:
-        raise CheckpointError(f"{path}: holds no tokenizer; it was not saved by lm_jax.train.")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            (Path(folder) / Path(name).name).write_bytes(data)
-        tokenizer = load_tokenizer(folder)
-    expected = metadata.get("tokenizer_hash", tokenizer.hash)
-    if tokenizer.hash != expected:
-        raise CheckpointError(
-            f"{path}: its tokenizer ({tokenizer.hash[:12]}) is not the one that the model was "
-            f"trained with ({expected[:12]}); restore the checkpoint from where it was copied."
-        )
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise CheckpointError(
-            f"{path}: a tokenizer of {tokenizer.vocab_size} tokens and a model of "
-            f"config.model.vocab_size={config.model.vocab_size} do not belong together."
-        )
-    return tokenizer
-
-
-def save(lm: Any, directory: str) -> None:
-    """A checkpoint of step 0 that `load`, evaluate and generate read."""
-    from lm_jax.run import rundir
-    from lm_jax.run.checkpoint import Checkpoints
-
-    metadata = {"step": 0, "config": lm.config.to_dict(), "versions": rundir.installed(),
-                **lm.metadata}  # fmt: skip
-    files = {}
-    if lm.tokenizer is not None:
-        metadata["tokenizer_hash"] = lm.tokenizer.hash
-        with tempfile.TemporaryDirectory() as folder:
-            lm.tokenizer.save(folder)
-            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    with Checkpoints(directory) as checkpoints:
-        checkpoints.save(0, {"model": lm.model}, metadata, files)

@@ -20,7 +20,8 @@ from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 from lm_jax.errors import CheckpointError, MachineError, UserError
 from lm_jax.run import manifest
 from lm_jax.run.manifest import Damaged, flatten, unflatten
-from lm_jax.run.restore import COMMITTED, SavedSteps, collect, plainly_named, reason
+from lm_jax.run.orbax_workarounds import collect, plainly_named, reason
+from lm_jax.run.restore import COMMITTED, SavedSteps
 
 __all__ = ["Checkpoints", "SavedSteps", "flatten", "unflatten", "write_test"]
 

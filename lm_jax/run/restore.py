@@ -8,53 +8,26 @@ A step counts once its commit file is there, and is used only when every fingerp
 otherwise the step before it is, with a warning.
 """
 
-import contextlib
-import gc
-import hashlib
 import os
-import re
 import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from logging import getLogger
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lm_jax.data.tokens.files import path_of
-from lm_jax.errors import CheckpointError, UserError
+from lm_jax.errors import CheckpointError
 from lm_jax.run import manifest
 from lm_jax.run.manifest import Damaged, flatten, unflatten
+from lm_jax.run.orbax_workarounds import collect, plainly_named, reason
 
 COMMITTED = "commit_success.txt"  # Orbax writes it last
-SIGNS = {
-    "No space left": "no space left on the disk",
-    "Disk quota exceeded": "the disk quota is used up",
-    "Permission denied": "permission denied",
-    "Read-only file system": "the file system is read-only",
-    "NOT_FOUND": "files are missing",
-    "DATA_LOSS": "files are truncated or changed",
-    "OUT_OF_RANGE": "files are truncated or changed",
-    "Error reading": "files are truncated or changed",
-}
-
-# Orbax tells every move of its threads, and an error by pages of it: here an error is one line.
-_theirs = re.compile("/orbax/|TensorStore|OCDBT")
-for _logger in (logging.get_absl_logger(), getLogger("asyncio")):
-    _logger.addFilter(
-        lambda record: (
-            not _theirs.search(record.pathname + str(record.msg))
-            or logging.get_verbosity() >= logging.DEBUG
-        )
-    )
 
 
 # ---- Steps ---------------------------------------------------------------------------------------
@@ -227,30 +200,6 @@ def _fetch(
     return manifest.check(rows, found)
 
 
-@contextlib.contextmanager
-def plainly_named(path: epath.Path) -> Iterator[epath.Path]:
-    """`path`, or a link to it where Orbax would take a part of its name for a pattern: it would
-    then write a checkpoint without its index, and say that all is well.
-    """
-    if "://" in str(path) or not set("[]*?\\") & set(str(path)):
-        yield path
-        return
-    # The same name in all processes of a run, which Orbax compares, and each user's own.
-    name = hashlib.sha256(f"{os.getuid()} {path}".encode()).hexdigest()[:32]
-    alone = jax.process_count() == 1
-    link = epath.Path(tempfile.gettempdir()) / f"lm_jax-{name}{f'-{os.getpid()}' * alone}"
-    with contextlib.suppress(FileExistsError):
-        os.symlink(path, link)
-    if os.readlink(link) != str(path):
-        raise CheckpointError(f"{link}: is in the way; delete it, or name another --workdir.")
-    try:
-        yield link
-    finally:
-        if alone:
-            with contextlib.suppress(OSError):
-                os.unlink(link)
-
-
 def _placement(sharding: Any, mesh: Mesh | None) -> Any:
     """A sharding over real devices for that of an abstract array."""
     whole = sharding is None or (isinstance(sharding, NamedSharding) and sharding.mesh.empty)
@@ -268,30 +217,6 @@ def _mesh_in_use() -> Mesh | None:
     if jax.sharding.get_abstract_mesh().empty:
         return None
     return getattr(jax.jit(lambda: jnp.zeros(()))().sharding, "mesh", None)
-
-
-def reason(error: BaseException) -> str:
-    """An error in one short line: Orbax and TensorStore write pages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    for sign, meaning in SIGNS.items():
-        if sign in text:
-            return meaning
-    return f"{type(error).__name__} {text}"[:160]
-
-
-def collect() -> None:
-    """Collects the reads and writes that Orbax abandons when one fails; each would print pages."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
-    # Those that are still under way will find their event loop closed, some time from now.
-    closed = lambda told: str(told.exc_value) == "Event loop is closed"
-    sys.unraisablehook = lambda told: None if closed(told) else hook(told)
 
 
 def everywhere(here: bool) -> bool:

@@ -15,7 +15,8 @@ from lm_jax.convert import hf
 from lm_jax.convert.bodies import missing_head
 from lm_jax.convert.load import find
 from lm_jax.errors import CheckpointError, UserError
-from lm_jax.inference.language_model import LanguageModel, save
+from lm_jax.inference.language_model import LanguageModel
+from lm_jax.inference.load import save
 from lm_jax.run.checkpoint import flatten
 from lm_jax.training import loop
 

@@ -19,9 +19,9 @@ from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import UserError
 from lm_jax.generate import ids_of
+from lm_jax.inference.generation import generate
 from lm_jax.inference.language_model import LanguageModel
 from lm_jax.inference.prompts import objective_names
-from lm_jax.inference.sampling import generate
 
 WORDS = ["<s>", "</s>", "<|im|>", "a", "b", "c"]
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

@@ -9,15 +9,8 @@ from lm_jax.config import MeshConfig, ModelConfig
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.devices import sharding
 from lm_jax.errors import UserError
-from lm_jax.inference.sampling import (
-    CHUNK,
-    continued,
-    extended,
-    generate,
-    sample,
-    sample_text,
-    texts,
-)
+from lm_jax.inference.generation import CHUNK, continued, extended, generate, sample_text, texts
+from lm_jax.inference.sampling import sample
 from lm_jax.models import Transformer
 
 # Always three rows of at most 32 tokens: one program for all tests.
@@ -84,7 +77,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model):
 def test_prompts_are_read_in_blocks_and_the_model_is_used_to_its_last_position(model, monkeypatch):
     count = model.config.max_length - len(PROMPTS[2])
     whole = tokens(model, count=count, temperature=0.0)
-    monkeypatch.setattr("lm_jax.inference.sampling.BLOCKS", (16,))
+    monkeypatch.setattr("lm_jax.inference.generation.BLOCKS", (16,))
     np.testing.assert_array_equal(whole, tokens(model, count=count, temperature=0.0))
 
 
@@ -212,7 +205,7 @@ def test_text_streams_in_whole_characters(monkeypatch):
     text = "naïve 日本 🙂!"
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
     columns = (np.array([i], np.int32) for i in ids)
-    monkeypatch.setattr("lm_jax.inference.sampling.columns", lambda *_: columns)
+    monkeypatch.setattr("lm_jax.inference.generation.columns", lambda *_: columns)
     pieces = [added for (added,) in texts(FakeModel, tokenizer, [""], len(ids))]
     assert "".join(pieces) == text
     assert "\ufffd" not in "".join(pieces)
@@ -222,14 +215,14 @@ def test_text_streams_in_whole_characters(monkeypatch):
 def test_a_text_cut_inside_a_character_ends_in_a_replacement_character(monkeypatch):
     tokenizer = Tokenizer("bytes")
     columns = (np.array([i], np.int32) for i in tokenizer.encode("a日")[:-1])
-    monkeypatch.setattr("lm_jax.inference.sampling.columns", lambda *_: columns)
+    monkeypatch.setattr("lm_jax.inference.generation.columns", lambda *_: columns)
     assert sample_text(FakeModel, tokenizer, "", 3) == "a\ufffd"
 
 
 def test_special_tokens_and_padded_vocabulary_are_never_drawn(monkeypatch):
     tokenizer, seen = Tokenizer("bytes"), []
     monkeypatch.setattr(
-        "lm_jax.inference.sampling.columns", lambda *args: seen.append(args) or iter(())
+        "lm_jax.inference.generation.columns", lambda *args: seen.append(args) or iter(())
     )
     sample_text(FakeModel, tokenizer, "ab", 3)
     _, prompts, _, _, _, allowed, _ = seen[0]

@@ -11,7 +11,7 @@ from flax import nnx
 from lm_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig
 from lm_jax.devices import sharding
 from lm_jax.errors import UserError
-from lm_jax.inference.sampling import generate
+from lm_jax.inference.generation import generate
 from lm_jax.models import create
 from lm_jax.models.pipeline import by_round, parts_of
 from lm_jax.training.train_step import init_state, make_train_step

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from lm_jax import convert
 from lm_jax.config import LossConfig
-from lm_jax.inference import sampling
+from lm_jax.inference import generation
 from lm_jax.models import ModelConfig, Transformer
 from lm_jax.models.attention.positions import bucket
 from lm_jax.tasks import objectives
@@ -138,7 +138,7 @@ def test_t5_continues_with_the_same_tokens(name, tmp_path):
         max_new_tokens=20, do_sample=False, eos_token_id=None,
     )[:, 1:].numpy()  # fmt: skip
     inputs = [row[: kept.sum()] for row, kept in zip(batch["inputs"], mask, strict=True)]
-    steps = sampling.generate(
+    steps = generation.generate(
         model, [[0], [0]], 20, jax.random.key(0), temperature=0, inputs=inputs
     )
     found = np.stack(list(steps), 1)

@@ -14,8 +14,8 @@ import pytest
 from lm_jax.config import Config
 from lm_jax.data.tokens.store import TokenStore, token_documents
 from lm_jax.errors import CheckpointError
-from lm_jax.inference import language_model
-from lm_jax.inference.sampling import generate
+from lm_jax.inference import language_model, load
+from lm_jax.inference.generation import generate
 from lm_jax.inference.scoring import evaluate_heldout
 from lm_jax.models.classical.counted import NGram
 from lm_jax.models.classical.ngram import KneserNey
@@ -59,7 +59,7 @@ def run(folder):
 
 
 def test_a_run_reports_what_the_baseline_of_the_same_order_does(run):
-    store, lm = TokenStore.open(str(run / "data")), language_model.load(run)
+    store, lm = TokenStore.open(str(run / "data")), load.load(run)
     summary = json.loads((run / "summary.json").read_text())
     expected = KneserNey(ORDER, 384).fit(*token_documents(store, "train"))
     bits = expected.bits_per_byte(*token_documents(store, "heldout"), store.num_bytes("heldout"))
@@ -73,7 +73,7 @@ def test_a_run_reports_what_the_baseline_of_the_same_order_does(run):
 
 
 def test_a_checkpoint_holds_the_very_numbers(run):
-    store, lm = TokenStore.open(str(run / "data")), language_model.load(run)
+    store, lm = TokenStore.open(str(run / "data")), load.load(run)
     counts = KneserNey(ORDER, 384, store.tokenizer.bos_id).fit(*token_documents(store, "train"))
     wanted = NGram(lm.config.model, counts).tables()
     found = lm.model.tables()
@@ -86,7 +86,7 @@ def test_a_checkpoint_holds_the_very_numbers(run):
 
 
 def test_its_loss_logits_and_text_agree(run):
-    lm = language_model.load(run)
+    lm = load.load(run)
     ids = np.concatenate([[lm.tokenizer.bos_id], lm.tokenizer.encode("def load(")])
     logits = np.asarray(lm.logits(ids), np.float64)
     np.testing.assert_allclose(np.exp(logits).sum(-1), 1, rtol=1e-5)
@@ -109,9 +109,7 @@ def test_a_finished_run_is_left_alone_and_a_budget_counts_less(run, folder, caps
     assert (run / "summary.json").read_bytes() == before
     few = config_of(folder, steps=10, batch_size=4, optimizer={"warmup_steps": 1})
     assert loop.train(few, str(folder / "few")) == 0
-    assert (
-        language_model.load(folder / "few").num_parameters < language_model.load(run).num_parameters
-    )
+    assert load.load(folder / "few").num_parameters < load.load(run).num_parameters
     bits = [json.loads((folder / name / "summary.json").read_text())["model"]["bpb"]
             for name in ("few", "run")]  # fmt: skip
     assert bits[0] > bits[1] + 0.2

@@ -13,13 +13,13 @@ from word_tokenizer import BERT, Words, write_tokenizer
 
 from lm_jax import convert
 from lm_jax import prepare as prepare_module
-from lm_jax.config import Config, DataConfig
+from lm_jax.config import DataConfig
 from lm_jax.data import inspect as store_inspect
 from lm_jax.data.tokens.hf_tokenizer import ABOUT, decoder_steps, piece_bytes, prefix_of
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.errors import DataError, UserError
-from lm_jax.inference.language_model import tokenizer_of
+from lm_jax.inference.load import tokenizer_of
 from lm_jax.run.rundir import tokenizer_files
 
 
@@ -107,8 +107,7 @@ def test_prepare_counts_what_is_lost_and_says_it_once(bert, tmp_path, capsys):
     files = tokenizer_files(store.tokenizer)
     assert files.keys() == {ABOUT, "tokenizer.json"}
     about = {"tokenizer_hash": store.tokenizer_hash}
-    config = Config.parse({"model": {"vocab_size": 11}})
-    assert tokenizer_of("there", files, about, config).hash == store.tokenizer.hash
+    assert tokenizer_of("there", files, about).hash == store.tokenizer.hash
 
 
 def test_an_imported_one_is_written_as_it_was(bert, tmp_path):

@@ -10,7 +10,7 @@ from lm_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from lm_jax.convert.tokenizer import special_ids
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.views import by_objective
-from lm_jax.inference import sampling
+from lm_jax.inference import generation
 
 MODEL = ModelConfig(architecture="encoder_decoder", vocab_size=384)
 BYTES = Tokenizer.byte_level()
@@ -36,9 +36,9 @@ def test_text_is_written_from_it(rule, monkeypatch):
         found.update(ids=ids)
         return iter(())
 
-    monkeypatch.setattr(sampling, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
     model = SimpleNamespace(config=dataclasses.replace(MODEL, decoder_start=rule))
-    list(sampling.texts(model, BYTES, ["abc"], 4))
+    list(generation.texts(model, BYTES, ["abc"], 4))
     assert [x.tolist() for x in found["ids"]] == [[START[rule]]]
 
 
