@@ -61,8 +61,7 @@ def guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
     except KeyboardInterrupt as interrupt:
         fail(str(interrupt) or "stopped by the keyboard.", EXIT_KEYBOARD)
     except BrokenPipeError:
-        # The reader of a pipe left (| head): nothing is wrong, and flushing again would say so once
-        # more.
+        # The reader of a pipe left (| head): no fault, and flushing again would raise once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if DEBUG.value or not (why := machine_trouble(error)):

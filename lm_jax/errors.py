@@ -27,7 +27,7 @@ class CheckpointError(UserError):
 
 
 class MachineError(UserError):
-    """The disk, the devices or the installed packages cannot do what was asked."""
+    """The disk, the devices or the installed packages cannot do what the run needs."""
 
     code = 4
 

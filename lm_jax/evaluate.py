@@ -51,36 +51,36 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
     """Prints what was found; raises UserError."""
     del argv
-    asked = flags.FLAGS
-    if not asked.checkpoint:
+    args = flags.FLAGS
+    if not args.checkpoint:
         raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
-    if asked.batch_size < 0:
-        raise UserError(f"--batch_size={asked.batch_size}: must be 0 (about 8192 tokens) or more.")
+    if args.batch_size < 0:
+        raise UserError(f"--batch_size={args.batch_size}: must be 0 (about 8192 tokens) or more.")
     from lm_jax.api import load
     from lm_jax.inference.scoring import checked
 
     runtime.start()
     runtime.devices()
-    lm = load(asked.checkpoint, asked.step)
+    lm = load(args.checkpoint, args.step)
     tokenizer = lm.need_tokenizer()
     window, stride = checked(
-        asked.window or lm.config.data.sequence_length, asked.stride, lm.model.config.max_length
+        args.window or lm.config.data.sequence_length, args.stride, lm.model.config.max_length
     )
-    sizes: dict[str, Any] = {"window": window, "stride": stride, "batch_size": asked.batch_size}
-    frame = lm.framed(asked.bos, asked.eos)
+    sizes: dict[str, Any] = {"window": window, "stride": stride, "batch_size": args.batch_size}
+    frame = lm.framed(args.bos, args.eos)
     pairs = lm.model.config.architecture == "encoder_decoder"
-    if idle := without_effect(asked, pairs):
+    if idle := without_effect(args, pairs):
         about = "an encoder_decoder" if pairs else "held-out text"
         print(f"{', '.join(idle)}: without effect on {about}", file=sys.stderr, flush=True)
-    if asked.data:
-        name, sizes = asked.data, {**sizes, "frame": frame}
-        result = on_text(lm, asked.data, asked.text_field, sizes, asked.max_bad_fraction)
+    if args.data:
+        name, sizes = args.data, {**sizes, "frame": frame}
+        result = on_text(lm, args.data, args.text_field, sizes, args.max_bad_fraction)
     elif frame != lm.frame:
         raise UserError("--bos, --eos: the held-out text of a run has both; these are of --data.")
     else:
-        name, result = on_heldout(lm, asked.checkpoint, sizes)
+        name, result = on_heldout(lm, args.checkpoint, sizes)
     rows = {
-        "checkpoint": asked.checkpoint,
+        "checkpoint": args.checkpoint,
         "step": lm.step,
         "data": name,
         "frame": frame.show(tokenizer.name_of),
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         name: None if isinstance(x, float) and not math.isfinite(x) else x
         for name, x in rows.items()
     }  # JSON has no NaN
-    print(json.dumps(finite) if asked.json else table(finite))
+    print(json.dumps(finite) if args.json else table(finite))
     return 0
 
 

@@ -37,39 +37,39 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
     """Prints prompt and continuation; raises UserError."""
     del argv
-    asked = flags.FLAGS
-    if not asked.checkpoint:
+    args = flags.FLAGS
+    if not args.checkpoint:
         raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
     from lm_jax.api import load
     from lm_jax.inference.sampling import check_settings
 
     names = ("temperature", "top_k", "top_p")
-    settings: dict[str, Any] = {name: asked[name].value for name in names}
+    settings: dict[str, Any] = {name: args[name].value for name in names}
     check_settings(**settings)
-    if asked.num_samples < 1:
-        raise UserError(f"--num_samples={asked.num_samples}: must be at least 1.")
-    prompt = ids_of(asked.prompt_ids) if asked.prompt_ids is not None else asked.prompt
-    if asked.prompt_ids is not None and asked.prompt:
+    if args.num_samples < 1:
+        raise UserError(f"--num_samples={args.num_samples}: must be at least 1.")
+    prompt = ids_of(args.prompt_ids) if args.prompt_ids is not None else args.prompt
+    if args.prompt_ids is not None and args.prompt:
         raise UserError("--prompt_ids: there is a --prompt, too; give one of them.")
     # Text is UTF-8 whatever the terminal's locale says.
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     runtime.start()
     runtime.devices()
-    lm = load(asked.checkpoint, asked.step)
+    lm = load(args.checkpoint, args.step)
     print(lm, file=sys.stderr, flush=True)
-    common = {"max_new_tokens": asked.max_new_tokens, "seed": asked.seed, "bos": asked.bos,
-              "special_tokens": asked.special_tokens, **settings}  # fmt: skip
+    common = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "bos": args.bos,
+              "special_tokens": args.special_tokens, **settings}  # fmt: skip
     shown = prompt if isinstance(prompt, str) else f"{prompt} "
-    if asked.num_samples == 1:
+    if args.num_samples == 1:
         pieces = lm.stream(prompt, **common)
         print(shown, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print(flush=True)
         return 0
-    found = lm.generate(prompt, num_samples=asked.num_samples, **common)
+    found = lm.generate(prompt, num_samples=args.num_samples, **common)
     for i, text in enumerate(found, 1):
-        print(f"--- sample {i} of {asked.num_samples}\n{shown}{text}", flush=True)
+        print(f"--- sample {i} of {args.num_samples}\n{shown}{text}", flush=True)
     return 0
 
 

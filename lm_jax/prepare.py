@@ -46,10 +46,10 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
     """Prints what was made; raises UserError."""
     del argv
-    asked = flags.FLAGS
-    config = Config.parse(asked.config) if asked.config is not None else Config()
-    values = {k: getattr(asked, k) for k in OVERRIDES if getattr(asked, k) is not None}
-    path = str(asked.output or config.data.store)
+    args = flags.FLAGS
+    config = Config.parse(args.config) if args.config is not None else Config()
+    values = {k: getattr(args, k) for k in OVERRIDES if getattr(args, k) is not None}
+    path = str(args.output or config.data.store)
     if not path:
         raise UserError(
             "--output: missing. Name a directory for the store, e.g. --output=data/mine."
@@ -62,11 +62,11 @@ def main(argv: Sequence[str]) -> int:
     if named not in KINDS and "/" not in named and os.path.isdir(named):
         values["tokenizer"] = f"./{named}"
     data = Config.parse({**config.to_dict(), "data": {**config.to_dict()["data"], **values}}).data
-    if not (asked.show and not data.input and TokenStore.exists(path)):
+    if not (args.show and not data.input and TokenStore.exists(path)):
         prepare(data, path, config.seed)
     store = TokenStore.open(path)
     print(inspect.table(store))
-    for text in inspect.examples(store, dataclasses.replace(config, data=data), asked.show):
+    for text in inspect.examples(store, dataclasses.replace(config, data=data), args.show):
         print(text)
     return 0
 

@@ -23,7 +23,7 @@ PREFLIGHT = flags.DEFINE_bool(
     "preflight", True, "Check kernels, masks, sharding and disk before the start."
 )
 ADDRESS = flags.DEFINE_string(
-    "coordinator_address", "", "HOST:PORT of process 0, where SLURM or the TPU do not tell."
+    "coordinator_address", "", "HOST:PORT of process 0, where SLURM or the TPU do not give it."
 )
 PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes make the run.")
 PROCESS = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")

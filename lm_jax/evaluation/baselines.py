@@ -13,21 +13,21 @@ from lm_jax.models.classical.ngram import KneserNey
 from lm_jax.progress import Progress
 
 ORDER = 5
-MOST_BYTES = 128 << 20  # of training text that the n-grams count: about 70 bytes of memory for each
+MAX_BYTES = 128 << 20  # of training text that the n-grams count: about 70 bytes of memory for each
 
 
-def baselines(store: Any, most_bytes: int = MOST_BYTES) -> dict[str, float]:
+def baselines(store: Any, max_bytes: int = MAX_BYTES) -> dict[str, float]:
     """Held-out bits per byte of `xz -9` and of Kneser-Ney 5-grams over bytes and over tokens.
 
     store: a TokenStore. The n-grams are trained on all of its training text, and left out when that
-    is more than `most_bytes`, or when there is none. {} without held-out text.
+    is more than `max_bytes`, or when there is none. {} without held-out text.
     """
     text = b"".join(document["text"].encode() for document in store.heldout())
     if not text:
         return {}
     size = store.num_bytes("train")
     ngrams = {"byte_5gram": byte_ngram, "token_5gram": token_ngram}
-    ngrams = ngrams if 0 < size <= most_bytes else {}
+    ngrams = ngrams if 0 < size <= max_bytes else {}
     with Progress("baselines", len(text) + size * len(ngrams)) as progress:
         found = {"xz": xz(text)}
         progress.add(len(text))

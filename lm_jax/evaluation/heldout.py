@@ -17,7 +17,7 @@ from lm_jax.inference.prompts import reading_of
 from lm_jax.inference.scoring import evaluate_heldout
 from lm_jax.tasks.objectives import loss
 
-MOST_TOKENS = 5_000_000  # of held-out text that are read at the end
+MAX_TOKENS = 5_000_000  # of held-out text that the figures at the end are computed on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Heldout:
         self.sums = jax.jit(lambda model, batch: loss(model, batch, None, config.loss)[1])
         self.bytes: dict[int, float] = {}  # by number of examples
 
-    def loss(self, model: Any, most: int) -> HeldoutLoss:
-        """The loss of the examples that hold about `most` tokens of the text, always the same and
+    def loss(self, model: Any, max_tokens: int) -> HeldoutLoss:
+        """The loss of the examples that hold about `max_tokens` of the text, always the same and
         each once: whole batches of them, or all, the last batch filled up with weight 0.
         """
         config, size = self.config, len(self.windows)
         rows = config.batch_size // config.microbatches
-        wanted = math.ceil(min(1.0, most / self.store.num_tokens("heldout")) * size)
+        wanted = math.ceil(min(1.0, max_tokens / self.store.num_tokens("heldout")) * size)
         batches = max(1, -(-wanted // rows))
         nll = tokens = 0.0
         for index in range(batches):
@@ -98,11 +98,11 @@ class Heldout:
             targets += int(there.sum())
         if tokenizer.lossless:
             return size
-        # Ids do not say how long their text was: a share of the whole.
+        # The length of a text does not follow from its ids: a share of the whole.
         return total * targets / (store.num_tokens("heldout") - store.num_documents("heldout"))
 
     def samples(self, model: Any) -> list[tuple[str, str]]:
-        """(prompt, what the model writes after it); none from an encoder, which writes nothing."""
+        """(prompt, continuation) of each sample; none of an encoder, which generates no text."""
         config, tokenizer = self.config, self.store.tokenizer
         prompt = config.eval.prompt
         if config.model.architecture == "encoder":
@@ -126,7 +126,7 @@ class Heldout:
         config, store = self.config, self.store
         kind, window = config.model.architecture, config.data.sequence_length
         total = store.num_tokens("heldout")
-        if total > MOST_TOKENS:
+        if total > MAX_TOKENS:
             return {}
         if kind == "encoder_decoder":
             pairs = self.loss(model, total)

@@ -68,22 +68,22 @@ def on_text(
     sizes: dict[str, Any],
     max_bad_fraction: float | None = None,
 ) -> Any:
-    """The result on any text that `data.sources` reads. Raises DataError, before the model is
-    asked, where more than `max_bad_fraction` of it cannot be used (None: as in training).
+    """The result on any text that `data.sources` reads. Raises DataError, before the model
+    runs, where more than `max_bad_fraction` of it cannot be used (None: as in training).
     """
     from lm_jax.data.text.sources import Report, documents, total_bytes
     from lm_jax.inference.scoring import evaluate
     from lm_jax.progress import Progress
 
     field = text_field or lm.config.data.text_field
-    most = lm.config.data.max_bad_fraction if max_bad_fraction is None else max_bad_fraction
+    allowed = lm.config.data.max_bad_fraction if max_bad_fraction is None else max_bad_fraction
     report = Report()
 
     def texts() -> Iterator[str]:
         with Progress("reading", total_bytes(spec)) as progress:
             for document in documents(spec, field, report, progress.add):
                 yield document.text
-        report.check(most, "--max_bad_fraction")
+        report.check(allowed, "--max_bad_fraction")
         if report.lost:
             print(
                 f"{spec}: left out {report.lost.total():,} of {report.bytes:,} bytes:"

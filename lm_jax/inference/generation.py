@@ -55,7 +55,7 @@ def generate(
     if min(len(prompt) for prompt in prompts) < 1:
         raise UserError("a prompt has no token: give it bos at least.")
     if longest + max_new_tokens > limit:
-        room = f"ask for at most {limit - longest}" if limit > longest else "shorten it"
+        room = f"set it to at most {limit - longest}" if limit > longest else "shorten it"
         raise UserError(
             f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens: the model sees "
             f"{limit} (model.max_length) at most; {room}."

@@ -155,7 +155,7 @@ class LanguageModel:
         return trained_frame(tokenizer, kind) if self.trained_here else tokenizer.frame
 
     def framed(self, bos: bool | None = None, eos: bool | None = None) -> Frame:
-        """`frame`, with BOS and EOS as they are asked for."""
+        """`frame`, with BOS and EOS switched on or off; None: as they are."""
         tokenizer, frame = self.need_tokenizer(), self.frame
         before, after = frame.before, frame.after
         if bos is not None:
@@ -221,7 +221,7 @@ class LanguageModel:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in the model."""
+        """Number of parameters."""
         return num_parameters(self.model)
 
     def __repr__(self) -> str:

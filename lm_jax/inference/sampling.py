@@ -34,8 +34,8 @@ def sample(
 
     def cut(scaled_BV):
         p_BV = jax.nn.softmax(scaled_BV, -1)
-        most = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
-        keep_BV = likeliest(p_BV, jnp.ones_like(p_BV), jnp.full((B, 1), most, jnp.float32))
+        kept = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
+        keep_BV = likeliest(p_BV, jnp.ones_like(p_BV), jnp.full((B, 1), kept, jnp.float32))
         p_BV = jnp.where(keep_BV, p_BV, 0.0)
         keep_BV &= likeliest(p_BV, p_BV, top_p * jnp.sum(p_BV, -1, keepdims=True))
         return jnp.where(keep_BV, scaled_BV, MASKED_LOGIT)

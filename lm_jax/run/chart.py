@@ -11,7 +11,7 @@ from html import escape
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
-MOST_POINTS, MOST_TITLES = 1500, 160
+MAX_POINTS, MAX_TITLES = 1500, 160
 LETTER, LINE = 6.6, 14  # pixels of a letter and a line of a level's name
 
 
@@ -176,7 +176,7 @@ def _levels(levels: Sequence[tuple[str, float]], frame: Frame) -> str:
 
 def _curve(series: Series, frame: Frame) -> str:
     """The line, thinned to what a screen can show; dots where the points are few."""
-    points = _thin(series.points, MOST_POINTS)
+    points = _thin(series.points, MAX_POINTS)
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     dots = ""
     if len(points) == 1 or (series.dots and len(points) <= 60):
@@ -190,7 +190,7 @@ def _curve(series: Series, frame: Frame) -> str:
 def _titles(lines: Sequence[Series], frame: Frame, x_unit: str, unit: str) -> str:
     """Bands under the pointer, each with the values at its step."""
     # Evaluations are rare: all of their steps are kept, and the dense curve is thinned around them.
-    by_x: dict[float, list[str]] = {x: [] for s in lines for x, _ in _thin(s.points, MOST_TITLES)}
+    by_x: dict[float, list[str]] = {x: [] for s in lines for x, _ in _thin(s.points, MAX_TITLES)}
     for s in lines:
         for x, y in s.points:
             if x in by_x:

@@ -1,6 +1,6 @@
 """Checkpoints of a run's state, saved in the background; a kill at any moment loses little.
 
-The layout, and what comes back, is in restore.py; what tells a damaged array, in manifest.py.
+restore.py has the layout on disk and reads it; manifest.py has the fingerprints of arrays.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Checkpoints(SavedSteps):
     """The checkpoints of a run that this process (and those that run with it) alone writes.
 
     keep, keep_every: the newest `keep` steps stay, and every multiple of `keep_every` (0: none).
-    A damaged step that `restore` meets goes to checkpoints/.quarantine.
+    A damaged step is moved to checkpoints/.quarantine by `restore`.
     read_only: nothing is written or moved, and `workdir` may be whatever SavedSteps takes.
     """
 
@@ -145,7 +145,7 @@ class Checkpoints(SavedSteps):
         return self._manager
 
     def _finish(self) -> None:
-        """Waits for the save in progress; only here does Orbax tell that one has failed."""
+        """Waits for the save in progress; only here does Orbax report that one has failed."""
         step, self._saving = self._saving, None
         if step is None or self._manager is None:
             return
@@ -175,7 +175,7 @@ class Checkpoints(SavedSteps):
         self._error = f"{self.directory}: step {step} was not saved: {self._failure}; {rest}."
         if self._failures >= MAX_FAILURES:
             raise MachineError(f"{self._error} {self._failures} saves in a row failed.")
-        self._tell(self._error)
+        self._report(self._error)
 
     def _drop(self) -> None:
         """Forgets Orbax's manager, whose list of steps is wrong after a failure or a move."""
@@ -197,7 +197,7 @@ class Checkpoints(SavedSteps):
                 or ".orbax-checkpoint-tmp" in path.name
                 or (path.name.isdigit() and not (path / COMMITTED).exists())
             )
-        _meet("clean")
+        _barrier("clean")
 
     def _is_saved(self, step: int, about: dict[str, Any]) -> bool:
         path = self._paths()[step]
@@ -222,11 +222,11 @@ class Checkpoints(SavedSteps):
         target, count = folder / path.name, 1
         while target.exists():
             target, count = folder / f"{path.name}.{count}", count + 1
-        _meet("choose")
+        _barrier("choose")
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-        _meet("moved")
+        _barrier("moved")
         return f"moved to {target}; "
 
 
@@ -255,7 +255,7 @@ def _delete(paths: Iterable[epath.Path]) -> None:
                 path.rmtree(missing_ok=True)
 
 
-def _meet(name: str) -> None:
+def _barrier(name: str) -> None:
     """Waits for every process."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"lm_jax.run.checkpoint.{name}")

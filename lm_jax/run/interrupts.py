@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from lm_jax.errors import EXIT_PREEMPTED
 
-EXIT_KEYBOARD = 130  # as a shell says SIGINT
-SOON = 2.0  # seconds for a step and its save, after which a line says what is waited for
+EXIT_KEYBOARD = 130  # of a process that SIGINT ended, as shells count
+SOON = 2.0  # seconds for a step and its save, after which a line explains the wait
 BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,7 +25,7 @@ class Stopped(BaseException):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; the text says what is on disk."""
+    """Ctrl-C; the text is what is on disk."""
 
 
 class Break(BaseException):
@@ -64,8 +64,8 @@ class Requests:
             for end in self.ends:
                 os.set_blocking(end, end == self.ends[0])
             self.old_wakeup = signal.set_wakeup_fd(self.ends[1], warn_on_full_buffer=False)
-            heard = [n for n in self.signals if signal.getsignal(n) != signal.SIG_IGN]
-            self.previous = {number: signal.signal(number, self.handle) for number in heard}
+            handled = [n for n in self.signals if signal.getsignal(n) != signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self.handle) for number in handled}
             threading.Thread(target=self.watch, name="signals", daemon=True).start()
         return self
 
@@ -90,7 +90,7 @@ class Requests:
                 self.forward()
 
     def watch(self) -> None:
-        """The thread that sees signals while the main thread is in a call that hears none."""
+        """Acts on signals in a thread, while the main thread is in a call and runs no handler."""
         interrupts = 0
         while data := os.read(self.ends[0], 1):
             number = data[0]
@@ -100,7 +100,9 @@ class Requests:
             if not self.deferred or (number == signal.SIGINT and interrupts > 1):
                 self.end(number)
             elif number == signal.SIGINT and not self.over.wait(SOON):
-                say("stopping: the step under way is saved first; Ctrl-C again ends at once.")
+                write_line(
+                    "stopping: the step under way is saved first; Ctrl-C again ends at once."
+                )
         os.close(self.ends[0])
 
     def line(self, number: int) -> str:
@@ -121,14 +123,14 @@ class Requests:
 
 
 def own() -> None:
-    """Says that this process is a run's, and no one else's."""
+    """Declares this process the run's alone: signals may end it at once."""
     Requests.owner = True
     # The first process of a job that ends makes srun terminate the others, which by then have saved
     # and are about to end with the same code. Registered before jax's own, this runs after them.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
-def say(line: str, descriptor: int = 2) -> None:
+def write_line(line: str, descriptor: int = 2) -> None:
     """A line, by the descriptor: the interrupted code may hold the lock of sys.stderr."""
     with contextlib.suppress(OSError):
         os.write(descriptor, f"{line}\n".encode())
@@ -136,7 +138,7 @@ def say(line: str, descriptor: int = 2) -> None:
 
 def end(line: str, number: int) -> NoReturn:
     """Ends the process at once, with `line` and the exit code of a signal."""
-    say(line, 1) if number == signal.SIGTERM else say(f"error: {line}")
+    write_line(line, 1) if number == signal.SIGTERM else write_line(f"error: {line}")
     os._exit(EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_KEYBOARD)
 
 

@@ -20,7 +20,7 @@ NAME = ".lock"
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
 # The lock of a process that was killed is free at once on a local disk. On NFS, that of a host that
 # died is kept until its lease ends.
-PATIENCE = 3.0  # seconds: also for a process that was just told to end
+PATIENCE = 3.0  # seconds: a process that got SIGTERM may still be ending
 
 
 @contextlib.contextmanager

@@ -129,8 +129,8 @@ class Metrics:
         self.write(step, "train", **known, bpb=bpb, mfu=mfu, **extra, **more)
         left = (config.steps - step) * config.tokens_per_step
         speed = human(rate) if rate else "n/a"
-        # What this run never knows is on no line: bits per byte of other objectives, MFU of a
-        # device without a known peak.
+        # Left out where a run never has it: bits per byte of other objectives, MFU of a device
+        # without a known peak.
         bits = f"  bpb {bpb:.3f}" if math.isfinite(bpb) else ""
         used = f"  mfu {'n/a' if mfu is None else f'{mfu:.1%}'}" if self.peak else ""
         print(

@@ -19,9 +19,9 @@ from lm_jax.run.chart import Series, line_chart
 from lm_jax.run.report_style import STYLE
 from lm_jax.run.rundir import replace_text
 
-# How the baselines of summary.json are called; any other is shown under its own name.
+# Names of the baselines of summary.json; any other is shown under its own.
 LABELS = {"xz": "xz -9", "byte_5gram": "byte 5-gram", "token_5gram": "token 5-gram"}
-MOST_SAMPLES = 6
+MAX_SAMPLES = 6
 
 
 def write(workdir: str | os.PathLike) -> Path:
@@ -103,7 +103,7 @@ def _headline(summary: dict, evals: Sequence[dict]) -> str:
 
 
 def _verdict(model: float | None, baselines: Mapping[str, float]) -> str:
-    """Whichever wins, said plainly."""
+    """The comparison with the baselines, in words."""
     if model is None:
         return "The model was not evaluated."
     if not baselines:
@@ -184,8 +184,8 @@ def _curves(train: Sequence[dict], evals: Sequence[dict], baselines: Mapping[str
 def _samples(rows: Sequence[dict]) -> str:
     """Samples of the model, newest first; the first one of all closes the list."""
     rows = [row for row in rows if isinstance(row.get("text"), str)][::-1]
-    if len(rows) > MOST_SAMPLES:
-        rows = [*rows[: MOST_SAMPLES - 1], rows[-1]]
+    if len(rows) > MAX_SAMPLES:
+        rows = [*rows[: MAX_SAMPLES - 1], rows[-1]]
     shown = "".join(
         f"<article><small>step {escape(str(row.get('step')))}</small>"
         f"<pre><b>{escape(str(row.get('prompt') or ''))}</b>{escape(row['text'])}</pre></article>"
@@ -195,7 +195,7 @@ def _samples(rows: Sequence[dict]) -> str:
 
 
 def _details(config: dict, summary: dict) -> str:
-    """Settings, versions and whatever else the run noted."""
+    """Settings, versions and everything else in the summary."""
     flat, default = flatten(config), flatten(Config().to_dict())
     changed = {k: v for k, v in flat.items() if k not in default or default[k] != v}
     parts = [

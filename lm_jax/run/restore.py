@@ -123,7 +123,7 @@ class SavedSteps:
                 # Only now: had none been intact, the cause may be a disk that will be back.
                 for old, text in why.items():
                     moved = self._put_aside(paths[old])
-                    self._tell(f"{paths[old]}: damaged: {text}; {moved}using step {candidate}.")
+                    self._report(f"{paths[old]}: damaged: {text}; {moved}using step {candidate}.")
                 return found, about["metadata"] | {"step": about["step"]}
             why[candidate] = damage or "another process finds it damaged"
         reasons = "; ".join(f"step {number}: {text}" for number, text in why.items())
@@ -142,7 +142,7 @@ class SavedSteps:
             if path.name.isdigit() and (path / COMMITTED).exists()
         }
 
-    def _tell(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         if jax.process_index() == 0:
             self.report(line)
 

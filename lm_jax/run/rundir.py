@@ -150,8 +150,8 @@ def discard_unfinished(workdir: str | os.PathLike, config: Config) -> None:
 
 
 def check_input(store: TokenStore, data: DataConfig) -> None:
-    """Raises DataError when a run's own store was made of another text, or otherwise, than `data`
-    says.
+    """Raises DataError when a run's own store was made of another text or with other settings than
+    those of `data`.
     """
     made = store.metadata.get("data", {})
     for name in OF_STORE:

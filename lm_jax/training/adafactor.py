@@ -16,7 +16,7 @@ import optax
 DECAY = 0.8  # the second moment of step t keeps 1 - t^-0.8
 EPS_SQUARE = 1e-30  # beside squared gradients
 EPS_SCALE = 1e-3  # a parameter counts as at least as large, or one of zeros would stay so
-MOST = 1.0  # root mean square of an update
+MAX_RMS = 1.0  # root mean square of an update
 
 
 class FactoredState(NamedTuple):
@@ -72,4 +72,4 @@ def scaled(g: jax.Array, moment: dict, param: jax.Array, axes: tuple) -> jax.Arr
         u = g * jax.lax.rsqrt(row / jnp.mean(row, rows, keepdims=True)) * jax.lax.rsqrt(column)
     else:
         u = g * jax.lax.rsqrt(moment["v"])
-    return u / jnp.maximum(1.0, rms(u) / MOST) * jnp.maximum(EPS_SCALE, rms(param))
+    return u / jnp.maximum(1.0, rms(u) / MAX_RMS) * jnp.maximum(EPS_SCALE, rms(param))

@@ -66,7 +66,7 @@ def every(count: int, step: int, last: int) -> bool:
 
 
 class Watch(Hook):
-    """Tells the watchdog where the loop is, and runs it around the steps."""
+    """Reports the loop's position to the watchdog, which runs around the steps."""
 
     def __init__(self, dog: Watchdog):
         self.dog = dog

@@ -58,15 +58,15 @@ def train(
     requests = Requests((signal.SIGINT,), forward=hosts.request_stop) if several else Requests()
     try:
         with requests:
-            return started(config, expand_home(workdir), requests, dry_run, check, profile)
+            return set_up(config, expand_home(workdir), requests, dry_run, check, profile)
     except Stopped as stopped:
         print(stopped, flush=True)
         return EXIT_PREEMPTED
 
 
-def started(requested: Config, workdir: str, requests: Requests, dry_run: bool, check: bool,
+def set_up(requested: Config, workdir: str, requests: Requests, dry_run: bool, check: bool,
             profile: bool) -> int:  # fmt: skip
-    """`train`, once signals are handled."""
+    """`train`, once signals are handled: devices, mesh, checks of the config, the folder's lock."""
     devices = runtime.devices()
     counts = requested.model.architecture == "ngram"
     devices = counting.host(devices) if counts else devices
@@ -86,12 +86,12 @@ def started(requested: Config, workdir: str, requests: Requests, dry_run: bool, 
         if not dry_run:
             hosts.on_first_process(lambda: stack.enter_context(lock.held(workdir)), "lock")
             rundir.check(workdir, requested)  # again: another run may just have ended here
-        return in_folder(requested, config, workdir, mesh, requests, dry_run, check, profile)
+        return train_in_folder(requested, config, workdir, mesh, requests, dry_run, check, profile)
 
 
-def in_folder(requested: Config, config: Config, workdir: str, mesh: Mesh, requests: Requests,
+def train_in_folder(requested: Config, config: Config, workdir: str, mesh: Mesh, requests: Requests,
               dry_run: bool, check: bool, profile: bool) -> int:  # fmt: skip
-    """`train`, once the folder is this run's; config: `requested` as it runs on this machine."""
+    """`train`, once the folder is locked; config: `requested` as it runs on this machine."""
     counts = config.model.architecture == "ngram"
     requests.cleanup = lambda: rundir.discard_unfinished(workdir, config)
     opened = lambda: rundir.open_store(workdir, config, prepare=not dry_run)
@@ -250,7 +250,7 @@ class Run:
             raise Break
 
     def stopped(self) -> int:
-        """Says what is on disk; the exit code of SIGTERM, or KeyboardInterrupt."""
+        """Prints what is on disk and returns the exit code of SIGTERM, or raises Interrupted."""
         saved = f"saved step {self.saved.steps()[-1]}; the same command goes on."
         if self.requests.pending == signal.SIGINT:
             raise Interrupted(f"stopped by the keyboard: {saved}")
@@ -258,7 +258,7 @@ class Run:
         return EXIT_PREEMPTED
 
     def enter(self, phase: str, step: int) -> None:
-        """Tells the hooks what is done now."""
+        """Announces the beginning of a phase (one of watchdog.PLACES) to all hooks."""
         for hook in self.hooks:
             hook.entered(phase, step)
 

@@ -15,7 +15,7 @@ from lm_jax.models.parameter import by_role
 from lm_jax.training.adafactor import scale_by_adafactor
 from lm_jax.training.muon import scale_by_muon
 
-FAR = 10.0  # weights so many times larger than the others have grown because of their own rate
+GROWN = 10.0  # times larger than the others: weights that grew because of their own rate
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -39,7 +39,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         bounds.append(max(warmup, steps - decay))
     elif config.schedule == "rsqrt":
         held = max(0, config.decay_steps - warmup)
-        first = max(1, warmup + held)  # a part counts from 0, and is asked before its steps too
+        first = max(1, warmup + held)  # a part counts from 0, and is evaluated before its steps too
         parts.append(lambda step: peak * (first / (first + jnp.maximum(step - held, 0))) ** 0.5)
     else:
         parts.append(optax.constant_schedule(peak))
@@ -73,7 +73,7 @@ def largest_rate(config: OptimizerConfig, model: Any) -> str:
             inputs = math.prod(x.shape[axis] for axis in role.rows) if role.hidden else 1
             sizes[name] = max(sizes[name], float(jnp.max(jnp.abs(x))) * inputs**0.5)
         largest = max(sizes.values())
-        fields = {n: rate for n, rate in fields.items() if sizes[n] * FAR >= largest}
+        fields = {n: rate for n, rate in fields.items() if sizes[n] * GROWN >= largest}
     named = [f"config.optimizer.{name} (now {rate:g})" for name, rate in fields.items()]
     return " or ".join(named[::-1])
 

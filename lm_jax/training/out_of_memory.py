@@ -20,8 +20,8 @@ from lm_jax.errors import MachineError
 from lm_jax.models.head import WHOLE
 from lm_jax.training.ahead_of_time import Step, trace
 
-# What is needed, and what there is: the TPU compiler at its end, twice at its start, the TPU
-# runtime, and those of GPU and CPU.
+# Memory needed and available, in the errors of the TPU compiler (at its end, twice at its start),
+# of the TPU runtime, and of those of GPU and CPU.
 AMOUNT = r"([\d.]+ ?(?:bytes|[KMGT]?(?:iB)?B?))\b"
 AMOUNTS = (
     rf"Used {AMOUNT} of {AMOUNT} hbm",
@@ -32,7 +32,7 @@ AMOUNTS = (
 )
 # One array of the lists that the compilers of TPU and GPU give.
 LISTED = re.compile(rf"\bSize: {AMOUNT}\n(.*?)={{5,}}", re.DOTALL)
-LEAST = 0.02  # of all that is listed: what is smaller is not worth a word
+MIN_SHARE = 0.02  # of all that is listed; smaller kinds are left out
 OF_TOKENS = ("saved", "scores", "activations", "other")  # smaller with fewer tokens at a time
 WORDS = {
     "parameters": "parameters",
@@ -77,7 +77,7 @@ def advice(text: str, config: Config, arrays: Sequence[Array] = ()) -> list[str]
     lines = [f"{gib(need)} are needed, {gib(has)} are there" if has else
              f"no room for {gib(need)}" if need else "no room"]  # fmt: skip
     for name in sorted(sizes, key=lambda name: -sizes[name]):
-        if sizes[name] >= LEAST * sum(sizes.values()):
+        if sizes[name] >= MIN_SHARE * sum(sizes.values()):
             what = WORDS[name].format(layers=config.model.num_layers)
             fields = ", or ".join(remedies(name, config, parts))
             lines.append(f"{what}, {gib(sizes[name])}: set {fields}")
@@ -85,8 +85,8 @@ def advice(text: str, config: Config, arrays: Sequence[Array] = ()) -> list[str]
 
 
 def amounts(text: str) -> tuple[int, int] | None:
-    """(needed, there) in bytes, 0 for what is not said, of the error of a compiler or a runtime;
-    None when it is about something else, also about a memory that is not the device's main one.
+    """(needed, available) in bytes, of the error of a compiler or a runtime, 0 for a number that it
+    lacks; None when it is about something else, or another memory than the device's main one.
     """
     if "RESOURCE_EXHAUSTED" not in text or re.search(r"memory space (?!hbm)", text):
         return None
@@ -98,17 +98,19 @@ def amounts(text: str) -> tuple[int, int] | None:
 
 
 def shapes(state: Sequence[Array]) -> set[tuple[int, ...]]:
-    """Those of the state's arrays and of one layer of them, on one device and gathered from all
+    """Shapes of the state's arrays and of one layer of them, on one device and gathered from all
     along some axes, in no order: the compiler transposes as it likes.
     """
     known = set()
     for array in state:
         for shape in itertools.product(*zip(array.shape, array.whole, strict=True)):
-            known |= {plain(shape), plain(shape[1:])} if len(shape) > 2 else {plain(shape)}
+            known |= (
+                {unordered(shape), unordered(shape[1:])} if len(shape) > 2 else {unordered(shape)}
+            )
     return known
 
 
-def plain(shape: Sequence[int]) -> tuple[int, ...]:
+def unordered(shape: Sequence[int]) -> tuple[int, ...]:
     """A shape without an order and without the ones in it."""
     return tuple(sorted(size for size in shape if size > 1))
 
@@ -132,7 +134,7 @@ def size(text: str) -> int:
 
 
 def gib(number: float) -> str:
-    """Bytes as the compilers say them: 2**30 is 1 GiB."""
+    """Bytes as the compilers write them: 2**30 is 1 GiB."""
     power = next(p for p in (40, 30, 20, 0) if number >= 2**p / 4)
     return f"{number / 2**power:.2f} { {40: 'TiB', 30: 'GiB', 20: 'MiB', 0: 'bytes'}[power] }"
 
@@ -148,7 +150,7 @@ def kind(array: Array, config: Config, known: set[tuple[int, ...]]) -> str:
     words = {model.vocab_size, model.vocab_size // config.mesh.tensor} - widths - {length}
     if "->blv" in name or (words & set(shape) and len(shape) > 2):
         return "logits"
-    if plain(shape) in known or words & set(shape):
+    if unordered(shape) in known or words & set(shape):
         return "weights"
     layers = {count // len(model.kinds) for count in (model.num_layers, model.encoder_layers)}
     tokens = {length, rows * length}
@@ -255,7 +257,7 @@ def array_of(x: Any, name: str) -> Array:
 @contextlib.contextmanager
 def explained(config: Config, mesh: Any, workdir: Any) -> Iterator[None]:
     """Ends what runs out of a device's memory with a MachineError of one line; what the compiler or
-    the runtime said is kept in WORKDIR/out-of-memory-PROCESS.txt, where the disk takes it.
+    the runtime wrote is kept in WORKDIR/out-of-memory-PROCESS.txt, where the disk takes it.
     """
     try:
         yield
@@ -277,7 +279,7 @@ def explained(config: Config, mesh: Any, workdir: Any) -> Iterator[None]:
 
 
 def described(device: Any) -> str:
-    """The kind of a device and, where it tells, how much of its memory was in use."""
+    """The kind of a device and, where it reports it, how much of its memory was in use."""
     stats: dict[str, int] = {}
     with contextlib.suppress(RuntimeError):  # a backend that does not implement it
         stats = device.memory_stats() or {}

@@ -23,13 +23,13 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 1e-2}  # of outputs o
 
 
 def run(config: Config, mesh: Any, abstract: Any, workdir: str) -> str:
-    """All checks; the line that says what was found. Raises MachineError at the first failure."""
+    """Runs all checks and returns a line of results; raises MachineError at the first failure."""
     start = time.perf_counter()
     found, model = [], config.model
     if facts_of(model)["attention"].acts(model, model.architecture):
         error = check_attention(config)
         found += [f"attention {model.attention} within {error:.0e} of the reference",
-                  "documents apart"]  # fmt: skip
+                  "documents isolated"]  # fmt: skip
     check_sharded(abstract, mesh)
     if config.microbatches > 1:
         found.append(f"accumulation within {check_accumulation(config):.0e} of the full batch")
@@ -39,8 +39,8 @@ def run(config: Config, mesh: Any, abstract: Any, workdir: str) -> str:
 
 
 def check_attention(config: Config) -> float:
-    """The chosen backend against the plain product: outputs, gradients, and no sight of other
-    documents.
+    """Compares the chosen backend with the reference: outputs, gradients, and that no document sees
+    another.
     """
     model = config.model
     length = 256 * sharding.ways("length")  # two blocks of queries on the xla backend
@@ -50,7 +50,7 @@ def check_attention(config: Config) -> float:
     measure = lambda function: jax.jit(function, static_argnums=(0, 1, 2, 3, 4))(*what)
     # One program after the other: see `gaps`.
     error, gradient = (float(x) for x in measure(gaps))
-    leak = float(measure(sight))
+    leak = float(measure(leaks))
     limit = TOLERANCE[model.dtype]
     if not (error <= limit and gradient <= 4 * limit):
         raise MachineError(
@@ -66,7 +66,7 @@ def check_attention(config: Config) -> float:
     return error
 
 
-def drawn(dtype, shape, heads, head_size):
+def inputs(dtype, shape, heads, head_size):
     """Random q [B, L, K, G, H], k, v and other keys or values [B, L, K, H]; two documents a row."""
     (B, L), (K, G) = shape, heads
     keys = jax.random.split(jax.random.key(0), 4)
@@ -79,7 +79,7 @@ def drawn(dtype, shape, heads, head_size):
     return q, k, v, noise, kernels.Mask(causal=True, segments=segments)
 
 
-def chosen(backend, mask, q, k, v):
+def backend_attention(backend, mask, q, k, v):
     """Attention as a layer has it: over the mesh, by `backend`."""
     here, _, _ = context.shared(mask, {}, jnp.arange(q.shape[1])[None])
     parts = (context.parts_of(x, here.balanced) for x in (q, k, v))
@@ -89,7 +89,7 @@ def chosen(backend, mask, q, k, v):
     return sharding.shard(context.rows_of(o, here.balanced), "batch", None, "heads", None, None)
 
 
-def plain(mask, q, k, v):
+def reference_attention(mask, q, k, v):
     """The reference: the product written out, in float32."""
     L, same = q.shape[1], mask.segments[:, :, None] == mask.segments[:, None, :]
     allowed = np.tril(np.ones((1, L, L), bool)) & same
@@ -102,31 +102,32 @@ def plain(mask, q, k, v):
 def gaps(backend, dtype, *sizes):
     """Largest differences of outputs and of gradients, `backend` against the reference.
 
-    Without `sight`, whose collectives could meet these: on CPU, jax 0.12 runs a loop beside what
-    does not depend on it, collectives of shard_map all have one number, and devices would wait for
-    each other in different ones.
+    Without `leaks`, whose collectives could run beside these: on CPU, jax 0.12 runs a loop beside
+    what does not depend on it, collectives of shard_map all have one number, and devices would wait
+    for each other in different ones.
     """
-    q, k, v, _, mask = drawn(dtype, *sizes)
+    q, k, v, _, mask = inputs(dtype, *sizes)
 
     def outputs(function, *first):
         o, pull = jax.vjp(lambda *x: function(*first, *x).astype(jnp.float32), q, k, v)
         return o, pull(jnp.ones_like(o))
 
-    (o, grads), (o_ref, grads_ref) = outputs(chosen, backend, mask), outputs(plain, mask)
+    o, grads = outputs(backend_attention, backend, mask)
+    o_ref, grads_ref = outputs(reference_attention, mask)
     gap = lambda a, b: jnp.max(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)))
     largest = jnp.stack([gap(a, b) for a, b in zip(grads, grads_ref, strict=True)])
     return gap(o, o_ref), jnp.max(largest)
 
 
-def sight(backend, dtype, *sizes):
+def leaks(backend, dtype, *sizes):
     """The largest difference that other keys and values in the first document make in the second,
     which must not notice at all.
     """
-    q, k, v, noise, mask = drawn(dtype, *sizes)
+    q, k, v, noise, mask = inputs(dtype, *sizes)
     # One loop runs both, since programs that mean the same may round differently.
     first = (mask.segments == 1)[..., None, None]
     pairs = [jnp.stack([x, jnp.where(first, noise, x)]) for x in (k, v)]
-    mine, other = jax.lax.map(lambda pair: chosen(backend, mask, q, *pair), pairs)
+    mine, other = jax.lax.map(lambda pair: backend_attention(backend, mask, q, *pair), pairs)
     return jnp.max(jnp.where((mask.segments == 2)[..., None, None, None], jnp.abs(other - mine), 0))
 
 

@@ -32,16 +32,16 @@ GROUPS = (
 
 
 def text(
-    asked: Config, config: Config, workdir: str, mesh: Any, abstract: Any, store: Any | None
+    requested: Config, config: Config, workdir: str, mesh: Any, abstract: Any, store: Any | None
 ) -> str:
     """The start-up screen. `abstract` is the state as shapes with shardings, None of a model that
     counts; `store` None: not prepared yet.
     """
     data = config.data
-    rows: list[tuple[str, str]] = [("run", f"{asked.name} in {Path(workdir)}")]
-    changed = [f"{name}={value}" for name, value, _ in differences(asked, Config())]
+    rows: list[tuple[str, str]] = [("run", f"{requested.name} in {Path(workdir)}")]
+    changed = [f"{name}={value}" for name, value, _ in differences(requested, Config())]
     rows.append(("not default", "  ".join(changed) or "nothing"))
-    filled = dataclasses.replace(asked, mesh=MeshConfig(**mesh.shape))
+    filled = dataclasses.replace(requested, mesh=MeshConfig(**mesh.shape))
     if idle := without_effect(filled):
         rows.append(("no effect", "  ".join(idle)))
     if abstract is not None:

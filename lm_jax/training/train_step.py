@@ -51,7 +51,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     layout = optimizers.layout(config.optimizer)
 
     precision = config.model.matmul_precision
-    # "default" leaves what the user may have told jax.
+    # "default" leaves what the user may have set in jax.config.
     multiplied = (
         contextlib.nullcontext
         if precision == "default"

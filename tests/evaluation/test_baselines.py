@@ -59,4 +59,4 @@ def test_ngrams_pay_for_every_heldout_byte_and_document_end(store):
 
 
 def test_ngrams_are_left_out_of_a_text_that_is_too_large(store):
-    assert list(baselines(store, most_bytes=10)) == ["xz"]
+    assert list(baselines(store, max_bytes=10)) == ["xz"]

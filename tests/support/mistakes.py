@@ -134,7 +134,7 @@ MISTAKES = {
     "negative batch": ("evaluate --checkpoint={p}/run --batch_size=-1", 2, "--batch_size=-1: must"),
     "more tokens than the model sees": (
         "generate --checkpoint={p}/run --prompt=abc --max_new_tokens=30", 2,
-        "a prompt of 4 tokens: the model sees 32", "ask for at most 28"),
+        "a prompt of 4 tokens: the model sees 32", "set it to at most 28"),
     "prompt longer than the model": ("generate --checkpoint={p}/run --prompt=" + "a" * 40, 2,
         "a prompt of 41 tokens", "shorten it"),
     "no sample": ("generate --checkpoint={p}/run --num_samples=0", 2,

@@ -36,7 +36,7 @@ def test_a_sound_run_passes_and_says_what_was_found(mesh, tmp_path):
     abstract = jax.eval_shape(lambda: init_state(CONFIG))
     line = preflight.run(CONFIG, mesh, abstract, str(tmp_path))
     assert line.startswith("preflight: attention xla within ")
-    for part in ("documents apart", "accumulation within", "checkpoint written and read"):
+    for part in ("documents isolated", "accumulation within", "checkpoint written and read"):
         assert part in line
     assert list(tmp_path.iterdir()) == []
 
