@@ -45,11 +45,11 @@ def main(argv: Sequence[str]) -> int:
     interrupts.own()
     with interrupts.Requests():  # until the loop has its own: imports take seconds
         from lm_jax.devices import hosts, runtime
-        from lm_jax.training import loop
+        from lm_jax.training import start
 
         runtime.start()
         hosts.join(ADDRESS.value, PROCESSES.value, PROCESS.value)
-        return loop.train(config, WORKDIR.value, dry_run=DRY_RUN.value,
+        return start.train(config, WORKDIR.value, dry_run=DRY_RUN.value,
                           check=PREFLIGHT.value, profile=PROFILE.value)  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from lm_jax.errors import CheckpointError, UserError
 from lm_jax.inference.language_model import LanguageModel
 from lm_jax.inference.load import save
 from lm_jax.run.checkpoint import flatten
-from lm_jax.training import loop
+from lm_jax.training import start
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 HEADS = {"llama": "lm_head.", "gpt2_untied": "lm_head.", "bert": "cls."}
@@ -82,7 +82,7 @@ def test_a_body_keeps_to_what_it_has(copy, tmp_path):
     with pytest.raises(UserError, match="body without an output head"):
         convert.export_hf(model, config, tmp_path / "out")
     with pytest.raises(UserError, match="head=False: a body without an output head learns nothing"):
-        loop.train(lm.config, str(tmp_path / "run"))
+        start.train(lm.config, str(tmp_path / "run"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "kept"]
 
 

@@ -15,7 +15,7 @@ from lm_jax.convert.__main__ import export
 from lm_jax.convert.families import gpt2, llama
 from lm_jax.errors import UserError
 from lm_jax.inference.language_model import LanguageModel
-from lm_jax.training import loop
+from lm_jax.training import start
 
 
 @pytest.mark.parametrize("name", [*FAMILY, *WITHOUT])
@@ -64,7 +64,7 @@ def test_what_a_config_trains_goes_out_and_comes_back(name, tmp_path):
     if name == "quickstart":
         small |= {"model.vocab_size": 384, "data.vocab_size": 300}
     config = published(name, **SCALED, **small)
-    assert loop.train(config, str(tmp_path / "run"), check=False) == 0
+    assert start.train(config, str(tmp_path / "run"), check=False) == 0
     lm = lm_jax.load(tmp_path / "run")
     export(lm, tmp_path / "out", "")
     family, config, model = hf.imported(tmp_path / "out")

@@ -8,7 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lm_jax.config import Config, DataConfig, ModelConfig
 from lm_jax.devices import xla_options
-from lm_jax.training import ahead_of_time, loop
+from lm_jax.training import ahead_of_time, start
 
 TOPOLOGIES = {"v4": "v4:2x2x2", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
               "tpu7x": "tpu7x:2x2x1"}  # fmt: skip
@@ -131,7 +131,7 @@ def test_the_step_of_a_run_is_compiled_with_them(refused, tmp_path):
                         heldout_fraction=0.1),
     )  # fmt: skip
     with refused:
-        loop.train(config, str(tmp_path / "run"), check=False)
+        start.train(config, str(tmp_path / "run"), check=False)
 
 
 def test_a_step_that_is_compiled_ahead_of_time_has_those_of_a_run(refused):

@@ -33,7 +33,7 @@ def signal_at(phase="", number="", call="1", times="1"):
     # The process sends itself the signal as it begins a phase: a real one, at that very moment.
     places = {
         "store": ("lm_jax.data.build", "write"),
-        "compile": ("lm_jax.training.loop", "init_state"),
+        "compile": ("lm_jax.training.start", "init_state"),
         "data": ("lm_jax.training.loop", "Run.next_batch"),
         "save": ("lm_jax.run.checkpoint", "Checkpoints.save"),
         "saved": ("lm_jax.run.checkpoint", "Checkpoints.wait"),

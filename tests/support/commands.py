@@ -11,7 +11,7 @@ from typing import Any
 
 SERVER = """
 import json, os, runpy, signal, sys
-import lm_jax.inference.load, lm_jax.training.loop, lm_jax.inference.scoring
+import lm_jax.inference.load, lm_jax.training.start, lm_jax.inference.scoring
 import lm_jax.data.text.corpus, lm_jax.data.tokens.writer, lm_jax.data.inspect
 for line in sys.stdin:
     asked = json.loads(line)

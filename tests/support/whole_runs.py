@@ -27,7 +27,7 @@ from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
 from lm_jax.evaluation.perplexity import on_heldout
 from lm_jax.run.checkpoint import Checkpoints, flatten
-from lm_jax.training import loop
+from lm_jax.training import start
 from lm_jax.training.train_step import init_state, make_train_step
 
 KILLED_AFTER = 2  # steps; n-grams are counted in one
@@ -102,14 +102,14 @@ def killed(values: dict[str, Any], workdir: str, log: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Checkpoints.save = save_and_die  # type: ignore[method-assign]
-    loop.train(config, workdir)
+    start.train(config, workdir)
 
 
 def resumed(values: dict[str, Any], folder: str, log: str, found: str) -> None:
     """Ends the run, on any mesh, and writes what every verb says of it to `found`."""
     quiet(log)
     config, workdir = Config.parse(values), Path(folder)
-    loop.train(config, folder)
+    start.train(config, folder)
     steps = {row["step"]: row for row in rows_of(workdir) if row["kind"] == "train"}
     lm = api.load(folder)
     result = on_heldout(lm, folder, {"window": config.data.sequence_length})[1]

@@ -20,7 +20,7 @@ from lm_jax.inference.scoring import evaluate_heldout
 from lm_jax.models.classical.counted import NGram
 from lm_jax.models.classical.ngram import KneserNey
 from lm_jax.run.checkpoint import SavedSteps
-from lm_jax.training import counting, loop
+from lm_jax.training import counting, loop, start
 
 WINDOW, ORDER = 64, 4
 
@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """A run that is finished."""
-    assert loop.train(config_of(folder), str(folder / "run")) == 0
+    assert start.train(config_of(folder), str(folder / "run")) == 0
     return folder / "run"
 
 
@@ -104,11 +104,11 @@ def test_its_loss_logits_and_text_agree(run):
 
 def test_a_finished_run_is_left_alone_and_a_budget_counts_less(run, folder, capsys):
     before = (run / "summary.json").read_bytes()
-    assert loop.train(config_of(folder), str(run)) == 0
+    assert start.train(config_of(folder), str(run)) == 0
     assert "is finished" in capsys.readouterr().out
     assert (run / "summary.json").read_bytes() == before
     few = config_of(folder, steps=10, batch_size=4, optimizer={"warmup_steps": 1})
-    assert loop.train(few, str(folder / "few")) == 0
+    assert start.train(few, str(folder / "few")) == 0
     assert load.load(folder / "few").num_parameters < load.load(run).num_parameters
     bits = [json.loads((folder / name / "summary.json").read_text())["model"]["bpb"]
             for name in ("few", "run")]  # fmt: skip
@@ -126,15 +126,15 @@ def test_a_run_that_was_killed_after_its_save_is_evaluated_when_it_is_started_ag
     with monkeypatch.context() as patch:
         patch.setattr(counting, "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(config, str(workdir))
+            start.train(config, str(workdir))
     assert SavedSteps(workdir).steps() == [1]
     assert not (workdir / "report.html").exists()
-    assert loop.train(config, str(workdir)) == 0
+    assert start.train(config, str(workdir)) == 0
     assert SavedSteps(workdir).steps() == [1]
     (workdir / "report.html").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(counting, "finish", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        assert loop.train(config, str(workdir)) == 75
+        assert start.train(config, str(workdir)) == 75
     assert "SIGTERM: step 1 is saved, and the same command" in capsys.readouterr().out
-    assert loop.train(config, str(workdir)) == 0
+    assert start.train(config, str(workdir)) == 0
     assert "model" in json.loads((workdir / "summary.json").read_text())

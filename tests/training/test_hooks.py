@@ -1,6 +1,7 @@
 """What the loop calls between its steps, and when."""
 
 import dataclasses
+import shlex
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from lm_jax.config import CheckpointConfig, EvalConfig, OptimizerConfig
 from lm_jax.devices import runtime
 from lm_jax.errors import UserError
 from lm_jax.run.checkpoint import SavedSteps
-from lm_jax.training import hooks, loop
+from lm_jax.training import finish, hooks, loop, start
 
 
 class Recorder(hooks.Hook):
@@ -58,7 +59,7 @@ def test_each_hook_is_called_at_its_steps_after_their_metrics_are_read(tmp_path,
         optimizer=OptimizerConfig(warmup_steps=1),
     )  # fmt: skip
     write_store(tmp_path / "data", CONFIG.data)
-    assert loop.train(config, str(tmp_path), check=False) == 0
+    assert start.train(config, str(tmp_path), check=False) == 0
     steps = lambda step, *more: [("data", step), ("step", step), *((name, step) for name in more)]
     look = ("evaluation", "evaluation")  # the loss, and samples
     assert recorder.calls == [
@@ -78,11 +79,12 @@ def test_a_config_dict_trains_in_a_thread_and_signals_stay_as_they_are(tmp_path,
     write_store(tmp_path / "data", CONFIG.data)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(loop.train, ConfigDict(config.to_dict()), str(tmp_path), check=False)
+        values = ConfigDict(config.to_dict())
+        training = pool.submit(start.train, values, str(tmp_path), check=False)
         assert training.result() == 0
     with pytest.raises(UserError, match=r"config\.stepz: no such field"):
-        loop.train({"stepz": 1}, str(tmp_path))
-    assert loop.train(config, str(tmp_path)) == 0  # it is finished
+        start.train({"stepz": 1}, str(tmp_path))
+    assert start.train(config, str(tmp_path)) == 0  # it is finished
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
@@ -110,11 +112,52 @@ def test_a_save_reads_no_other_file(tmp_path, monkeypatch):
         eval=EvalConfig(every=0, samples=0, tokens=32), optimizer=OptimizerConfig(warmup_steps=0),
     )  # fmt: skip
     write_store(tmp_path / "data", CONFIG.data)
-    assert loop.train(config, str(tmp_path), check=False) == 0
+    assert start.train(config, str(tmp_path), check=False) == 0
     saved = SavedSteps(tmp_path)
     assert saved.steps() == [2, 3]
     assert saved.metadata()["config"] == config.to_dict()
     assert saved.files().keys() == saved.files(2).keys() != set()
+
+
+class LateInterrupt(hooks.Hook):
+    """A Ctrl-C on one of several processes during the last save, when no step follows at which all
+    could stop.
+    """
+
+    def __init__(self, run, monkeypatch):
+        self.run, self.monkeypatch = run, monkeypatch
+
+    def due(self, step, last, stopping):
+        return step == last
+
+    def act(self, step, state):
+        self.monkeypatch.setattr("lm_jax.devices.hosts.are_several", lambda: True)
+        self.run.requests.pending = signal.SIGINT
+
+
+def test_no_process_of_several_leaves_the_others_alone_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
+    own = loop.Run.default_hooks
+    monkeypatch.setattr(
+        loop.Run, "default_hooks",
+        lambda run, profile: [*own(run, profile), LateInterrupt(run, monkeypatch)],
+    )  # fmt: skip
+    config = dataclasses.replace(
+        CONFIG, steps=1, batch_size=2, eval=EvalConfig(every=0, samples=0, tokens=32),
+        optimizer=OptimizerConfig(warmup_steps=0),
+    )  # fmt: skip
+    write_store(tmp_path / "data", CONFIG.data)
+    assert start.train(config, str(tmp_path), check=False) == 0
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_commands_that_follow_are_quoted_for_a_shell(tmp_path):
+    prompt = "it's $HOME"
+    config = dataclasses.replace(CONFIG, eval=EvalConfig(prompt=prompt))
+    generate, evaluate = finish.following(config, tmp_path / "a b").splitlines()
+    assert shlex.split(generate)[3:] == [f"--checkpoint={tmp_path}/a b", f"--prompt={prompt}"]
+    assert shlex.split(evaluate)[3] == f"--checkpoint={tmp_path}/a b"
 
 
 def test_a_run_that_is_over_before_its_profile_begins_says_that_there_is_none(tmp_path, capsys):

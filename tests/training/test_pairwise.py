@@ -19,7 +19,7 @@ from lm_jax.config import Config
 from lm_jax.data.build import prepare
 from lm_jax.devices import runtime
 from lm_jax.errors import UserError
-from lm_jax.training import loop
+from lm_jax.training import start
 
 SEED, BLOCKS = 0, 21
 
@@ -69,7 +69,7 @@ def test_rows_that_do_not_divide_are_refused_before_anything_is_written(tmp_path
     values = combinations.values_of(row)
     values["data"] |= {"sequence_length": 36, "input": "no such text"}
     with pytest.raises(UserError, match=r"config\.data\.sequence_length=36: .*nearest: \d+"):
-        loop.train(Config.parse(values), str(tmp_path / "run"))
+        start.train(Config.parse(values), str(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
 
 

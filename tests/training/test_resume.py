@@ -19,7 +19,7 @@ KILLS = 11
 # One core and one device: the order of a sum depends on the number of threads.
 SERVER = """
 import os, runpy, sys
-import lm_jax.training.loop
+import lm_jax.training.start
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 for line in sys.stdin:
     child = os.fork()

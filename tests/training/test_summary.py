@@ -14,7 +14,7 @@ from lm_jax.data.tokens.writer import Writer
 from lm_jax.devices import runtime, sharding
 from lm_jax.devices.resolve import resolved
 from lm_jax.models import ModelConfig, create
-from lm_jax.training import loop, summary
+from lm_jax.training import start, summary
 from lm_jax.training.train_step import init_state
 
 
@@ -88,7 +88,7 @@ def test_a_dry_run_stops_at_the_screen_and_writes_nothing(tmp_path, capsys, monk
     text = tmp_path / "text.txt"
     text.write_text("some text\n")
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, input=str(text)))
-    assert loop.train(config, str(tmp_path / "run"), dry_run=True) == 0
+    assert start.train(config, str(tmp_path / "run"), dry_run=True) == 0
     assert "not prepared yet" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 
