@@ -39,5 +39,5 @@ def load(path: str | os.PathLike, step: int | None = None, new_head: bool = Fals
 def is_hugging_face(path: str) -> bool:
     """Whether a path looks like a directory that transformers wrote."""
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    found = os.path.isfile(os.path.join(path, "config.json"))
-    return found and any(os.path.lexists(os.path.join(path, name)) for name in names)
+    has_config = os.path.isfile(os.path.join(path, "config.json"))
+    return has_config and any(os.path.lexists(os.path.join(path, name)) for name in names)

@@ -118,26 +118,26 @@ def with_home(argument: str) -> str:
 
 def check_config(arguments: list[str]) -> str:
     """The path of --config; raises UserError at a file or a field that is not there."""
-    found, fields = "", []
+    named, fields = "", []
     for index, argument in enumerate(arguments):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config":
-            found = value if equals else "".join(arguments[index + 1 : index + 2])
-            if not found:
+            named = value if equals else "".join(arguments[index + 1 : index + 2])
+            if not named:
                 raise UserError(f"{argument}: names no file; write --config=configs/quickstart.py.")
         elif name.startswith("config."):
             fields.append(name)
-    if fields and not found:
+    if fields and not named:
         raise UserError(f"--{fields[0]}: needs a --config=FILE before it.")
-    path = found.split(":")[0]
-    if found and not os.path.isfile(path):
+    path = named.split(":")[0]
+    if named and not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         there = [name for name in listed(folder) if name.endswith(".py")]
         hint = nearest(os.path.basename(path), there) if there else " Name a Python file."
-        raise UserError(f"--config={found}: no such file.{hint}")
-    if found and not path.endswith(".py"):
+        raise UserError(f"--config={named}: no such file.{hint}")
+    if named and not path.endswith(".py"):
         raise UserError(
-            f"--config={found}: not a Python file; name one, like configs/quickstart.py."
+            f"--config={named}: not a Python file; name one, like configs/quickstart.py."
         )
     for field in fields:
         if where := unknown(field):

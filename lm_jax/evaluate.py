@@ -49,7 +49,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what was found; raises UserError."""
+    """Prints the figures; raises UserError."""
     del argv
     args = flags.FLAGS
     if not args.checkpoint:

@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
             print(piece, end="", flush=True)
         print(flush=True)
         return 0
-    found = lm.generate(prompt, num_samples=args.num_samples, **common)
-    for i, text in enumerate(found, 1):
+    texts = lm.generate(prompt, num_samples=args.num_samples, **common)
+    for i, text in enumerate(texts, 1):
         print(f"--- sample {i} of {args.num_samples}\n{shown}{text}", flush=True)
     return 0
 

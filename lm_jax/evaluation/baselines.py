@@ -29,12 +29,12 @@ def baselines(store: Any, max_bytes: int = MAX_BYTES) -> dict[str, float]:
     ngrams = {"byte_5gram": byte_ngram, "token_5gram": token_ngram}
     ngrams = ngrams if 0 < size <= max_bytes else {}
     with Progress("baselines", len(text) + size * len(ngrams)) as progress:
-        found = {"xz": xz(text)}
+        figures = {"xz": xz(text)}
         progress.add(len(text))
         for name, ngram in ngrams.items():
-            found[name] = ngram(store)
+            figures[name] = ngram(store)
             progress.add(size)
-    return found
+    return figures
 
 
 def xz(text: bytes) -> float:

@@ -112,11 +112,11 @@ class Heldout:
         pairs = kind == "encoder_decoder"
         begun = 1 if pairs else len(reading_of(tokenizer, kind).ids(tokenizer, prompt, kind))
         length = min(config.eval.sample_tokens, limit - begun)
-        found = []
+        samples = []
         for number in range(config.eval.samples if length > 0 else 0):
             self.check()
-            found.append((prompt, sample_text(model, tokenizer, prompt, length, seed=number)))
-        return found
+            samples.append((prompt, sample_text(model, tokenizer, prompt, length, seed=number)))
+        return samples
 
     def figures(self, model: Any) -> dict[str, float]:
         """Loss of all held-out documents, {} when they are too many: perplexity and bits per byte;
@@ -133,9 +133,9 @@ class Heldout:
             return {"loss": pairs.loss, "tokens": pairs.tokens, "examples": pairs.examples,
                     "perplexity": float(np.exp(pairs.loss))}  # fmt: skip
         stride = window // 2 if config.eval.baselines and kind != "encoder" else window
-        found = evaluate_heldout(model, store, window, stride)
-        figures = {"loss": found.loss, "tokens": found.tokens}
-        if found.pseudo:
-            return {**figures, "pseudo_perplexity": found.perplexity}
-        return {"bpb": found.bits_per_byte, **figures, "perplexity": found.perplexity,
+        result = evaluate_heldout(model, store, window, stride)
+        figures = {"loss": result.loss, "tokens": result.tokens}
+        if result.pseudo:
+            return {**figures, "pseudo_perplexity": result.perplexity}
+        return {"bpb": result.bits_per_byte, **figures, "perplexity": result.perplexity,
                 "stride": stride}  # fmt: skip

@@ -56,9 +56,9 @@ def objective_loss(lm: Any, store: Any) -> Any:
     from lm_jax.inference.scoring import Result
 
     since, total = time.perf_counter(), store.num_tokens("heldout")
-    found = Heldout(lm.config, store, None).loss(lm.model, total)
+    result = Heldout(lm.config, store, None).loss(lm.model, total)
     count = store.num_documents("heldout")
-    return Result(found.nats, found.tokens, 0, count, time.perf_counter() - since)
+    return Result(result.nats, result.tokens, 0, count, time.perf_counter() - since)
 
 
 def on_text(

@@ -84,8 +84,8 @@ class LanguageModel:
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         reading = self.reading(special_tokens, bos)
         steps = self._texts([prompt] * num_samples, max_new_tokens, seed, reading, settings)
-        found = ["".join(parts) for parts in zip(*steps, strict=True)]
-        return found[0] if num_samples == 1 else found
+        answers = ["".join(parts) for parts in zip(*steps, strict=True)]
+        return answers[0] if num_samples == 1 else answers
 
     def stream(
         self,
@@ -199,16 +199,16 @@ class LanguageModel:
         rows = {name: jnp.asarray(np.atleast_2d(x), jnp.int32) for name, x in batch.items()}
         tokens_BL = rows.pop("tokens")
         ask = self.model if isinstance(self.model, NGram) else partial(forward, self.model)
-        found = jnp.asarray(ask(tokens_BL, **rows))
-        return found[0] if ids.ndim == 1 else found
+        logits = jnp.asarray(ask(tokens_BL, **rows))
+        return logits[0] if ids.ndim == 1 else logits
 
     def _checked(self, name: str, ids: ArrayLike) -> np.ndarray:
         limit = self.model.config.max_length
         shapes = f"[L] or [B, L] with L from 1 to {limit}, of"
-        found = as_ids(name, ids, self.model.config.vocab_size, (1, 2), shapes)
-        if found.shape[-1] > limit:
-            raise UserError(f"{name} of shape {found.shape}: expected {shapes} whole numbers.")
-        return found
+        array = as_ids(name, ids, self.model.config.vocab_size, (1, 2), shapes)
+        if array.shape[-1] > limit:
+            raise UserError(f"{name} of shape {array.shape}: expected {shapes} whole numbers.")
+        return array
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer; raises UserError where there is none."""

@@ -37,19 +37,19 @@ class Reading:
         if not isinstance(prompt, str):
             return np.asarray(prompt, np.int32)
         text = tidy(prompt)  # as training text was
-        found = tokenizer.encode_specials(text, self.more) if self.spelled else (
+        ids = tokenizer.encode_specials(text, self.more) if self.spelled else (
             tokenizer.encode(text))  # fmt: skip
         after = self.frame.after if architecture == "encoder_decoder" else ()
-        found = Frame(self.frame.before, after).around(found)
-        return found if found.size else np.array([tokenizer.bos_id], np.int32)
+        ids = Frame(self.frame.before, after).around(ids)
+        return ids if ids.size else np.array([tokenizer.bos_id], np.int32)
 
     def allowed(self, tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
         """bool [vocab_size]: the ids that may be drawn."""
         known = np.ones(tokenizer.vocab_size, bool) if self.all_ids else tokenizer.byte_lengths > 0
-        found = np.zeros(vocab_size, bool)
-        found[: tokenizer.vocab_size] = known
-        found[[i for i in self.stop_ids if i < vocab_size]] = True
-        return found
+        allowed = np.zeros(vocab_size, bool)
+        allowed[: tokenizer.vocab_size] = known
+        allowed[[i for i in self.stop_ids if i < vocab_size]] = True
+        return allowed
 
 
 def trained_frame(tokenizer: Tokenizer, architecture: str) -> Frame:
@@ -68,10 +68,10 @@ def objective_names(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
     model has them.
     """
     specials = Specials.of(tokenizer, vocab_size)
-    found = {name: specials.id(name) for name in NAMES}
+    names = {name: specials.id(name) for name in NAMES}
     sentinels = range(specials.sentinels)
-    found |= {f"<extra_id_{k}>": specials.last_sentinel - k for k in sentinels}
-    return {name: i for name, i in found.items() if i < vocab_size}
+    names |= {f"<extra_id_{k}>": specials.last_sentinel - k for k in sentinels}
+    return {name: i for name, i in names.items() if i < vocab_size}
 
 
 def checked(prompt: Any, vocab_size: int) -> Prompt:

@@ -165,9 +165,9 @@ def evaluate_tokens(
     with Progress("evaluating", total, "k tokens", 1e3, quiet=not progress) as shown:
         batches = packed(pieces(), window, batch_size)
         for batch in batches if masking is None else masked(batches, masking):
-            found, counted = nats_of(model, batch), int(batch["weights"].sum(dtype=np.float64))
+            batch_nats, counted = nats_of(model, batch), int(batch["weights"].sum(dtype=np.float64))
             # The device computes this batch while the host waits for the one before.
-            nats, pending = nats + float(pending), found
+            nats, pending = nats + float(pending), batch_nats
             tokens += counted
             shown.add(counted)
     if not tokens:

@@ -281,7 +281,7 @@ def _numbers(values: Any) -> dict[str, float]:
 def _json(path: Path) -> dict:
     """A JSON object from a file, {} when there is none that can be read."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

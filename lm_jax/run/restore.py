@@ -73,10 +73,10 @@ class SavedSteps:
     ) -> tuple[Any, dict[str, Any]]:
         """(model, metadata) as `restore` does, without reading the optimizer's arrays."""
         tree = {"model": abstract_model}
-        found, metadata = self._newest(
+        tree, metadata = self._newest(
             step, lambda path, about: _load(path, about, tree, mesh, within="model/")
         )
-        return found["model"], metadata
+        return tree["model"], metadata
 
     def arrays(
         self, step: int | None = None, within: str = "model/"
@@ -90,8 +90,8 @@ class SavedSteps:
                 path, rows, {k: manifest.stored_as(row, place) for k, row in rows.items()}
             )
 
-        found, metadata = self._newest(step, load)
-        return {name: np.asarray(manifest.storable(x)) for name, x in found.items()}, metadata
+        arrays, metadata = self._newest(step, load)
+        return {name: np.asarray(manifest.storable(x)) for name, x in arrays.items()}, metadata
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Metadata given to `save`, of the newest step with an intact manifest. Reads no array."""
@@ -116,7 +116,7 @@ class SavedSteps:
             damage = ""
             try:
                 about = manifest.read(paths[candidate])
-                found = load(paths[candidate], about)
+                result = load(paths[candidate], about)
             except Damaged as error:
                 damage = str(error)
             if everywhere(not damage):
@@ -124,7 +124,7 @@ class SavedSteps:
                 for old, text in why.items():
                     moved = self._put_aside(paths[old])
                     self._report(f"{paths[old]}: damaged: {text}; {moved}using step {candidate}.")
-                return found, about["metadata"] | {"step": about["step"]}
+                return result, about["metadata"] | {"step": about["step"]}
             why[candidate] = damage or "another process finds it damaged"
         reasons = "; ".join(f"step {number}: {text}" for number, text in why.items())
         other = f". There are {have}: choose another" if len(paths) > len(why) else ""
@@ -191,13 +191,13 @@ def _fetch(
     try:
         with plainly_named(path) as plain:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                found = checkpointer.restore(plain / "state", args=arguments)
+                arrays = checkpointer.restore(plain / "state", args=arguments)
     except Exception as error:
         failure = reason(error)
     if failure:  # out of the handler, which holds what is to be collected
         collect()
         raise Damaged(failure)
-    return manifest.check(rows, found)
+    return manifest.check(rows, arrays)
 
 
 def _placement(sharding: Any, mesh: Mesh | None) -> Any:

@@ -115,11 +115,11 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
         run_prepare(data, path, config.seed)
     store = TokenStore.open(path)
     if data.store:
-        say_contradictions(store, data)
+        report_contradictions(store, data)
     else:
         check_input(store, data)
     if existed:
-        say_changes(store, data)
+        report_edits(store, data)
     size = store.tokenizer.vocab_size
     if size > config.model.vocab_size:
         raise DataError(
@@ -163,7 +163,7 @@ def check_input(store: TokenStore, data: DataConfig) -> None:
             )
 
 
-def say_contradictions(store: TokenStore, data: DataConfig) -> None:
+def report_contradictions(store: TokenStore, data: DataConfig) -> None:
     """Prints a line where fields of `data` were set to something that its explicit store is not."""
     made, default = store.metadata.get("data", {}), DataConfig()
     for name in OF_STORE:
@@ -175,15 +175,15 @@ def say_contradictions(store: TokenStore, data: DataConfig) -> None:
             )  # fmt: skip
 
 
-def say_changes(store: TokenStore, data: DataConfig) -> None:
+def report_edits(store: TokenStore, data: DataConfig) -> None:
     """Prints a line where the text that a store was made from has changed since."""
     from lm_jax.data.text import inputs
 
     known, spec = store.metadata.get("inputs"), store.metadata.get("data", {}).get("input")
-    found = inputs.changes(spec, known) if known and spec and spec == data.input else ""
-    if found:
+    edits = inputs.changes(spec, known) if known and spec and spec == data.input else ""
+    if edits:
         print(
-            f"WARNING: config.data.input={spec}: {found}; {store.path} was made before and is used"
+            f"WARNING: config.data.input={spec}: {edits}; {store.path} was made before and is used"
             " as it is. For the text of today name another --workdir or config.data.store.",
             flush=True,
         )
@@ -193,8 +193,8 @@ def installed() -> dict[str, str]:
     """Python and the packages that decide what a run computes."""
     names = ("lm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
              "sentencepiece")  # fmt: skip
-    found = {name: versions.installed(name) for name in names}
-    return {"python": platform.python_version(), **{k: v for k, v in found.items() if v}}
+    packages = {name: versions.installed(name) for name in names}
+    return {"python": platform.python_version(), **{k: v for k, v in packages.items() if v}}
 
 
 def metadata(

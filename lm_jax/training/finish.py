@@ -28,11 +28,11 @@ def finish(config: Config, workdir: Path, state: Any, heldout: Heldout, seconds:
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "data": data_figures(store),
     }
-    found = heldout.figures(state.model)
+    figures = heldout.figures(state.model)
     if not hosts.is_first():
         return
-    if found:
-        summary["model"] = found
+    if figures:
+        summary["model"] = figures
         if config.eval.baselines:
             summary["baselines"] = baselines(store)
         print(table(summary), flush=True)
@@ -61,22 +61,22 @@ def following(config: Config, workdir: Path) -> str:
 
 def data_figures(store: Any) -> dict[str, Any]:
     """Statistics of the token store, for people."""
-    found: dict[str, Any] = {"path": store.path, "tokenizer": store.tokenizer.kind,
+    figures: dict[str, Any] = {"path": store.path, "tokenizer": store.tokenizer.kind,
                              "vocabulary": store.tokenizer.vocab_size}  # fmt: skip
     for split in store.splits:
-        found |= {
+        figures |= {
             f"{split} documents": store.num_documents(split),
             f"{split} tokens": store.num_tokens(split),
             f"{split} bytes": store.num_bytes(split),
         }
-    return found
+    return figures
 
 
 def table(summary: dict[str, Any]) -> str:
     """Held-out bits per byte, best first; of a model that has none, what it has."""
     if "bpb" not in summary["model"]:
-        found = (f"{name} {value:,.4g}" for name, value in summary["model"].items())
-        return f"held-out text: {'  '.join(found)}"
+        values = (f"{name} {value:,.4g}" for name, value in summary["model"].items())
+        return f"held-out text: {'  '.join(values)}"
     names = {**report.LABELS, "model": "this model"}
     figures = {"model": summary["model"]["bpb"], **summary.get("baselines", {})}
     rows = [f"{names.get(name, name):<28}{bpb:7.4f}" for name, bpb in

@@ -196,9 +196,9 @@ class Evaluate(Hook):
 
     def act(self, step: int, state: Any) -> None:
         since = time.perf_counter()
-        found = self.heldout.loss(state.model, self.config.eval.tokens)
+        result = self.heldout.loss(state.model, self.config.eval.tokens)
         seconds = time.perf_counter() - since
-        self.metrics.evaluation(step, found.loss, found.bits_per_byte, found.tokens, seconds)
+        self.metrics.evaluation(step, result.loss, result.bits_per_byte, result.tokens, seconds)
 
 
 class Sample(Evaluate):

@@ -63,9 +63,9 @@ def advice(text: str, config: Config, arrays: Sequence[Array] = ()) -> list[str]
     config: with the sizes of its mesh filled in. arrays: what the step holds (`held`), of which
     only the state counts where the compiler itself lists what is largest.
     """
-    if (found := amounts(text)) is None:
+    if (numbers := amounts(text)) is None:
         return []
-    need, has = found
+    need, has = numbers
     own = [array for array in arrays if array.name.startswith("state")]
     known = shapes(own)
     sizes: dict[str, int] = defaultdict(int)
@@ -91,8 +91,8 @@ def amounts(text: str) -> tuple[int, int] | None:
     if "RESOURCE_EXHAUSTED" not in text or re.search(r"memory space (?!hbm)", text):
         return None
     for pattern in AMOUNTS:
-        if found := re.search(pattern, text, re.DOTALL):
-            need, *has = map(size, found.groups())
+        if match := re.search(pattern, text, re.DOTALL):
+            need, *has = map(size, match.groups())
             return need, has[0] if has else 0
     return (0, 0) if "memory" in text else None
 
@@ -117,14 +117,14 @@ def unordered(shape: Sequence[int]) -> tuple[int, ...]:
 
 def in_text(text: str) -> list[Array]:
     """Largest arrays as the compiler lists them, if it does, but not what a program is given."""
-    found = []
+    arrays = []
     for amount, more in LISTED.findall(text):
         name = re.search(r'op_name="([^"]*)"', more)
         shape = re.search(r"[Ss]hape: \w+\[([\d,]*)\]", more)
         sizes = tuple(map(int, filter(None, shape[1].split(",")))) if shape else ()
         if "Entry Parameter" not in more:
-            found.append(Array(size(amount), sizes, name[1] if name else ""))
-    return found
+            arrays.append(Array(size(amount), sizes, name[1] if name else ""))
+    return arrays
 
 
 def size(text: str) -> int:
@@ -170,32 +170,32 @@ def remedies(kind: str, config: Config, parts: float = 2) -> list[str]:
     """
     model, mesh, optimizer = config.model, config.mesh, config.optimizer
     length, each = config.data.sequence_length, microbatch(config) // ways(config)
-    found: list[tuple[str, Any, Any]] = []
+    changes: list[tuple[str, Any, Any]] = []
     if kind == "logits":
         now = config.loss.chunk_size
         auto = min(length, max(1, WHOLE // (4 * max(1, each) * model.vocab_size // mesh.tensor)))
-        found.append(("loss.chunk_size", 0 if now > auto else max(1, (now or auto) // 2), now))
+        changes.append(("loss.chunk_size", 0 if now > auto else max(1, (now or auto) // 2), now))
     if kind == "scores" and model.attention == "xla":
-        found.append(("model.attention", "auto", "xla"))
+        changes.append(("model.attention", "auto", "xla"))
     if kind in ("saved", "scores") and model.remat not in ("full", "offload"):
-        found.append(("model.remat", "full", model.remat))
+        changes.append(("model.remat", "full", model.remat))
     if kind in ("parameters", "optimizer", "weights"):
         if kind == "optimizer" and mesh.data > 1 and not optimizer.shard_state:
-            found.append(("optimizer.shard_state", True, False))
+            changes.append(("optimizer.shard_state", True, False))
         fits = (n for n in range(mesh.data, 1, -1) if mesh.data % n == 0)
         if n := next((n for n in fits if model.dim % (mesh.fsdp * n) == 0), 0):
             value = f"{mesh.fsdp * n} with config.mesh.data={mesh.data // n}"
-            found.append(("mesh.fsdp", value, mesh.fsdp))
+            changes.append(("mesh.fsdp", value, mesh.fsdp))
         else:
-            found.append(("mesh.fsdp", f"{2 * mesh.fsdp} on twice the devices", mesh.fsdp))
+            changes.append(("mesh.fsdp", f"{2 * mesh.fsdp} on twice the devices", mesh.fsdp))
         if kind == "optimizer" and optimizer.name == "adamw":
-            found.append(("optimizer.name", "adafactor", "adamw"))
+            changes.append(("optimizer.name", "adafactor", "adamw"))
     elif each > 1:
         n = next((n for n in range(2, each) if each % n == 0 and n >= parts), each)
-        found.append(("microbatches", config.microbatches * n, config.microbatches))
-    if not found:
-        found.append(("data.sequence_length", max(1, length // 2), length))
-    return [f"config.{field}={value} (now {now})" for field, value, now in found]
+        changes.append(("microbatches", config.microbatches * n, config.microbatches))
+    if not changes:
+        changes.append(("data.sequence_length", max(1, length // 2), length))
+    return [f"config.{field}={value} (now {now})" for field, value, now in changes]
 
 
 def microbatch(config: Config) -> int:

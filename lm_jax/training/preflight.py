@@ -25,17 +25,17 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 1e-2}  # of outputs o
 def run(config: Config, mesh: Any, abstract: Any, workdir: str) -> str:
     """Runs all checks and returns a line of results; raises MachineError at the first failure."""
     start = time.perf_counter()
-    found, model = [], config.model
+    results, model = [], config.model
     if facts_of(model)["attention"].acts(model, model.architecture):
         error = check_attention(config)
-        found += [f"attention {model.attention} within {error:.0e} of the reference",
+        results += [f"attention {model.attention} within {error:.0e} of the reference",
                   "documents isolated"]  # fmt: skip
     check_sharded(abstract, mesh)
     if config.microbatches > 1:
-        found.append(f"accumulation within {check_accumulation(config):.0e} of the full batch")
+        results.append(f"accumulation within {check_accumulation(config):.0e} of the full batch")
     write_test(workdir)
-    found.append("checkpoint written and read")
-    return f"preflight: {', '.join(found)} ({time.perf_counter() - start:.1f} s)"
+    results.append("checkpoint written and read")
+    return f"preflight: {', '.join(results)} ({time.perf_counter() - start:.1f} s)"
 
 
 def check_attention(config: Config) -> float:

@@ -75,8 +75,8 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         updates, opt = tx.update(grads, state.opt, state.model)
         model, carry = optax.apply_updates(state.model, updates), totals.pop("state", None)
         new = TrainState(state.step + 1, model, opt, carry)
-        found = means(totals)
-        metrics = {"loss": found.pop("nll"), "gnorm": norm, "lr": rate(state.step), **found}
+        reported = means(totals)
+        metrics = {"loss": reported.pop("nll"), "gnorm": norm, "lr": rate(state.step), **reported}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         # A step that is not finite changes nothing: the loop stops there, with a good state to
         # save.

@@ -11,7 +11,7 @@ from host_processes import begin, codes, log, make_folder, rows, wait_for
 from lm_jax.config import WatchdogConfig
 from lm_jax.errors import EXIT_HUNG
 from lm_jax.run import watchdog
-from lm_jax.run.watchdog import NAMED, TICK, WARM, Sign, Watchdog, verdict
+from lm_jax.run.watchdog import NAMED, TICK, WARM, Heartbeat, Watchdog, verdict
 
 SOON = WatchdogConfig(times=20, least=60, pause=600)
 
@@ -35,7 +35,7 @@ class Time:
         since = self.now
         while self.now - since < seconds:
             self.now += TICK
-            if why := dog.look():
+            if why := dog.check():
                 return why, self.now - since
         return "", seconds
 
@@ -155,8 +155,8 @@ def test_a_disk_that_does_not_answer_holds_nothing():
 
 
 def test_the_slow_are_those_furthest_behind_and_those_that_do_not_answer():
-    ahead = Sign("a", "step", 43)
-    behind, hung = Sign("b", "data", 42), Sign("c", "step", 42)
+    ahead = Heartbeat("a", "step", 43)
+    behind, hung = Heartbeat("b", "data", 42), Heartbeat("c", "step", 42)
     everyone = {0: ahead, 1: behind, 2: hung}
     assert verdict(everyone, {0, 1, 2}, 3) == (
         "slow: process 1 (b) is waiting for data of step 42; the others wait"
