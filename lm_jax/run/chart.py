@@ -208,11 +208,11 @@ def _titles(lines: Sequence[Series], frame: Frame, x_unit: str, unit: str) -> st
     )
 
 
-def _thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """About `most` of the points, evenly, with the first, last, lowest and highest."""
-    if len(points) <= most:
+def _thin(points: Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    """About `count` of the points, evenly, with the first, last, lowest and highest."""
+    if len(points) <= count:
         return list(points)
-    stride = -(-len(points) // most)
+    stride = -(-len(points) // count)
     keep = {*points[::stride], points[0], points[-1]}
     keep |= {min(points, key=lambda p: p[1]), max(points, key=lambda p: p[1])}
     return sorted(keep)

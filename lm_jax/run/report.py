@@ -87,10 +87,10 @@ def _headline(summary: dict, evals: Sequence[dict]) -> str:
     if not bars:
         return ""
     bars.sort(key=lambda bar: bar[1])
-    most = max(value for _, value, _ in bars) or 1
+    largest = max(value for _, value, _ in bars) or 1
     rows = "".join(
         f'<div class="bar {kind}" title="{escape(name)}: {value:.4f} bits per byte">'
-        f'<span>{escape(name)}</span><i><b style="width:{100 * value / most:.1f}%"></b></i>'
+        f'<span>{escape(name)}</span><i><b style="width:{100 * value / largest:.1f}%"></b></i>'
         f"<em>{value:.3f}</em></div>"
         for name, value, kind in bars
     )
