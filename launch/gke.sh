@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How is a run started on a GKE cluster? As a JobSet: filled in, checked, applied, followed to its end.
+# Starts a run on a GKE cluster as a JobSet: filled in, checked, applied, followed to its end.
 set -euo pipefail
 
 usage="usage: bash launch/gke.sh --name=NAME --image=IMAGE --claim=CLAIM --accelerator=TPU --topology=4x4 [OPTIONS] TRAIN_FLAGS

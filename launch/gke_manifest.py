@@ -18,8 +18,8 @@ from lm_jax.errors import UserError
 
 OPTIONS = {"name", "image", "accelerator", "topology", "slices", "nodes", "chips-per-host", "claim",
            "queue", "retries", "delete", "dry-run"}  # fmt: skip
-PORT = 8476  # of the first process, where the others meet
-LONGEST = 63  # characters of a pod's name, its random end of six included
+PORT = 8476  # of the coordinator, which is the first process
+MAX_NAME = 63  # characters of a pod's name, its random end of six included
 
 # GPUs that lm_jax has no figures of, by GKE's names: how many a host has, and other names.
 OTHER_GPUS = {"nvidia-tesla-a100": (8, ("a100-40gb", "a2-highgpu")),
@@ -32,15 +32,11 @@ GPUS |= {name: host for name, (host, _) in OTHER_GPUS.items()}
 MEGA = ("h100-mega-80gb", "a3-megagpu")  # of nvidia-h100-mega-80gb
 
 
-class Wrong(Exception):
-    """A mistake that one line explains."""
-
-
 def number(options: dict[str, str], name: str, default: int, least: int = 1) -> int:
     """The value of a whole number."""
     value = options.get(name, str(default))
     if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < least:
-        raise Wrong(f"--{name}={value}: must be a whole number, at least {least}.")
+        raise UserError(f"--{name}={value}: must be a whole number, at least {least}.")
     return int(value)
 
 
@@ -50,23 +46,23 @@ def size(topology: str) -> int:
 
 
 def topologies(accelerator: str) -> list[str]:
-    """The shapes that a TPU comes in."""
+    """Topologies of the slices of a TPU."""
     return [chips.joined(shape) for shape in chips.slices(TPUS[accelerator])]
 
 
 def check_topology(accelerator: str, topology: str) -> None:
-    """Raises Wrong where this TPU does not come in it."""
+    """Raises UserError where there is no slice of this TPU in this topology."""
     there = topologies(accelerator)
     if not re.fullmatch(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})+", topology):
-        raise Wrong(f"--topology={topology}: must be the sizes of a slice, like {there[3]}.")
+        raise UserError(f"--topology={topology}: must be the sizes of a slice, like {there[3]}.")
     if topology not in there:
         near = min(there, key=lambda one: abs(math.log(size(one) / size(topology))))
-        raise Wrong(f"--topology={topology}: not one of {accelerator}; the nearest is {near}.")
+        raise UserError(f"--topology={topology}: not one of {accelerator}; the nearest is {near}.")
 
 
-def understood(options: dict[str, str]) -> dict[str, str]:
-    """`options` with GKE's name of the accelerator, and what another name says of topology, slices,
-    nodes and chips of a host; raises Wrong where that contradicts an option.
+def resolve_accelerator(options: dict[str, str]) -> dict[str, str]:
+    """`options` with GKE's name of the accelerator, and the topology, slices, nodes and chips of a
+    host that another name implies; raises UserError where these contradict an option.
     """
     name = options["accelerator"]
     other = [gke for gke, (_, names) in OTHER_GPUS.items()
@@ -79,8 +75,10 @@ def understood(options: dict[str, str]) -> dict[str, str]:
         near = difflib.get_close_matches(name, [*TPUS, *GPUS], 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join([*TPUS, *GPUS])}."
         known = "is not known" in str(error)
-        raise Wrong(f"--accelerator={name}: no such one; {hint}" if known else str(error)) from None
-    chip, says = machine.chip, {}
+        raise UserError(
+            f"--accelerator={name}: no such one; {hint}" if known else str(error)
+        ) from None
+    chip, implied = machine.chip, {}
     gke = "nvidia-h100-mega-80gb" if name.startswith(MEGA) else chip.names[0]
     if name.split(":")[0] in GPUS:
         gke = name.split(":")[0]
@@ -88,41 +86,41 @@ def understood(options: dict[str, str]) -> dict[str, str]:
         shape = machine.shape
         if shape is None and machine.chips_per_host and "topology" not in options:
             shape = chips.slice_of(chip, machine.chips_per_host)
-        says = {"topology": chips.joined(shape) if shape else None, "slices": machine.slices,
+        implied = {"topology": chips.joined(shape) if shape else None, "slices": machine.slices,
                 "chips-per-host": machine.chips_per_host}  # fmt: skip
     else:
-        says = {"chips-per-host": machine.shape[0] if machine.shape else None,
+        implied = {"chips-per-host": machine.shape[0] if machine.shape else None,
                 "nodes": machine.slices}  # fmt: skip
-    for option, value in says.items():
+    for option, value in implied.items():
         if value and options.get(option, str(value)) != str(value):
-            raise Wrong(f"--{option}={options[option]}: --accelerator={name} says {value}.")
-    return options | {"accelerator": gke} | {k: str(v) for k, v in says.items() if v}
+            raise UserError(f"--{option}={options[option]}: --accelerator={name} says {value}.")
+    return options | {"accelerator": gke} | {k: str(v) for k, v in implied.items() if v}
 
 
 def tpu_hosts(accelerator: str, topology: str, per_host: int) -> tuple[int, int]:
-    """(hosts of a slice, chips of a host). Hosts of 1 and 8 chips stand alone."""
+    """(hosts of a slice, chips of a host). A host of 1 or 8 chips is a slice of its own."""
     check_topology(accelerator, topology)
     total = size(topology)
     per_host = per_host or min(total, 4)
     alone = per_host == total and (total in (1, 4) or topology == "2x4")
     if not alone and (per_host != 4 or total % 4):
-        raise Wrong(
+        raise UserError(
             f"--chips-per-host={per_host}: {topology} has {total} chips; {min(total, 4)} to a host"
             f"{' or 8' if topology == '2x4' else ''}."
         )
     return total // per_host, per_host
 
 
-def placed(options: dict[str, str]) -> dict[str, Any]:
-    """Where the pods go: slices, hosts of each, annotations, nodeSelector, limits; `options` as
-    `understood` returns them.
+def placement(options: dict[str, str]) -> dict[str, Any]:
+    """Placement of the pods: slices, hosts of each, annotations, nodeSelector, limits; `options` as
+    `resolve_accelerator` returns them.
     """
     name = options["accelerator"]
     per_host = number(options, "chips-per-host", 0, 1 if "chips-per-host" in options else 0)
     for other in ("nodes",) if name in TPUS else ("topology", "slices"):
         if other in options:
             right = "--topology and --slices" if name in TPUS else "--nodes"
-            raise Wrong(f"--{other}={options[other]}: not for {name}; use {right}.")
+            raise UserError(f"--{other}={options[other]}: not for {name}; use {right}.")
     if name in GPUS:
         return {
             "slices": 1,
@@ -132,7 +130,7 @@ def placed(options: dict[str, str]) -> dict[str, Any]:
             "limits": {"nvidia.com/gpu": per_host or GPUS[name]},
         }
     if "topology" not in options:
-        raise Wrong(f"--topology: missing; the sizes of a slice, like {topologies(name)[3]}.")
+        raise UserError(f"--topology: missing; the sizes of a slice, like {topologies(name)[3]}.")
     hosts, per_host = tpu_hosts(name, options["topology"], per_host)
     pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {
@@ -148,19 +146,19 @@ def placed(options: dict[str, str]) -> dict[str, Any]:
 
 
 def checked_flags(flags: list[str]) -> list[str]:
-    """The flags of lm_jax.train, if the run is where every pod sees it."""
+    """The flags of lm_jax.train, escaped; raises UserError unless all pods see the work folder."""
     for flag in flags:
         if flag[2:].split("=")[0] in OPTIONS:
-            raise Wrong(f"{flag}: is not of lm_jax.train; options come before its flags.")
+            raise UserError(f"{flag}: is not of lm_jax.train; options come before its flags.")
     given = dict(flag[2:].split("=", 1) for flag in flags if re.match(r"--\w[\w.]*=", flag))
     if "config" not in given or "workdir" not in given:
-        raise Wrong(
+        raise UserError(
             "--config and --workdir: missing; after the options come the flags of lm_jax.train."
         )
     parts = given["workdir"].rstrip("/").split("/")
     if len(parts) < 3 or parts[:2] != ["", "runs"] or ".." in parts:
         run = parts[-1] if parts[-1] not in ("", ".", "..", "runs") else "NAME"
-        raise Wrong(
+        raise UserError(
             f"--workdir={given['workdir']}: must be on the claim, which all pods see at /runs, and "
             f"not on gs://; use --workdir=/runs/{run}."
         )
@@ -169,20 +167,24 @@ def checked_flags(flags: list[str]) -> list[str]:
 
 
 def values(options: dict[str, str], flags: list[str]) -> dict[str, Any]:
-    """What stands for each $ of gke.yaml."""
+    """Values of the variables of gke.yaml."""
     for name in ("name", "image", "accelerator", "claim"):
         if not options.get(name):
-            raise Wrong(f"--{name}: missing; --help shows how it is used.")
+            raise UserError(f"--{name}: missing; --help shows how it is used.")
     name = options["name"]
-    options = understood(options)
-    place = placed(options)
+    options = resolve_accelerator(options)
+    place = placement(options)
     longest = f"{name}-workers-{place['slices'] - 1}-{place['hosts'] - 1}-abcde"
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(longest) > LONGEST:
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(longest) > MAX_NAME:
         right = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")
-        right = right[: LONGEST - len(longest) + len(name)].rstrip("-") or "run"
-        raise Wrong(f"--name={name}: must be small letters, digits and -, and short; like {right}.")
+        right = right[: MAX_NAME - len(longest) + len(name)].rstrip("-") or "run"
+        raise UserError(
+            f"--name={name}: must be small letters, digits and -, and short; like {right}."
+        )
     args = checked_flags(flags)
-    if place["hosts"] > 1 and options["accelerator"] in GPUS:  # TPUs find each other
+    if (
+        place["hosts"] > 1 and options["accelerator"] in GPUS
+    ):  # TPUs find their coordinator themselves
         args += [f"--coordinator_address={name}-workers-0-0.{name}:{PORT}",
                  f"--num_processes={place['hosts']}",
                  "--process_id=$(JOB_COMPLETION_INDEX)"]  # fmt: skip
@@ -197,7 +199,7 @@ def values(options: dict[str, str], flags: list[str]) -> dict[str, Any]:
 
 
 def check(manifest: str) -> None:
-    """Holds the Job against the schemas of Kubernetes, where the package that has them is here."""
+    """Validates the Job by the schemas of Kubernetes, where kubernetes-validate is installed."""
     try:
         import kubernetes_validate
         import yaml
@@ -210,14 +212,16 @@ def check(manifest: str) -> None:
         try:
             kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
         except kubernetes_validate.ValidationError as error:
-            raise Wrong(f"gke.yaml: {'.'.join(map(str, error.path))}: {error.message}") from None
+            raise UserError(
+                f"gke.yaml: {'.'.join(map(str, error.path))}: {error.message}"
+            ) from None
 
 
 def filled(options: dict[str, str], flags: list[str]) -> str:
     """The manifest; a first line says how many pods it makes."""
     found = values(options, flags)
     template = string.Template(Path(__file__).with_name("gke.yaml").read_text("utf-8"))
-    # JSON is YAML: nothing in a value is taken for YAML's own.
+    # JSON is YAML, so no value is read as YAML syntax.
     text = {key: json.dumps(value, ensure_ascii=False) for key, value in found.items()}
     return f"# pods: {found['slices'] * found['hosts']}\n{template.substitute(text)}"
 
@@ -234,6 +238,6 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except Wrong as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

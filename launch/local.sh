@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# How is a run started on one machine? In one process on all its devices, or in several that play hosts.
+# Starts a run on one machine: in one process on all its devices, or in several that simulate hosts.
 set -euo pipefail
 
 usage="usage: bash launch/local.sh [--hosts=N] [--devices=M] [--retries=R] [--dry-run] TRAIN_FLAGS
 
 Trains in one process on all devices of this machine; TRAIN_FLAGS are those of python -m lm_jax.train.
---hosts=N     N processes on the CPU that play N hosts, to try out what a cluster will do
---devices=M   simulated devices of each of them (1)
+--hosts=N     N processes on the CPU that simulate N hosts, to test what a cluster will do
+--devices=M   simulated devices on the CPU, of each of them (1)
 --retries=R   how often it is started again after a process was killed, lost or stuck (0)
 --dry-run     print the commands, start nothing"
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-hosts=1 devices=1 retries=0 dry=
+hosts=1 devices=1 simulated= retries=0 dry=
 number() {  # FLAG VALUE LEAST
     [[ $2 =~ ^[0-9]+$ ]] && [ "$2" -ge "$3" ] || fail "$1=$2: must be a whole number, at least $3."
 }
@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) say "$usage"; exit ;;
         --hosts=*) hosts=${1#*=}; number --hosts "$hosts" 1 ;;
-        --devices=*) devices=${1#*=}; number --devices "$devices" 1 ;;
+        --devices=*) devices=${1#*=} simulated=1; number --devices "$devices" 1 ;;
         --retries=*) retries=${1#*=}; number --retries "$retries" 0 ;;
         --dry-run) dry=1 ;;
         *) break ;;
@@ -30,12 +30,20 @@ done
     fail "--config and --workdir: missing; after the options come the flags of python -m lm_jax.train."
 
 train=(-m lm_jax.train "$@")
-simulated="--xla_force_host_platform_device_count=$devices"
+arguments() {  # INDEX PORT: sets words to the arguments of Python for one process
+    words=("${train[@]}")
+    if [ "$hosts" -gt 1 ]; then
+        words+=("--coordinator_address=127.0.0.1:$2" "--num_processes=$hosts" "--process_id=$1")
+    fi
+}
+if [ -n "$simulated" ] || [ "$hosts" -gt 1 ]; then
+    export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
+    simulated="JAX_PLATFORMS=cpu XLA_FLAGS=$XLA_FLAGS "
+fi
 if [ -n "$dry" ]; then
-    if [ "$hosts" = 1 ]; then say ".venv/bin/python ${train[*]}"; exit; fi
     for ((i = 0; i < hosts; i++)); do
-        say "JAX_PLATFORMS=cpu XLA_FLAGS=$simulated .venv/bin/python ${train[*]}" \
-            "--coordinator_address=127.0.0.1:PORT --num_processes=$hosts --process_id=$i"
+        arguments "$i" PORT
+        say "$simulated.venv/bin/python ${words[*]}"
     done
     exit
 fi
@@ -49,16 +57,13 @@ trap 'stopped=1; signal TERM' TERM INT
 
 start() {
     pids=()
-    if [ "$hosts" = 1 ]; then
-        "$python" "${train[@]}" &
-        pids+=($!)
-        return
+    local i port=
+    if [ "$hosts" -gt 1 ]; then
+        port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     fi
-    local i port
-    port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     for ((i = 0; i < hosts; i++)); do
-        JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} $simulated" "$python" "${train[@]}" \
-            --coordinator_address="127.0.0.1:$port" --num_processes="$hosts" --process_id="$i" &
+        arguments "$i" "$port"
+        "$python" "${words[@]}" &
         pids+=($!)
     done
 }
@@ -70,7 +75,7 @@ ended() {  # the exit code of the first process that failed, once all have ended
         for pid in "${pids[@]}"; do
             if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); continue; fi
             one=0; wait "$pid" || one=$?
-            # 127: waited for before. What the others say after the first is a consequence.
+            # 127: already waited for. Errors of the others after the first are its consequence.
             if [ "$one" != 0 ] && [ "$one" != 127 ] && [ "$code" = 0 ]; then
                 code=$one
                 deadline=$((SECONDS + 60))
@@ -88,7 +93,7 @@ while true; do
     code=0
     ended || code=$?
     case "$code" in
-        0 | 2 | 3 | 4 | 5 | 75) exit "$code" ;;  # done, a mistake that stays one, or told to stop
+        0 | 2 | 3 | 4 | 5 | 75) exit "$code" ;;  # done, an error that a restart cannot help, or stopped
     esac
     [ "$retries" -gt 0 ] && [ -z "$stopped" ] || exit "$code"
     retries=$((retries - 1))

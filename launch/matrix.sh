@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does the suite pass on the other versions? Python 3.13 with the newest jax, and with what Colab has.
+# Runs the suite on other versions: Python 3.13 with the newest jax, and with the packages of Colab.
 set -euo pipefail
 
 usage="usage: bash launch/matrix.sh [newest | colab] [pytest arguments]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How is a language model trained from text with one command? Sets up, trains, evaluates, samples.
+# Trains a language model from text with one command: sets up, trains, evaluates, samples.
 set -euo pipefail
 
 usage="usage: bash launch/quickstart.sh [PATH_TO_TEXT]
@@ -7,7 +7,7 @@ usage="usage: bash launch/quickstart.sh [PATH_TO_TEXT]
 Trains a small GPT in minutes on two CPU cores, a larger one where jax sees a GPU or TPU.
 PATH_TO_TEXT   a file (.txt, .jsonl, each also .gz or .zst), a folder, a quoted glob, or tfds:NAME;
                without it, the Python standard library of this machine.
-Run again: goes on where it stopped, or says that it is done.
+Run again: continues where it stopped, or prints that it is done.
 PYTHON=/path/to/python chooses the interpreter; QUICKSTART_FLAGS='--config.steps=50' adds flags."
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

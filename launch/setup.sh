@@ -1,5 +1,5 @@
-# How does a script here get its environment? Sourced: finds a Python, makes .venv, installs what changed.
-# Gives: $root, say, fail, setup EXTRAS [VENV [CONSTRAINTS]] which sets $python. PYTHON=... chooses the interpreter.
+# The environment of the scripts here. Sourced: finds a Python, makes .venv, installs if anything changed.
+# Defines: $root, say, fail, setup EXTRAS [VENV [CONSTRAINTS]] which sets $python. PYTHON=... chooses the interpreter.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
@@ -63,7 +63,7 @@ setup() {  # EXTRAS (comma separated, may be empty), VENV (.venv), CONSTRAINTS (
         "$base" -m venv --clear "$venv" >/dev/null 2>&1 ||
             fail "$base -m venv $venv: does not work (disk full, or apt install python3-venv)." 4
     fi
-    # Installed again only when what it says has changed: the package itself is editable.
+    # Installed again only when its content has changed: the package itself is editable.
     stamp=$venv/.installed-${extras:-core}
     wanted=$({ "$python" -VV; echo "$root $constraints"; cat "$root/setup.cfg" "$root/pyproject.toml" \
         ${constraints:+"$constraints"}; } | cksum)
@@ -76,7 +76,7 @@ setup() {  # EXTRAS (comma separated, may be empty), VENV (.venv), CONSTRAINTS (
     if command -v flock >/dev/null; then exec 9>&-; fi
 }
 
-accelerator() {  # prints tpu, cuda, cuda12 or nothing: what is here, by its driver alone
+accelerator() {  # prints tpu, cuda, cuda12 or nothing: the accelerator of this machine, by its driver alone
     local kind driver
     if [ "${JAX_PLATFORMS:-}" = cpu ]; then return; fi
     kind=$(PYTHONPATH=$root "$python" -c 'from lm_jax.devices import runtime as r

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Is everything right? Style, types and the test suite, in an environment of its own.
+# Checks everything: style, types and the test suite, in an environment of its own.
 set -euo pipefail
 
 usage="usage: bash launch/test.sh [--parity | --slow] [pytest arguments]

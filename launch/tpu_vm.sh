@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How is a run started on Cloud TPU? On all workers of a queued resource, and again after preemption or a loss.
+# Starts a run on Cloud TPU: on all workers of a queued resource, again after preemption or a loss.
 set -euo pipefail
 
 usage="usage: bash launch/tpu_vm.sh --name=NAME --zone=ZONE --type=TYPE [OPTIONS] TRAIN_FLAGS
@@ -22,7 +22,7 @@ finds it again. A preempted TPU is created anew, and the run goes on from its ne
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 name='' zone='' type='' project='' slices=1 spot='' version='' mount='' retries=5 delete='' dry=''
 config='' workdir='' train=()
-# Seconds: between two looks, between them while the log is shown, that one worker may outlive the others.
+# Seconds: between two polls, between polls while the log is shown, that one worker may outlive the others.
 poll=${POLL:-30} shown_for=${LOOK:-300} grace=${GRACE:-60}
 number() {  # FLAG VALUE LEAST
     [[ $2 =~ ^[0-9]+$ ]] && [ "$2" -ge "$3" ] || fail "$1=$2: must be a whole number, at least $3."
@@ -47,7 +47,7 @@ for word in "$@"; do
     esac
 done
 
-# What is wrong is said before anything is created, which costs money.
+# Errors are found before anything is created, which costs money.
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
     fail "--name=$name: must be lower case letters, digits and dashes, as in --name=gpt2."
 [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]] || fail "--zone=$zone: must be a zone with TPUs, as in --zone=us-west4-a."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What does one worker of a TPU do? It installs, starts, says how it goes: launch/tpu_vm.sh asks it to, over ssh.
+# Commands of one worker of a TPU, which launch/tpu_vm.sh runs over ssh: install, start, status, log.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"
@@ -7,7 +7,7 @@ run=$root/.tpu_run  # pid, flags and exit code of the training, and its log
 
 pid() { cat "$run/pid" 2>/dev/null || true; }
 
-running() {  # after a reboot the number may be another process's
+running() {  # after a reboot the pid may be another process's
     [ -n "$(pid)" ] && grep -aqs tpu_worker.sh "/proc/$(pid)/cmdline"
 }
 

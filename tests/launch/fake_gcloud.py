@@ -1,4 +1,4 @@
-"""What does the cloud answer? A stand-in for gcloud and for the workers of a TPU.
+"""A stand-in for gcloud and for the workers of a TPU.
 
 The program `gcloud` on the PATH of a test passes its words to a Cloud, which keeps them, plays back
 a scenario, and runs what is sent to a worker in a folder that plays that worker's home.

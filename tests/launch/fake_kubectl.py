@@ -1,4 +1,4 @@
-"""What would kubectl have been told, and what might it say? Plays back a scenario, for test_gke.py.
+"""A stand-in for kubectl: records its arguments and plays back a scenario, for test_gke.py.
 
 The folder in $FAKE_KUBECTL has `scenario.json`: for each call, named by its first words, what is
 said each time, the last for ever: a text, or [exit code, text]. Every call is added to `calls`.

@@ -1,4 +1,4 @@
-"""Where does launch/tpu_vm.sh run in its tests? In a clone, before a cloud of fake_gcloud.py, with
+"""A run of launch/tpu_vm.sh in a clone, with the cloud of fake_gcloud.py and with
 workers that are folders and have a stub for Python.
 """
 

@@ -1,4 +1,4 @@
-"""Does launch/gke.sh fill in the JobSet that is asked for, and follow it to its end?"""
+"""launch/gke.sh fills in the requested JobSet and follows it to its end."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Is gke.yaml filled in for any TPU, GPU and flags, and what cannot be refused in one line?"""
+"""gke.yaml is filled in for every TPU, GPU and flag; what cannot work is refused in one line."""
 
 import runpy
 import types
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from gke_requests import FLAGS, GPU, POOL, TPU
+
+from lm_jax.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "gke_manifest.py"
 manifest = types.SimpleNamespace(**runpy.run_path(str(SCRIPT)))
@@ -134,7 +136,7 @@ def test_so_are_those_of_gpus(name, accelerator, nodes, limit):
 )  # fmt: skip
 def test_a_wrong_option_is_refused_with_the_nearest_right_one(change, says):
     options = {key: value for key, value in {**TPU, **change}.items() if value}
-    with pytest.raises(manifest.Wrong) as found:
+    with pytest.raises(UserError) as found:
         manifest.values(options, FLAGS)
     assert says in str(found.value)
     assert "\n" not in str(found.value)
@@ -153,7 +155,7 @@ def test_a_wrong_option_is_refused_with_the_nearest_right_one(change, says):
     ],
 )
 def test_a_run_that_the_pods_would_not_share_is_refused(flags, says):
-    with pytest.raises(manifest.Wrong) as found:
+    with pytest.raises(UserError) as found:
         manifest.values(TPU, list(flags))
     assert says in str(found.value)
 
@@ -169,5 +171,5 @@ def test_the_job_is_valid_by_the_schemas_of_kubernetes(options):
     misspelt = text.replace("backoffLimit", "backOffLimit")
     mistyped = text.replace("parallelism: 4", "parallelism: four")
     for broken in (misspelt, mistyped, yaml.safe_dump(misplaced)):
-        with pytest.raises(manifest.Wrong, match=r"^gke\.yaml: "):
+        with pytest.raises(UserError, match=r"^gke\.yaml: "):
             manifest.check(broken)

@@ -1,4 +1,4 @@
-"""Do the scripts in launch/ set up rightly, once, and refuse in one line? A stub plays Python."""
+"""The scripts in launch/ set up once and refuse in one line; a stub plays Python."""
 
 import os
 import re
@@ -18,7 +18,7 @@ WITH_USAGE = [path.name for path in SCRIPTS if "usage=" in path.read_text("utf-8
 TOOLS = ["awk", "basename", "bash", "cat", "cksum", "cp", "cut", "dirname", "flock", "grep",
          "head", "mkdir", "mv", "sleep", "tail", "tee", "tr"]  # fmt: skip
 
-# Answers what the scripts ask a Python, and writes down what it was told to run.
+# Answers what the scripts ask a Python, and records what it is to run.
 STUB = """#!/usr/bin/env bash
 case "$*" in
     *version_info*) [ -z "${STUB_OLD:-}" ] ;;
@@ -70,7 +70,7 @@ def launch(tmp_path):
     call.clone, call.folder, call.python, call.bash = clone, tmp_path, python, tools / "bash"
     call.env = plain
     call.log = lambda: log.read_text().splitlines()
-    call.told = lambda word: [line for line in call.log() if word in line]
+    call.logged = lambda word: [line for line in call.log() if word in line]
     return call
 
 
@@ -136,10 +136,10 @@ def test_the_second_run_installs_nothing(launch):
     code, out, _ = launch("quickstart.sh")
     assert code == 0
     assert "installing lm_jax into" in out
-    (installed,) = launch.told("pip")
+    (installed,) = launch.logged("pip")
     assert installed.endswith(f"--editable {launch.clone}")  # the core alone
     code, out, _ = launch("quickstart.sh")
-    assert (code, "installing" in out, len(launch.told("pip"))) == (0, False, 1)
+    assert (code, "installing" in out, len(launch.logged("pip"))) == (0, False, 1)
 
 
 def test_a_changed_setup_cfg_or_a_moved_clone_is_installed_again(launch):
@@ -147,12 +147,12 @@ def test_a_changed_setup_cfg_or_a_moved_clone_is_installed_again(launch):
     with (launch.clone / "setup.cfg").open("a") as file:
         file.write("# another bound\n")
     launch("quickstart.sh")
-    assert len(launch.told("pip")) == 2
+    assert len(launch.logged("pip")) == 2
     moved = launch.folder / "moved"
     launch.clone.rename(moved)
     command = [launch.bash, moved / "launch" / "quickstart.sh"]
     subprocess.run(command, env=launch.env, check=True, capture_output=True)
-    assert launch.told("pip")[2].endswith(str(moved))
+    assert launch.logged("pip")[2].endswith(str(moved))
 
 
 def test_a_failed_install_is_one_line_and_tried_again(launch):
@@ -160,9 +160,9 @@ def test_a_failed_install_is_one_line_and_tried_again(launch):
     assert (code, err.count("\n")) == (4, 1)
     assert "No matching wheel" in err
     assert "install.log" in err
-    assert not launch.told("train")
+    assert not launch.logged("train")
     assert launch("quickstart.sh")[0] == 0
-    assert len(launch.told("pip")) == 2
+    assert len(launch.logged("pip")) == 2
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="flock keeps two scripts apart")
@@ -171,7 +171,7 @@ def test_two_scripts_at_once_install_once(launch):
     command = [launch.bash, launch.clone / "launch" / "quickstart.sh"]
     both = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
-    assert len(launch.told("pip")) == 1
+    assert len(launch.logged("pip")) == 1
 
 
 def test_another_text_is_another_run(launch):
@@ -182,32 +182,32 @@ def test_another_text_is_another_run(launch):
     launch("quickstart.sh", "my text.txt", cwd=launch.folder / "one")  # the first one again
     launch("quickstart.sh", "tfds:lm1b")
     launch("quickstart.sh")
-    runs = [line.split("--workdir=")[1].split(" --")[0] for line in launch.told("train")]
+    runs = [line.split("--workdir=")[1].split(" --")[0] for line in launch.logged("train")]
     assert runs[0].startswith("runs/quickstart-my_text-")
     assert runs[0] == runs[2]
     assert len(set(runs)) == 4
     assert runs[4] == "runs/quickstart"
-    inputs = [line.partition("--config.data.input=")[2] for line in launch.told("train")]
+    inputs = [line.partition("--config.data.input=")[2] for line in launch.logged("train")]
     assert inputs[0] == str(launch.folder / "one" / "my text.txt")
     assert inputs[3:] == ["tfds:lm1b", ""]
 
 
 def test_the_larger_config_is_taken_where_jax_sees_the_accelerator(launch):
     launch("quickstart.sh", STUB_ACCELERATOR="tpu", STUB_BACKEND="tpu")
-    assert launch.told("pip")[-1].endswith("[tpu]")
-    assert "quickstart.py:accelerator " in launch.told("train")[-1]
+    assert launch.logged("pip")[-1].endswith("[tpu]")
+    assert "quickstart.py:accelerator " in launch.logged("train")[-1]
     code, out, _ = launch("quickstart.sh", STUB_ACCELERATOR="cuda")  # a driver that jax cannot use
     assert code == 0
     assert "warning: a cuda device is here" in out
-    assert ":accelerator" not in launch.told("train")[-1]
+    assert ":accelerator" not in launch.logged("train")[-1]
     launch("quickstart.sh", STUB_ACCELERATOR="cuda", STUB_BACKEND="gpu", JAX_PLATFORMS="cpu")
-    assert ":accelerator" not in launch.told("train")[-1]
+    assert ":accelerator" not in launch.logged("train")[-1]
 
 
 def test_a_training_that_stops_stops_the_script_with_its_code(launch):
     code, _, _ = launch("quickstart.sh", STUB_TRAIN_CODE="75")
     assert code == 75
-    assert not launch.told("generate")
+    assert not launch.logged("generate")
 
 
 def test_samples_are_made_anew_only_after_more_training(launch):
@@ -219,33 +219,33 @@ def test_samples_are_made_anew_only_after_more_training(launch):
         _, out, _ = launch("quickstart.sh")
         assert "output of lm_jax.generate" in out
         assert out.splitlines()[-1].endswith("runs/quickstart/report.html")
-    assert len(launch.told("generate")) == 1
+    assert len(launch.logged("generate")) == 1
     os.utime(run / "samples.txt", (0, 0))
     launch("quickstart.sh")
-    assert len(launch.told("generate")) == 2
+    assert len(launch.logged("generate")) == 2
 
 
 def test_colabs_pins_are_tested_without_what_they_do_not_allow(launch):
     (launch.python.parent / "python3.13").symlink_to(launch.python)
     assert launch("matrix.sh")[0] == 0
-    newest, colab = launch.told("pip")
+    newest, colab = launch.logged("pip")
     assert newest.endswith("[test,quantization]")
     assert "--constraint launch/constraints/colab.txt" in colab
     assert colab.endswith("[test]")  # Qwix needs a newer flax
-    assert len(launch.told("-m pytest")) == 2
+    assert len(launch.logged("-m pytest")) == 2
 
 
 def test_the_whole_check_runs_style_types_and_suite(launch):
     assert launch("test.sh")[0] == 0
     asked = [line.split("-m ")[1].split()[0] for line in launch.log()]
     assert asked == ["pip", "ruff", "ruff", "mypy", "pytest"]
-    assert launch.told("pip")[0].endswith("[test,quantization]")
+    assert launch.logged("pip")[0].endswith("[test,quantization]")
     launch("test.sh", "tests/test_x.py", "-k", "one")
     assert launch.log()[-1].endswith("tests/test_x.py -k one")
     launch("test.sh", "--slow")
     assert launch.log()[-1] == "-m pytest -m slow -n 2 --dist loadfile"
     launch("test.sh", "--parity")
-    assert launch.told("pip")[-1].endswith("[parity]")
+    assert launch.logged("pip")[-1].endswith("[parity]")
     assert launch.log()[-1] == "-m pytest tests/parity -m parity and not slow"
     assert (launch.clone / ".venv-parity").is_dir()
 
@@ -265,6 +265,8 @@ def test_a_dry_run_prints_what_would_run_and_does_nothing(launch):
         launch("local.sh", "--dry-run", *RUN)[1]
         == f".venv/bin/python -m lm_jax.train {' '.join(RUN)}\n"
     )
+    one = launch("local.sh", "--devices=4", "--dry-run", *RUN)[1]  # not ignored without --hosts
+    assert one == f"{first.partition(' --coordinator_address')[0]}\n"
     assert launch.log() == []
     assert not (launch.clone / ".venv").exists()
 
@@ -288,27 +290,27 @@ def test_local_refuses_before_any_setup(launch, arguments, says):
 def test_hosts_are_started_together_and_again_when_one_was_killed(launch):
     code, out, _ = launch("local.sh", "--hosts=3", *RUN)
     assert code == 0
-    assert sorted(line[-1] for line in launch.told("train")) == ["0", "1", "2"]
-    assert len({line.split("address=")[1].split()[0] for line in launch.told("train")}) == 1
+    assert sorted(line[-1] for line in launch.logged("train")) == ["0", "1", "2"]
+    assert len({line.split("address=")[1].split()[0] for line in launch.logged("train")}) == 1
     assert launch("local.sh", "--hosts=3", *RUN, STUB_KILLED="1")[0] == 137
     (launch.folder / "log.killed").unlink()
     code, out, _ = launch("local.sh", "--hosts=3", "--retries=1", *RUN, STUB_KILLED="1")
     assert code == 0
     assert out.splitlines()[-1].startswith("a process ended with code 137; starting again")
-    assert len(launch.told("train")) == 3 * 4
+    assert len(launch.logged("train")) == 3 * 4
 
 
 @pytest.mark.parametrize("code", [2, 5, 75])
 def test_what_a_new_start_cannot_help_is_not_started_again(launch, code):
     assert launch("local.sh", "--retries=3", *RUN, STUB_TRAIN_CODE=str(code))[0] == code
-    assert len(launch.told("train")) == 1
+    assert len(launch.logged("train")) == 1
 
 
 def test_a_run_that_was_stuck_is_started_again(launch):
     code, out, _ = launch("local.sh", "--retries=1", *RUN, STUB_TRAIN_CODE=str(EXIT_HUNG))
     assert code == EXIT_HUNG
     assert out.splitlines()[-1].startswith(f"a process ended with code {EXIT_HUNG}; starting again")
-    assert len(launch.told("train")) == 2
+    assert len(launch.logged("train")) == 2
     job = (ROOT / "launch" / "gpu_slurm.sbatch").read_text()
     assert re.findall(r"^    ([\d |]+)\)", job, re.MULTILINE) == ["0 | 2 | 3 | 4 | 5", "75"]
 
@@ -319,9 +321,9 @@ def test_a_run_that_is_told_to_stop_is_not_started_again(launch):
     process = subprocess.Popen(
         [launch.bash, script, "--retries=3", *RUN], env=environment, stdout=subprocess.DEVNULL
     )
-    while not launch.told("train"):
+    while not launch.logged("train"):
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
     assert process.wait(20) == 128 + 15
-    assert len(launch.told("train")) == 1
+    assert len(launch.logged("train")) == 1

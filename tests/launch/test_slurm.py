@@ -1,4 +1,4 @@
-"""Does launch/gpu_slurm.sbatch start, requeue and end a run? On a real SLURM, where it can run."""
+"""launch/gpu_slurm.sbatch starts, requeues and ends a run, on SLURM where it is installed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Does launch/tpu_vm.sh start, follow, resume and end a run? fake_gcloud.py plays the cloud,
+"""launch/tpu_vm.sh starts, follows, resumes and ends a run; fake_gcloud.py plays the cloud,
 folders play the workers: what is sent to one is really run there, with a stub for Python.
 """
 
