@@ -1,5 +1,5 @@
-"""Checks of a machine: versions, devices, rates, folders. Each row is ok, warn or fail, and says
-what to do.
+"""Checks of a machine: versions, devices, rates, folders. Each row is ok, warn or fail, with
+advice on what to do.
 """
 
 import dataclasses
@@ -18,18 +18,12 @@ from lm_jax.devices.runtime import cache_folder, gpu_is_here, tpu_is_here
 from lm_jax.devices.versions import installed, requirements, satisfies
 from lm_jax.progress import human
 
-OK = "ok"
-
-
-WARN = "warn"
-
-
-FAIL = "fail"
+OK, WARN, FAIL = "ok", "warn", "fail"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One thing that was looked at: `status` is ok, warn or fail; `fix` says what to do."""
+    """Result of one check: `status` is ok, warn or fail; `found` describes it; `fix` is advice."""
 
     name: str
     status: str
@@ -58,7 +52,7 @@ class Rows(list):
 
 
 def diagnose(workdir: str | os.PathLike = "runs") -> Rows:
-    """Looks at everything, the machine's state unchanged; never raises for what it finds."""
+    """Runs all checks; changes nothing on the machine, and never raises for what a check finds."""
     checks: list[Callable[[], Iterable[Row]]] = [
         python,
         packages,
@@ -75,7 +69,7 @@ def diagnose(workdir: str | os.PathLike = "runs") -> Rows:
     for check in checks:
         try:
             rows += check()
-        except Exception as error:  # a check that breaks is a finding too
+        except Exception as error:  # a check that fails is a result too
             name = getattr(check, "__name__", "check").replace("_", " ")
             found = " ".join(str(error).split())[:200]
             rows.append(Row(name, FAIL, f"{type(error).__name__}: {found}", "see above"))
@@ -83,7 +77,7 @@ def diagnose(workdir: str | os.PathLike = "runs") -> Rows:
 
 
 def python() -> Iterator[Row]:
-    """The interpreter."""
+    """Checks the version of the interpreter."""
     good = sys.version_info >= (3, 11)
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield Row("python", OK if good else FAIL, found, "" if good else "install Python 3.11 or later")
@@ -110,7 +104,7 @@ def packages() -> Iterator[Row]:
 
 
 def jax_and_jaxlib() -> Iterator[Row]:
-    """jaxlib against what jax asks for."""
+    """Checks jaxlib against the requirement of the installed jax."""
     have = installed("jaxlib")
     bounds = next(
         (b for name, b, extra in requirements("jax") if name == "jaxlib" and not extra), ""
@@ -121,7 +115,7 @@ def jax_and_jaxlib() -> Iterator[Row]:
 
 
 def libtpu() -> Iterator[Row]:
-    """libtpu against the pin of the installed jax: another one fails only when the TPU starts."""
+    """Checks libtpu against the pin of the installed jax: a mismatch fails when the TPU starts."""
     pin = next((b for n, b, extra in requirements("jax") if n == "libtpu" and extra == "tpu"), "")
     have, here = installed("libtpu"), tpu_is_here()
     fix = f"pip install 'libtpu{pin}' (what jax {installed('jax')} is made for)"
@@ -134,15 +128,17 @@ def libtpu() -> Iterator[Row]:
 
 
 def devices() -> Iterator[Row]:
-    """Lists the devices of jax, and warns of an accelerator of this machine that is left unused."""
+    """Lists the devices of jax, and warns of an accelerator of this machine that is not used."""
     import jax
+
+    from lm_jax.devices.sharding import memory_limit
 
     kinds: dict[str, list[Any]] = {}
     for device in jax.local_devices():
         kinds.setdefault(device.device_kind, []).append(device)
     found = []
     for kind, same in kinds.items():
-        limit = (same[0].memory_stats() or {}).get("bytes_limit")
+        limit = memory_limit(same[0])
         found.append(f"{len(same)} x {kind}" + (f", {limit / 2**30:.1f} GiB each" if limit else ""))
     found[-1] += f", backend {jax.default_backend()}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -150,8 +146,8 @@ def devices() -> Iterator[Row]:
     unused = [name for name, here in (("tpu", tpu_is_here()), ("gpu", gpu_is_here())) if here]
     if jax.default_backend() != "cpu" or not unused:
         return
-    if asked := os.environ.get("JAX_PLATFORMS"):
-        fix = f"unset JAX_PLATFORMS (it is {asked})"
+    if chosen := os.environ.get("JAX_PLATFORMS"):
+        fix = f"unset JAX_PLATFORMS (it is {chosen})"
         yield Row("accelerator", WARN, f"a {unused[0].upper()} is here, not used", fix)
     else:
         extra = "tpu" if unused[0] == "tpu" else "cuda"
@@ -160,7 +156,7 @@ def devices() -> Iterator[Row]:
 
 
 def matmul() -> Iterator[Row]:
-    """The rate of a square matrix product in float32 and bfloat16, and whether it is right."""
+    """Measures a square matrix product in float32 and bfloat16, and checks its result."""
     import jax
     import jax.numpy as jnp
 
@@ -178,7 +174,7 @@ def matmul() -> Iterator[Row]:
 
 
 def extras() -> Iterator[Row]:
-    """Lists the optional parts that are installed; nothing is wrong without them."""
+    """Lists which optional dependencies are installed; never a failure."""
     parts: dict[str, bool] = {}
     for name, _, extra in requirements("lm_jax"):
         if extra:
@@ -192,7 +188,7 @@ def extras() -> Iterator[Row]:
 
 
 def writable(name: str, folder: Path) -> Row:
-    """Whether a file can be written in `folder`, or in the nearest folder above it that exists."""
+    """Checks that a file can be written in `folder`, or in its nearest parent that exists."""
     there = existing(folder)
     try:
         with tempfile.NamedTemporaryFile(dir=there) as file:
@@ -205,7 +201,7 @@ def writable(name: str, folder: Path) -> Row:
 
 
 def compilation_cache() -> Iterator[Row]:
-    """The folder of compiled programs: whoever can write there can run code in this account."""
+    """Checks the compilation cache: who can write there can run code in this account."""
     import jax
 
     folder = getattr(jax.config, "jax_compilation_cache_dir", None) or cache_folder()
@@ -223,7 +219,7 @@ def compilation_cache() -> Iterator[Row]:
 
 
 def disk(folder: Path) -> Row:
-    """Free space where runs are written."""
+    """Checks the free space of the file system of `folder`."""
     free = shutil.disk_usage(existing(folder)).free
     status = FAIL if free < 1 << 30 else WARN if free < 10 << 30 else OK
     fix = "free some space, or choose another --workdir: checkpoints need room" * (status != OK)
@@ -231,13 +227,13 @@ def disk(folder: Path) -> Row:
 
 
 def existing(folder: Path) -> Path:
-    """`folder`, or the nearest one above it that exists."""
+    """`folder`, or its nearest parent that exists."""
     folder = folder.expanduser().absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def memory() -> str:
-    """', 23 GiB of memory' where the system tells."""
+    """', 23 GiB of memory'; "" where the system does not report it."""
     try:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

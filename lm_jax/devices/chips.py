@@ -1,9 +1,9 @@
-"""Chips: their published rates, their names, and how they are joined to slices and clusters.
+"""Chips: their published rates, their names, and the slices and clusters they form.
 
-Figures are those of a chip (a TPU v4, v5p and the "lite" ones are one JAX device, a tpu7x is two).
+Figures are per chip (a TPU v4, v5p and the "lite" ones are one JAX device, a tpu7x is two).
 Sources: [cloud] the page of each TPU at docs.cloud.google.com/tpu/docs; [book] "How to scale your
-model" (jax-ml.github.io/scaling-book, chapter 2), whose links are what programs get; [libtpu] the
-memory that libtpu 0.0.42.1 says a program may use, when it refuses one; [nvidia] the data sheets of
+model" (jax-ml.github.io/scaling-book, chapter 2), whose link rates are those that programs reach;
+[libtpu] the memory available to a program in libtpu 0.0.42.1's errors; [nvidia] the data sheets of
 A100, H100, H200, HGX B200 and of the DGX systems around them. Imports no jax: the launchers read
 the table on machines that have none.
 """
@@ -21,31 +21,31 @@ GiB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator. Rates are a second, of one chip, in one direction."""
+    """One kind of accelerator. Rates are per second and chip, in one direction."""
 
-    name: str  # as a topology begins: v5p:4x4x4
+    name: str  # the first part of a topology: v5p:4x4x4
     flops: float  # dense products of bfloat16
-    hbm: float  # bytes that a program may use
+    hbm: float  # bytes available to a program
     hbm_rate: float  # bytes
     link: float  # bytes of one link to a neighbour; a GPU: of all its NVLinks, into the switch
-    dims: int  # of the torus; 0: a switch, through which each reaches each at the rate of `link`
+    dims: int  # of the torus; 0: a switch, all pairs of chips at the rate of `link`
     wrap: int  # chips: a dimension of a multiple of this is a ring, a shorter one is a line
-    most: int  # chips in a slice, or GPUs behind one switch
-    host: int  # chips
-    dcn: float  # bytes between slices, a host
+    max_chips: int  # in a slice, or GPUs behind one switch
+    host: int  # chips of one host
+    dcn: float  # bytes between slices, per host
     kinds: tuple[str, ...]  # parts of JAX's device_kind, lower case
-    # What clouds call it: accelerators of GKE, types of gcloud, families of machine types.
+    # Names in clouds: accelerators of GKE, types of gcloud, families of machine types.
     names: tuple[str, ...]
-    gcloud: str = ""  # as the Cloud TPU API calls it, before the number of TensorCores
+    gcloud: str = ""  # name in the Cloud TPU API, before the number of TensorCores
     cores: int = 1  # TensorCores, which gcloud counts
-    devices: int = 1  # of JAX
-    int8: float = 0.0  # products; 0: no faster way is published
+    devices: int = 1  # JAX devices
+    int8: float = 0.0  # products; 0: no rate is published
     fp8: float = 0.0
     matmul: float = 0.9  # share of `flops` that a large product reaches
 
     @property
     def is_tpu(self) -> bool:
-        """Whether the TPU compiler can be asked."""
+        """Whether this is a TPU, for which the TPU compiler can compile without one."""
         return self.dims > 0
 
     def faster(self, kind: str) -> bool:
@@ -59,23 +59,23 @@ class Chip:
 
     @property
     def device_hbm(self) -> float:
-        """Bytes that a program may use of one JAX device."""
+        """Bytes of one JAX device that are available to a program."""
         return self.hbm / self.devices
 
     @property
     def device_hbm_rate(self) -> float:
-        """Bytes a second of one JAX device."""
+        """HBM bandwidth of one JAX device, in bytes per second."""
         return self.hbm_rate / self.devices
 
     @property
     def device_dcn(self) -> float:
-        """Bytes a second between slices, of one JAX device when all of its host do the same."""
+        """Bytes per second between slices, per JAX device when all devices of a host send."""
         return self.dcn / (self.host * self.devices)
 
 
 # Large products: 0.90 of the peak is measured on v6e (8192^3) and 0.83 on tpu7x (16384^3), by
-# Google's tpu-recipes, microbenchmarks; the others have v6e's, but GPUs, which power limits: about
-# 0.7 on an H200.
+# Google's tpu-recipes, microbenchmarks; other TPUs have v6e's. GPUs are limited by power: about 0.7
+# on an H200.
 CHIPS = {chip.name: chip for chip in (
     # [cloud] 275 TFLOP/s of bf16 or int8, 1200 GB/s; 30.75 GiB of 32 [libtpu, megacore]; link
     # [book]; DCN 50 Gbit/s a chip [book: 6.25 GB/s].
@@ -98,13 +98,13 @@ CHIPS = {chip.name: chip for chip in (
          ("tpu-v6e-slice", "v6e", "trillium", "tpu-v6e", "ct6e-standard"), "v6e",
          int8=1836e12, fp8=918e12),
     # [cloud] 2307, fp8 4614, 7380 GB/s, DCN 100 Gbit/s a chip; 94.75 GiB of 96 a device [libtpu];
-    # link: the page says 1200 GB/s a chip in both directions as it does of v5p, so as v5p's.
+    # link: the page has 1200 GB/s a chip in both directions, as for v5p, so v5p's rate.
     Chip("tpu7x", 2307e12, 189.5 * GiB, 7.38e12, 90e9, 3, 4, 9216, 4, 50e9, ("tpu7x", "tpu v7"),
          ("tpu7x", "v7x", "tpu-v7x", "ironwood", "tpu7x-standard"), cores=2, devices=2,
          fp8=4614e12, matmul=0.83),
-    # [nvidia] SXM, dense; memory: 0.9 of what nvidia-smi says (81,920, 81,559, 143,771, 183,359
-    # MiB), since the driver, NCCL and what JAX does not reserve need the rest; eight InfiniBand
-    # cards a host, of 200 Gbit/s beside A100 and of 400 beside the others.
+    # [nvidia] SXM, dense; memory: 0.9 of nvidia-smi's figure (81,920, 81,559, 143,771, 183,359
+    # MiB), since the driver, NCCL and allocations outside of JAX need the rest; eight InfiniBand
+    # cards a host, of 200 Gbit/s with A100 and of 400 with the others.
     Chip("a100", 312e12, 0.9 * 81920 * 2**20, 2.039e12, 300e9, 0, 1, 8, 8, 200e9, ("a100",),
          ("nvidia-a100-80gb", "a100", "a100-80gb", "a2-ultragpu"), int8=624e12, matmul=0.7),
     Chip("h100", 989.4e12, 0.9 * 81559 * 2**20, 3.35e12, 450e9, 0, 1, 8, 8, 400e9, ("h100",),
@@ -117,7 +117,8 @@ CHIPS = {chip.name: chip for chip in (
          ("nvidia-b200", "b200", "a4-highgpu"), int8=4500e12, fp8=4500e12, matmul=0.7),
 )}  # fmt: skip
 NAMES = {name: chip for chip in CHIPS.values() for name in chip.names}
-OTHER_CARDS = ("pcie", "nvl", "gb200")  # of H100, H200 and B200, with rates of their own
+NUMBER = r"[1-9]\d{0,8}"
+OTHER_CARDS = ("pcie", "nvl", "gb200")  # variants of H100, H200 and B200, with other rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Topology:
 
     @property
     def slice_name(self) -> str:
-        """One slice, as the TPU compiler calls it: v5p:4x4x4."""
+        """Name of one slice in the TPU compiler: v5p:4x4x4."""
         return f"{self.chip.name}:{joined(self.shape)}"
 
     @property
@@ -153,9 +154,9 @@ class Topology:
 
     @property
     def wrapped(self) -> tuple[bool, ...]:
-        """Dimensions that are rings. A three-dimensional slice has rings in all dimensions, where
-        all are multiples of 4 (it is made of whole cubes), or none [cloud: v4]; a two-dimensional
-        one along 16 chips [book].
+        """Whether each dimension is a ring. A three-dimensional slice has rings in all dimensions
+        when all are multiples of 4 (whole cubes), else in none [cloud: v4]; a two-dimensional one
+        along 16 chips [book].
         """
         rings = tuple(size % self.chip.wrap == 0 for size in self.shape)
         return rings if self.chip.dims < 3 else (all(rings),) * len(rings)
@@ -166,30 +167,25 @@ def joined(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def chips_in(shape: tuple[int, ...]) -> int:
-    """Number of chips."""
-    return math.prod(shape)
-
-
 def slices(chip: Chip) -> Sequence[tuple[int, ...]]:
-    """The shapes that slices of a TPU come in [cloud], smaller ones first."""
+    """The shapes of slices that clouds offer of a TPU [cloud], smaller ones first."""
     if chip.dims == 2:
         return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
     small = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
     cubes = itertools.combinations_with_replacement(range(4, 256, 4), 3)
-    large = [shape for shape in cubes if math.prod(shape) <= chip.most]
+    large = [shape for shape in cubes if math.prod(shape) <= chip.max_chips]
     return [(1, 1, 1)] * (chip.name == "tpu7x") + small + sorted(large, key=math.prod)
 
 
 def slice_of(chip: Chip, count: int) -> tuple[int, ...] | None:
-    """The slice of so many chips, the most cubic where there are several; None where none is."""
+    """The shape of a slice of `count` chips, the most cubic one; None when there is none."""
     shapes = [shape for shape in slices(chip) if math.prod(shape) == count]
     return min(shapes, key=sum) if shapes else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Parts of a machine's name; None for those that it leaves open."""
+    """The parts of a machine's name; None for those that it leaves out."""
 
     chip: Chip
     shape: tuple[int, ...] | None = None
@@ -198,22 +194,22 @@ class Machine:
 
 
 def named(text: str, flag: str = "--topology") -> Machine:
-    """Reads the names that people have for machines: a chip by any of its names, alone or with a
-    shape (v5p:4x4x4, tpu-v6e-slice:4x8), with a number of chips (v6e:16, h100:8), with gcloud's
-    number of TensorCores (v5litepod-16, v5e-16, v5p-128, tpu7x-128), or as a machine type
-    (ct5lp-hightpu-4t); *2 behind it: two slices, or hosts of GPUs. Raises UserError.
+    """Parses a machine's name: a chip by any of its names, alone or with a shape (v5p:4x4x4,
+    tpu-v6e-slice:4x8), with a number of chips (v6e:16, h100:8), with gcloud's number of TensorCores
+    (v5litepod-16, v5e-16, v5p-128, tpu7x-128), or as a machine type (ct5lp-hightpu-4t); a suffix *2
+    means two slices, or two hosts of GPUs. Raises UserError.
     """
-    whole = text.strip().lower()
-    name = max((n for n in NAMES if re.match(rf"{re.escape(n)}(?![a-z0-9])", whole)), key=len,
+    lower = text.strip().lower()
+    name = max((n for n in NAMES if re.match(rf"{re.escape(n)}(?![a-z0-9])", lower)), key=len,
                default="")  # fmt: skip
     if not name:
-        unknown = re.split(r"[:*]", whole)[0]
+        unknown = re.split(r"[:*]", lower)[0]
         bare = re.sub(r"-\d+$", "", unknown)
         raise UserError(f"{flag}={text}: chip {unknown!r} is not known.{nearest(bare, CHIPS)}")
     chip = NAMES[name]
     form = re.fullmatch(
-        r"(?:-(?P<host>\d+)[tg])?(?:(?P<sign>[:-])(?P<size>[1-9]\d*(?:x[1-9]\d*)*))?"
-        r"(?:\*(?P<slices>[1-9]\d*))?", whole[len(name) :],
+        rf"(?:-(?P<host>{NUMBER})[tg])?(?:(?P<sign>[:-])(?P<size>{NUMBER}(?:x{NUMBER})*))?"
+        rf"(?:\*(?P<slices>{NUMBER}))?", lower[len(name) :],
     )  # fmt: skip
     if form is None:
         raise UserError(f"{flag}={text}: the shape of {chip.name} is written {written(chip)}.")
@@ -229,14 +225,14 @@ def named(text: str, flag: str = "--topology") -> Machine:
 
 
 def written(chip: Chip) -> str:
-    """An example of how the shape of a slice is written."""
+    """An example of the notation of a slice of this chip."""
     form = {0: "8, or 8*4 for four hosts", 2: "16x16", 3: "4x4x4"}[chip.dims]
     return f"{chip.name}:{form}"
 
 
 def shape_of(chip: Chip, sign: str, size: str, where: str) -> tuple[int, ...]:
-    """The shape that 4x8, or a number of chips (behind ":") or TensorCores (behind "-"), stands
-    for.
+    """The shape that `size` means: 4x8, or a number of chips (after ":") or TensorCores (after
+    "-"). Raises UserError.
     """
     shape = tuple(map(int, size.split("x")))
     if not chip.is_tpu or len(shape) > 1:
@@ -254,11 +250,11 @@ def shape_of(chip: Chip, sign: str, size: str, where: str) -> tuple[int, ...]:
 
 
 def parse(text: str) -> Topology:
-    """'v5p:4x4x4', two slices 'v6e:16x16*2', four hosts of eight GPUs 'h100:8*4', or any other name
-    of a machine (see `named`) -> Topology.
+    """Parses 'v5p:4x4x4', two slices 'v6e:16x16*2', four hosts of eight GPUs 'h100:8*4', or another
+    name of a machine (see `named`).
 
-    Raises UserError for a chip or a shape that does not exist; whether a TPU slice of this shape
-    can be had, the compiler knows.
+    Raises UserError for a chip or a shape that does not exist; whether a TPU slice of this shape is
+    possible, the compiler knows.
     """
     machine = named(text)
     chip, shape = machine.chip, machine.shape
@@ -266,27 +262,25 @@ def parse(text: str) -> Topology:
         shape = slice_of(chip, machine.chips_per_host)
     if shape is None:
         raise UserError(f"--topology={text}: the shape of {chip.name} is written {written(chip)}.")
-    if math.prod(shape) > chip.most:
+    if math.prod(shape) > chip.max_chips:
         where = "slice" if chip.is_tpu else "host"
         several = written(chip).split(",")[0]
         raise UserError(
-            f"--topology={text}: a {where} of {chip.name} has at most {chip.most} chips; "
+            f"--topology={text}: a {where} of {chip.name} has at most {chip.max_chips} chips; "
             f"several are written {several}*2."
         )
     return Topology(chip, shape, machine.slices or 1)
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that a JAX device is on, or half of; None when it is not in the table."""
+    """The chip of a JAX device by its kind; None when it is not in the table."""
     kind = device_kind.lower()
     found = [(part, chip) for chip in CHIPS.values() for part in chip.kinds if part in kind]
     return max(found, key=lambda row: len(row[0]))[1] if found else None
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """bfloat16 FLOP/s of a device, None when it is not in the table: MFU is then not known, never
-    guessed.
-    """
+    """bfloat16 FLOP/s of a device; None when it is not in the table: MFU is never guessed."""
     chip = chip_of(device_kind)
     other = chip and chip.fp8 and any(card in device_kind.lower() for card in OTHER_CARDS)
     return chip.device_flops if chip and not other else None

@@ -11,10 +11,10 @@ from lm_jax.devices.sharding import axes_of, mesh_is_set, spec
 
 
 def on_each_device(function: Any, inputs: tuple, output: Any, own: bool = True) -> Any:
-    """`function` of each device's parts (jax.shard_map), by the logical axes of its arguments (of a
-    dict: by name, of a list: by place) and of its result or, in a list, results; without a mesh,
-    `function` itself. own: what devices share counts as each one's own, so that the gradients of
-    it are summed.
+    """`function` applied to each device's parts (jax.shard_map), by the logical axes of its
+    arguments (for a dict: by name, for a list: by index) and of its result or, in a list, results;
+    without a mesh, `function` itself. own: arrays that devices share count as each one's own, so
+    that their gradients are summed.
     """
     if not mesh_is_set():
         return function
@@ -71,14 +71,14 @@ def devices(name: str) -> int:
 
 
 def varying(x: Any, *names: str) -> Any:
-    """A tree of constants that are to become another on each device along these axes, as the first
-    value of a loop.
+    """A tree of constants marked as varying over the devices along these logical axes: the initial
+    value of a loop whose later values do.
     """
     return vary(x, inside(*names))
 
 
 def vary(x: Any, axes: tuple[str, ...]) -> Any:
-    """The tree with values that are each device's own along these mesh axes."""
+    """The tree with values marked as each device's own along these mesh axes."""
     if not axes:
         return x
     if (pvary := getattr(jax.lax, "pvary", None)) and not hasattr(jax.lax, "pcast"):
@@ -87,7 +87,7 @@ def vary(x: Any, axes: tuple[str, ...]) -> Any:
 
 
 def joined(x: jax.Array, name: str) -> jax.Array:
-    """The parts of x of the devices along the axis of `name`, one after the other."""
+    """All-gather: the parts of x of the devices along the axis of `name`, one after the other."""
     return jax.lax.all_gather(x, axes, tiled=True) if (axes := inside(name)) else x
 
 
@@ -96,22 +96,22 @@ def summed(x: jax.Array, name: str) -> jax.Array:
     return jax.lax.psum(x, axes) if (axes := inside(name)) else x
 
 
-def highest(x: jax.Array, name: str) -> jax.Array:
-    """The largest x of the devices along the axis of `name`; a constant to gradients."""
+def maximum(x: jax.Array, name: str) -> jax.Array:
+    """The maximum of x over the devices along the axis of `name`; a constant to gradients."""
     x = jax.lax.stop_gradient(x)
     return jax.lax.pmax(x, axes) if (axes := inside(name)) else x
 
 
 def summed_part(x: jax.Array, name: str, axis: int = 0) -> jax.Array:
-    """This device's part of `summed`, along an axis of x."""
+    """Reduce-scatter: this device's part of `summed`, along an axis of x."""
     axes = inside(name)
     return jax.lax.psum_scatter(x, axes, scatter_dimension=axis, tiled=True) if axes else x
 
 
 def summed_gradient(x: jax.Array, *names: str | None) -> jax.Array:
     """The gradient of a weight with these logical axes, summed over the devices that share the
-    tokens: each keeps the part that it holds of the weight. Along other mesh axes it is a part
-    already.
+    tokens; each device keeps the part that it holds of the weight. Along other mesh axes `x` is
+    such a part already.
     """
     left = inside("tokens")
     for dimension, name in enumerate(names):

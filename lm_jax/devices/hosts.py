@@ -1,7 +1,7 @@
-"""The processes of one run: how they join, wait for each other and speak with one voice.
+"""The processes of one run: joining, barriers, and values passed between them.
 
-All run the same program on devices of their own (JAX's multi-controller runtime). The first one
-writes what is not a checkpoint, and the lines; each gives the rows of its own devices.
+All run the same program on their own devices (JAX's multi-controller runtime). The first one prints
+and writes all files but checkpoints; each loads the rows of its own devices.
 """
 
 import json
@@ -23,15 +23,15 @@ from lm_jax.devices.runtime import tpu_is_here
 from lm_jax.devices.sharding import RULES
 from lm_jax.errors import AbsentError, UserError
 
-HEARTBEAT = 30  # seconds after which a process that is silent has died, and the others stop
-LONGEST_WAIT = 7 * 24 * 3600  # seconds, for what one process does alone
+HEARTBEAT = 30  # seconds without a heartbeat after which a process is dead and the others stop
+MAX_WAIT = 7 * 24 * 3600  # seconds, for work that one process does alone
 
 
 def join(address: str = "", count: int = 0, index: int = -1) -> None:
-    """Joins the other processes of the run, before jax looks at a device: those that the flags
-    name, or SLURM, or the TPU; alone where there are none.
+    """Joins the other processes of the run, named by the flags, SLURM or the TPU; does nothing
+    where there are none. To be called before jax initialises its devices.
 
-    Raises UserError when the flags are not complete, AbsentError when the others are not there.
+    Raises UserError when the flags are not complete, AbsentError when the others do not come.
     """
     given = bool(address), count > 0, index >= 0
     if any(given) and not all(given):
@@ -52,7 +52,7 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
     try:
         jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT)
     except Exception as error:
-        # Several that each went on alone would be several runs in one folder.
+        # Processes that each went on alone would be several runs in one work directory.
         if not named and tpu_is_here() and slurm_tasks() < 2 and gke_hosts() < 2:
             print(f"WARNING: only this host: {short(error)}", file=sys.stderr, flush=True)
             return
@@ -62,14 +62,14 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
 
 
 def slurm_tasks() -> int:
-    """Number of processes `srun` started with this one; 1 elsewhere. (In the script of a job
-    SLURM_NTASKS and SLURM_PROCID are set as well, and it is alone.)
+    """Number of processes that `srun` started together with this one; 1 elsewhere. (A batch script
+    has SLURM_NTASKS and SLURM_PROCID as well, but is a single process.)
     """
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def gke_hosts() -> int:
-    """Number of hosts of the TPUs of this run, as GKE tells the pods; 1 elsewhere."""
+    """Number of TPU hosts of this run, from the variables that GKE sets in pods; 1 elsewhere."""
     of_a_slice = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
     return of_a_slice * int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
 
@@ -80,25 +80,25 @@ def short(error: BaseException) -> str:
 
 
 def are_several() -> bool:
-    """Whether this process has joined others; looks at no device."""
+    """Whether this process has joined others; initialises no device."""
     return service() is not None
 
 
 def is_first() -> bool:
-    """Whether this process writes what all of them know."""
+    """Whether this is the process that prints and writes for all of them."""
     return jax.process_index() == 0
 
 
-def on_first_process(what: Callable[[], Any], name: str) -> Any:
-    """Result of `what()` on the first process; the others come back when it is done, with None. A
-    UserError is raised on all of them. `name`: of this call alone.
+def on_first_process(function: Callable[[], Any], name: str) -> Any:
+    """Result of `function()` on the first process; None on the others, which wait until it is done.
+    A UserError is raised on all of them. `name`: unique to this call.
     """
     if not are_several():
-        return what()
-    found, refusal = None, ["", ""]
+        return function()
+    result, refusal = None, ["", ""]
     if is_first():
         try:
-            found = what()
+            result = function()
         except UserError as error:
             refusal = [type(error).__name__, str(error)]
         publish(f"first/{name}", json.dumps(refusal))
@@ -106,19 +106,19 @@ def on_first_process(what: Callable[[], Any], name: str) -> Any:
     kind, text = json.loads(wait_for_key(f"first/{name}", 60))
     if kind:
         raise getattr(errors, kind)(text)
-    return found
+    return result
 
 
 def barrier(name: str) -> None:
-    """Waits for every process, however long what the first one does takes (a text to prepare)."""
+    """Waits for every process, up to MAX_WAIT: the first one may have a text to prepare."""
     if jax.process_count() > 1:
-        # A collective alone would give up after the 30 s that gloo waits for the others.
-        service().wait_at_barrier(f"lm_jax.{name}", timeout_in_ms=LONGEST_WAIT * 1000)
+        # A collective alone would fail after gloo's timeout of 30 s.
+        service().wait_at_barrier(f"lm_jax.{name}", timeout_in_ms=MAX_WAIT * 1000)
         multihost_utils.sync_global_devices(f"lm_jax.{name}")
 
 
 def publish(key: str, value: str) -> None:
-    """Leaves `value`, under `key`, where all processes can read it as long as process 0 lives."""
+    """Stores `value` under `key`, where all processes can read it while process 0 lives."""
     service().key_value_set(f"lm_jax/{key}", value, allow_overwrite=True)
 
 
@@ -129,30 +129,31 @@ def read_keys(folder: str) -> dict[str, str]:
 
 
 def wait_for_key(key: str, seconds: float) -> str:
-    """Waits for the value of `key`; raises when it is not there within `seconds`."""
+    """Waits for the value of `key`; raises when it is not published within `seconds`."""
     return service().blocking_key_value_get(f"lm_jax/{key}", round(1000 * seconds))
 
 
 def service() -> Any:
-    """The service of jax.distributed: barriers, keys and values; without a public name (0.12)."""
+    """The client of jax.distributed: barriers, keys and values. It has no public name (0.12)."""
     return distributed.global_state.client
 
 
 def request_stop() -> None:
-    """Asks all processes to stop after the same step, as SIGTERM does: see `told_to_stop`."""
+    """Requests all processes to stop after the same step, as SIGTERM does; see `stop_requested`."""
     signal.raise_signal(signal.SIGTERM)  # jax's own handler has it where there are several
 
 
-def told_to_stop(step: int) -> bool:
-    """Whether one of several processes got SIGTERM, and all of them are to stop after this step."""
+def stop_requested(step: int) -> bool:
+    """Whether one of several processes got SIGTERM, so that all of them stop after this step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 def share(mesh: Mesh) -> tuple[tuple[int, ...], int]:
-    """(which, of how many) equal parts of a batch the devices of this process hold. On a TPU slice
-    these are seldom one after the other: the devices of a host are not neighbours in the mesh.
+    """The equal parts of a batch that the devices of this process hold: (their indices, number of
+    all parts). On a TPU slice they are seldom consecutive: the devices of a host are not neighbours
+    in the mesh.
 
-    Raises UserError where two processes hold some parts together and others alone.
+    Raises UserError where two processes share some parts of the batch but not all.
     """
     if jax.process_count() == 1:
         return (0,), 1

@@ -1,4 +1,4 @@
-"""Products of two arrays in the precision of jax.default_matmul_precision, on CPUs, too."""
+"""Matrix products in the precision of jax.default_matmul_precision, on CPUs as well."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ def einsum(
     equation: str, x: jax.Array, w: jax.Array, dtype: Any = None, out_sharding: Any = None
 ) -> jax.Array:
     """jnp.einsum of two arrays, its result in `dtype`. Under jax.default_matmul_precision
-    "bfloat16", float32 is rounded to bfloat16, and products are summed in float32: what a TPU does
-    with float32 anyway. XLA's CPU backend does not know the setting, so it is done here; a
-    processor with AMX is four times as fast that way.
+    "bfloat16", float32 operands are rounded to bfloat16 and products summed in float32, as a TPU
+    always does. XLA's CPU backend ignores the setting, so it is done here; a processor with AMX is
+    four times as fast that way.
     """
     equation = in_order(equation)
 
@@ -34,7 +34,7 @@ def einsum(
 
 
 def in_order(equation: str) -> str:
-    """`equation` with its letters renamed so that x's order is kept in the sum.
+    """`equation` with its summed letters renamed so that they are in the order of x.
 
     jnp.einsum sums over letters in alphabetical order. A sum over heads and what is in them, `kgh`,
     runs over `ghk` then, and on CPU every operand is copied into that order first.

@@ -22,14 +22,14 @@ FORWARD: dict[str, Types] = {  # by config.model.quantization
     "fp8": ("float8_e4m3fn", "float8_e4m3fn"),
     "fp8_full": ("float8_e4m3fn", "float8_e4m3fn"),
 }
-# Of the products of gradients with weights: gradients need range more than digits (Micikevicius et
-# al. 2022, arXiv:2209.05433, section 3). Those that give the gradient of a weight are never in
-# eight bits: a sum over all tokens, whose parts devices would have to send in 32.
+# Products of gradients with weights: gradients need range more than precision (Micikevicius et al.
+# 2022, arXiv:2209.05433, section 3). Products that give the gradient of a weight are never in eight
+# bits: they sum over all tokens, and devices would have to send their parts of the sum in 32.
 BACKWARD: dict[str, Types] = {
     "int8_full": ("int8", "int8"),
     "fp8_full": ("float8_e5m2", "float8_e4m3fn"),
 }
-# The largest number of a row becomes 127, and not 127.5, a tie, which rounds as its last bit is.
+# The largest number of a row becomes 127, and not 127.5, a tie, which rounds to even.
 LARGEST = {"int8": f"absmax,{127.5 / 127}"}
 
 
@@ -68,9 +68,9 @@ def letters(equation: str) -> tuple[str, str, str]:
     return of_x, of_w, out
 
 
-def low(x: jax.Array, of: str, out: str, kind: str) -> Any:
-    """x with the letters `of` in eight bits (a qwix.QArray): what is summed over, not in `out`, has
-    one scale, so that it stands before the sum.
+def quantize(x: jax.Array, of: str, out: str, kind: str) -> Any:
+    """x, with the letters `of`, in eight bits (a qwix.QArray). Along the axes that are summed over,
+    those not in `out`, it has one scale, which so can be taken out of the sum.
     """
     kept = [axis for axis, letter in enumerate(of) if letter in out]
     return library().quantize(x.astype(jnp.float32), jnp.dtype(kind), channelwise_axes=kept,
@@ -78,18 +78,20 @@ def low(x: jax.Array, of: str, out: str, kind: str) -> Any:
 
 
 def scaled(names: Sequence[str | None], part: jax.Array) -> list[str | None]:
-    """The logical axes `names` of an array in eight bits, for its numbers or for their scales."""
+    """Logical axes of a part of an array in eight bits, its numbers or their scales, from the axes
+    `names` of the array: dimensions of size 1 are not cut.
+    """
     return [name if size > 1 else None for name, size in zip(names, part.shape, strict=True)]
 
 
 def operands(equation: str, x: Any, w: Any, types: Types | None) -> tuple[Any, Any]:
-    """x and w as they are multiplied: themselves, or in eight bits."""
+    """The operands of a product: x and w themselves, or in eight bits where there are `types`."""
     of_x, of_w, out = letters(equation)
-    return (low(x, of_x, out, types[0]), low(w, of_w, out, types[1])) if types else (x, w)
+    return (quantize(x, of_x, out, types[0]), quantize(w, of_w, out, types[1])) if types else (x, w)
 
 
-def laid(x: Any, of: str, out: str, axes: PartitionSpec | None) -> Any:
-    """x in eight bits with its scales where the result that they multiply will lie."""
+def with_scales_at(x: Any, of: str, out: str, axes: PartitionSpec | None) -> Any:
+    """x in eight bits, its scales laid out as the result that they multiply."""
     if axes is None:
         return x
     place = [axes[out.index(letter)] if letter in out else None for letter in of]
@@ -98,20 +100,20 @@ def laid(x: Any, of: str, out: str, axes: PartitionSpec | None) -> Any:
 
 
 def dot(equation: str, x: Any, w: Any, dtype: Any = None, axes: Any = None) -> jax.Array:
-    """jnp.einsum(equation, x, w) laid out by `axes`; of two in eight bits, which share no letter
-    with the result in another order, in `dtype`.
+    """jnp.einsum(equation, x, w) laid out by `axes`. Operands in eight bits must have the letters
+    of the result in its order; their product is in `dtype`.
     """
     if isinstance(x, jax.Array):
         return einsum(equation, x, w, out_sharding=axes)
     of_x, of_w, out = letters(equation)
-    x, w = laid(x, of_x, out, axes), laid(w, of_w, out, axes)
+    x, w = with_scales_at(x, of_x, out, axes), with_scales_at(w, of_w, out, axes)
     summed = [letter for letter in of_x if letter not in out]
     numbers = [of_x.index(letter) for letter in summed], [of_w.index(letter) for letter in summed]
     return library().dot_general(x, w, (numbers, ((), ())), out_sharding=axes).astype(dtype)
 
 
 def sums_in(types: Types) -> Any:
-    """The type in which numbers of these types are added up."""
+    """The type in which products of these types are accumulated."""
     return jnp.int32 if types[0] == "int8" else jnp.float32
 
 

@@ -10,11 +10,11 @@ from lm_jax.errors import UserError
 def resolved(
     config: ModelConfig, platform: str, prefix: bool = False, shared: bool = False
 ) -> ModelConfig:
-    """The model with what "auto" means on `platform` (cpu, gpu, tpu) written out.
+    """The config with "auto" replaced by its meaning on `platform` (cpu, gpu, tpu).
 
-    prefix: batches have one (prefix LM). shared: several devices share a row (mesh.context). A
-    kernel of another platform, or one that cannot do what
-    the model wants, is refused where it is asked for, and never taken where it is not.
+    prefix: batches have a prefix (prefix LM). shared: several devices share a row (mesh.context).
+    Raises UserError for a named attention kernel that does not run on the platform or cannot
+    compute this model; "auto" never chooses such a kernel.
     """
     backends = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
     attention = backends.get(platform, "xla") if config.attention == "auto" else config.attention

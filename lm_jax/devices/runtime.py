@@ -18,11 +18,11 @@ TPU_PCI_IDS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x00
 
 
 def start() -> None:
-    """Settles the platform and turns the persistent compilation cache on. Environment variables
-    win.
+    """Chooses the platform and turns the persistent compilation cache on. Environment variables
+    take precedence.
     """
-    # libtpu is installed for its compiler on many machines without a TPU: jax would look for one
-    # for seconds, and say so on twenty lines.
+    # libtpu is installed for its compiler on many machines without a TPU: jax would search for one
+    # for seconds, and print twenty lines of it.
     if not (tpu_is_here() or gpu_is_here()):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
@@ -59,15 +59,15 @@ def huge_pages() -> None:
 
 
 def devices() -> list[Any]:
-    """All devices; raises MachineError when there are none of the platform that is asked for."""
+    """All devices; raises MachineError when there are none of the platform in JAX_PLATFORMS."""
     import jax
 
     try:
         return jax.devices()
     except (RuntimeError, AssertionError):
-        asked = os.environ.get("JAX_PLATFORMS")
+        requested = os.environ.get("JAX_PLATFORMS")
         raise MachineError(
-            f"JAX_PLATFORMS={asked}: no such device can be used here; unset it, or see "
+            f"JAX_PLATFORMS={requested}: no such device can be used here; unset it, or see "
             "python -m lm_jax.doctor."
         ) from None
 
@@ -80,9 +80,10 @@ def cache_folder() -> str:
 
 
 def processor() -> str:
-    """A name for processors that run each other's compiled programs well: as many cores, with the
-    same instructions. XLA's own key has neither, so a program compiled on one core would stay on
-    one core wherever it is found, and one of a newer processor of a shared home would crash.
+    """A name shared by processors that can run each other's compiled programs: number of cores and
+    instruction sets. XLA's own key has neither, so a program compiled on one core would use one
+    core on every machine, and one compiled for a newer processor that shares the home directory
+    would crash.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind = f"{platform.machine()} {platform.processor()} {instructions()}"
@@ -90,7 +91,7 @@ def processor() -> str:
 
 
 def instructions() -> str:
-    """Instruction sets of the processor, as Linux lists them; nothing elsewhere."""
+    """Instruction sets of the processor, as Linux lists them; "" elsewhere."""
     lines = read("/proc/cpuinfo").splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
@@ -103,7 +104,7 @@ def bfloat16_is_faster() -> bool:
 
 
 def tpu_is_here() -> bool:
-    """Whether a TPU is attached: its device files, or Google's PCI ids."""
+    """Whether a TPU is attached, by its device files or Google's PCI ids."""
     if glob.glob("/dev/accel*"):
         return True
     for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
@@ -113,12 +114,12 @@ def tpu_is_here() -> bool:
 
 
 def gpu_is_here() -> bool:
-    """Whether an NVIDIA driver has a device here."""
+    """Whether an NVIDIA driver has a device on this machine."""
     return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")))
 
 
 def read(path: str | Path) -> str:
-    """Text of a system file; nothing when it cannot be read."""
+    """Text of a system file; "" when it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:

@@ -36,9 +36,9 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",
     "words": ("tensor", "fsdp"),
 }
-STAGES_SINCE = (0, 10)  # jax in which a shard_map over some explicit axes works,
-STAGES_APART = (0, 12)  # and in which the others stay cut at its border
-SHARED = "data"  # its devices hold the same parameters
+PARTIAL_SHARD_MAP_SINCE = (0, 10)  # jax in which a shard_map over some explicit axes works,
+OTHER_AXES_CUT_SINCE = (0, 12)  # and in which arrays stay cut along the others at its border
+SHARED = "data"  # the axis whose devices hold the same parameters
 ROWS_ARE_WHOLE = contextvars.ContextVar("rows are whole", default=False)
 
 
@@ -48,10 +48,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     filled = fill_mesh(config, len(devices))
-    if filled.stage > 1 and jax.__version_info__ < STAGES_SINCE:
+    if filled.stage > 1 and jax.__version_info__ < PARTIAL_SHARD_MAP_SINCE:
+        needed = ".".join(map(str, PARTIAL_SHARD_MAP_SINCE))
         raise UserError(
-            f"config.mesh.stage={filled.stage}: needs jax {'.'.join(map(str, STAGES_SINCE))}, and "
-            f"this is {jax.__version__}; set it to 1, or upgrade jax."
+            f"config.mesh.stage={filled.stage}: needs jax {needed}, and this is {jax.__version__}; "
+            "set it to 1, or upgrade jax."
         )
     sizes = [getattr(filled, axis) for axis in AXES]
     tpu = devices[0].platform == "tpu" and len(devices) > 1
@@ -62,7 +63,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 def warning(mesh: Mesh) -> str:
     """Warning about a mesh before a run; "" for none."""
     beside = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1]
-    if mesh.shape["stage"] == 1 or not beside or jax.__version_info__ >= STAGES_APART:
+    if mesh.shape["stage"] == 1 or not beside or jax.__version_info__ >= OTHER_AXES_CUT_SINCE:
         return ""
     return (
         f"WARNING: config.mesh.stage={mesh.shape['stage']}: jax {jax.__version__} collects the "
@@ -72,8 +73,8 @@ def warning(mesh: Mesh) -> str:
 
 
 def tpu_grid(sizes: list[int], devices: list[Any]) -> np.ndarray:
-    """TPUs in the order in which they are neighbours. The network between slices is the slow one:
-    one axis alone crosses it, the first of FAR_AXES that divides.
+    """TPUs in the order of the torus. The network between slices is slow: a single axis crosses it,
+    the first of FAR_AXES whose size is a multiple of the slices.
     """
     from jax.experimental import mesh_utils
 
@@ -106,7 +107,7 @@ def mesh_is_set() -> bool:
 
 
 def ways(*names: str) -> int:
-    """Into how many parts the mesh in use cuts an array by axes of these logical names."""
+    """Number of parts into which the mesh in use cuts an array along these logical axes."""
     if not mesh_is_set():
         return 1
     return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in free(*names))
@@ -124,8 +125,9 @@ def spec(*names: str | None) -> PartitionSpec | None:
 
 @contextlib.contextmanager
 def whole_rows() -> Iterator[None]:
-    """Within, devices that could share the rows of a batch each have the whole: of one token at a
-    time there is nothing to share.
+    """A context in which the "context" axis cuts no rows: each of its devices has whole rows.
+
+    For decoding: a single token cannot be shared.
     """
     token = ROWS_ARE_WHOLE.set(True)
     try:
@@ -138,7 +140,7 @@ def rule(name: str) -> str | tuple[str, ...] | None:
     """The mesh axes of a logical name in the mesh in use."""
     if name not in ("length", "tokens"):
         return RULES[name]
-    # An axis of one device is named in no type: keys would have to be freed of it.
+    # An axis of one device is left out of types: else keys and values would be resharded.
     alone = jax.sharding.get_abstract_mesh().shape.get(RULES["length"], 1) == 1
     if alone or ROWS_ARE_WHOLE.get():
         return None if name == "length" else RULES["batch"]
@@ -151,10 +153,9 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def spread(tree: Any, first: bool = False) -> Any:
-    """The arrays of `tree`, also cut over the axis that shares the batch alone (ZeRO, Rajbhandari
-    et al. 2020, arXiv:1910.02054, section 5): along the dimension that is longest on a device
-    among those that divide, or, with `first`, along the first of them (the layers). An array
-    without one stays as it is.
+    """The arrays of `tree`, also cut along the data axis (ZeRO, Rajbhandari et al. 2020,
+    arXiv:1910.02054, section 5): of the dimensions that divide, along the longest on a device or,
+    with `first`, the first one (the layers). An array without one stays as it is.
     """
     if not mesh_is_set() or jax.sharding.get_abstract_mesh().shape[SHARED] == 1:
         return tree
@@ -162,8 +163,8 @@ def spread(tree: Any, first: bool = False) -> Any:
 
 
 def spread_spec(x: jax.Array, first: bool) -> PartitionSpec:
-    """Mesh axes of x after `spread`. The new one is the last of its dimension: what a device holds
-    is a part of what it had, so going back moves data along this axis only.
+    """Mesh axes of x after `spread`. The new one comes last in its dimension: a device keeps a part
+    of what it held, so the inverse moves data along this axis only.
     """
     sizes, old = jax.sharding.get_abstract_mesh().shape, jax.typeof(x).sharding.spec
     parts = [() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in old]
@@ -183,7 +184,7 @@ def as_in(tree: Any, other: Any) -> Any:
 
 
 def in_use() -> tuple[str, ...]:
-    """The axes of the mesh along which devices may have parts of their own."""
+    """The mesh axes along which arrays may be cut here."""
     mesh, length = jax.sharding.get_abstract_mesh(), RULES["length"]
     names = (axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
     return tuple(axis for axis in names if axis != length or rule("length"))
@@ -196,15 +197,15 @@ def axes_of(*names: str | None) -> tuple[str, ...]:
 
 
 def free(*names: str | None) -> tuple[str, ...]:
-    """The mesh axes of logical names along which the mesh in use can cut: not those along which
-    each device has its own already (in a shard_map: the stages of a pipeline).
+    """The mesh axes of logical names along which arrays can still be cut: not the manual ones of a
+    shard_map (the stages of a pipeline).
     """
     own = jax.sharding.get_abstract_mesh().manual_axes
     return tuple(axis for axis in axes_of(*names) if axis not in own)
 
 
 def within(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    """Those mesh axes of a rule that are free, as a part of a PartitionSpec."""
+    """The free mesh axes of a rule (see `free`), as an entry of a PartitionSpec."""
     own = jax.sharding.get_abstract_mesh().manual_axes
     if axes is None or isinstance(axes, str):
         return None if axes in own else axes
@@ -213,8 +214,8 @@ def within(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
 
 def stream(dim: int) -> tuple[str | None, ...]:
     """Logical axes of the residual stream [B, L, D] between branches: devices that share the heads
-    keep a part of each state, where it divides, so that no branch ends in the same sum on all of
-    them. Along D and not L (arXiv:2205.05198), which the TPU compiler does in half the bytes.
+    keep a part of each state, where D divides, so that no branch ends in an all-reduce. Along D and
+    not L, as in sequence parallelism (arXiv:2205.05198): the TPU compiler sends half the bytes.
     """
     parts = ways("stream")
     return "batch", "length", "stream" if parts > 1 and dim % parts == 0 else None
@@ -222,18 +223,18 @@ def stream(dim: int) -> tuple[str | None, ...]:
 
 def table(rows: int) -> tuple[str | None, ...]:
     """Logical axes of a table of words [rows, D]: cut along the words where they divide. Whole rows
-    come together in one piece; parts of a row would be put in order in a second copy.
+    are gathered in one piece; parts of rows would need a second copy to be put in order.
     """
     return ("words", None) if rows % ways("words") == 0 else ("vocab", "embed")
 
 
 def whole(x_BLD: jax.Array) -> jax.Array:
-    """The stream with whole states on each device."""
+    """The residual stream with whole states on each device."""
     return shard(x_BLD, "batch", "length", None)
 
 
 def is_cut(x: jax.Array, axis: int) -> bool:
-    """Whether devices have parts of their own along an axis of x."""
+    """Whether x is cut along an axis."""
     return mesh_is_set() and jax.typeof(x).sharding.spec[axis] is not None
 
 
@@ -248,8 +249,8 @@ def gather(table: jax.Array, ids: jax.Array, *names: str | None) -> jax.Array:
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh, leading: int = 0) -> dict[str, jax.Array]:
-    """Host arrays [*leading, batch, ...] onto the devices of `mesh`; each process gives the rows
-    that are its own.
+    """Puts host arrays [*leading, batch, ...] onto the devices of `mesh`; each process has the rows
+    of its own devices.
     """
     axes = PartitionSpec(*(None,) * leading, RULES["batch"])
     place = NamedSharding(mesh, axes)
@@ -261,14 +262,14 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh, leading: int = 0) -> dict[str,
 
 
 def bytes_per_device(leaf: Any) -> int:
-    """Bytes that one device holds of an array with a sharding."""
+    """Bytes of an array that one device holds."""
     shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
     return math.prod(shape) * leaf.dtype.itemsize
 
 
 def memory_limit(device: Any) -> int | None:
-    """Bytes of memory of an accelerator, None where it does not say."""
-    if not hasattr(device, "memory_stats"):  # one of a topology that is not here
+    """Bytes of memory of an accelerator; None where it does not report them."""
+    if not hasattr(device, "memory_stats"):  # a device of a topology, without hardware
         return None
     try:
         return (device.memory_stats() or {}).get("bytes_limit")

@@ -28,25 +28,31 @@ def host_names(text: str) -> list[str]:
 
 
 def numbers(inside: str, text: str) -> list[str]:
-    """Numbers of a bracket: '1-3,005' -> 1, 2, 3, 005."""
+    """Numbers of a bracket: '1-3,005' -> 1, 2, 3, 005. Raises UserError, also for a range that
+    ends before it begins.
+    """
     found: list[str] = []
     for part in inside.split(","):
         if span := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
             low, high = int(span[1]), int(span[2] or span[1])
             high = min(high, low + MAX_HOSTS)
-            found += [f"{i:0{len(span[1])}d}" for i in range(low, high + 1)]
+            several = [f"{i:0{len(span[1])}d}" for i in range(low, high + 1)]
         elif (box := re.fullmatch(r"([\dA-Z]+)x([\dA-Z]+)", part)) and len(box[1]) == len(box[2]):
             digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
             sides = [digits[digits.index(a) : digits.index(b) + 1]
                      for a, b in zip(*box.groups(), strict=True)]  # fmt: skip
-            found += itertools.islice(map("".join, itertools.product(*sides)), MAX_HOSTS)
+            boxed = map("".join, itertools.product(*sides))
+            several = list(itertools.islice(boxed, MAX_HOSTS))
         else:
+            several = []
+        if not several:
             raise UserError(f"SLURM's list of hosts {text!r}: [{part}] is no range of numbers.")
+        found += several
     return found
 
 
 def coordinator(environment: Mapping[str, str] = os.environ) -> str:
-    """HOST:PORT where the processes of a job step meet: its first host, at a port by the job's
+    """HOST:PORT of the coordinator of a job step: its first host, at a port derived from the job's
     number; "" where SLURM does not name the hosts.
 
     The same port as jax chooses, which takes the first host from the list by itself, but not from

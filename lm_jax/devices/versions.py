@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def requirements(package: str) -> Iterator[tuple[str, str, str]]:
-    """(name, bounds, extra or "") of what a package asks for; nothing when it is not installed."""
+    """Requirements of a package, (name, bounds, extra or ""); none when it is not installed."""
     if installed(package) is None:
         return
     for line in importlib.metadata.requires(package) or []:
@@ -19,7 +19,7 @@ def requirements(package: str) -> Iterator[tuple[str, str, str]]:
 
 
 def installed(package: str) -> str | None:
-    """Version of an installed distribution."""
+    """Version of an installed distribution; None when it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

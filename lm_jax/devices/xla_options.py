@@ -1,5 +1,5 @@
-"""Compiler options by kind of device: one table, each row with the place that publishes it; options
-that the installed compiler refuses are left out, with a line.
+"""Compiler options by chip: one table, each row with its source; options that the installed
+compiler refuses are left out, with a line.
 """
 
 import contextlib
@@ -13,17 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-Options = dict[str, Any]
-# By a part of the device's kind, lower case; the first that is found counts.
-GENERATIONS = {
-    "tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5e": "v5e", "tpu v5": "v5p", "tpu v6": "v6e",
-    "tpu7x": "tpu7x", "tpu v7": "tpu7x", "h100": "hopper", "h200": "hopper",
-}  # fmt: skip
+from lm_jax.devices.chips import chip_of
 
-# Few: what its makers, or a trainer that publishes its speed, set beside the defaults of libtpu
-# 0.0.42.1 and jaxlib 0.10.2, which take all of them (tests/devices/test_xla_options.py). An
-# option that ends the process or that a large program alone is refused for has no place here: a
-# probe would not find it.
+Options = dict[str, Any]
+# JAX (docs/gpu_performance_tips.md), and in NVIDIA's images of it.
+HOPPER: Options = {"xla_gpu_enable_latency_hiding_scheduler": True}
+# By chip (devices/chips.py). Few: those that its makers, or a trainer that publishes its speed, set
+# beside the defaults of libtpu 0.0.42.1 and jaxlib 0.10.2, which accept all of them
+# (tests/devices/test_xla_options.py). No option that aborts the process or is refused for large
+# programs only: the probe of `refusal` would miss it.
 TABLE: dict[str, Options] = {
     # axlearn (common/compiler_options.py): the default from v5 on.
     "v4": {
@@ -42,10 +40,10 @@ TABLE: dict[str, Options] = {
         "xla_tpu_megacore_fusion_allow_ags": False,
         "xla_tpu_enable_ag_backward_pipelining": True,
     },
-    # MaxText (configs/tpu/v6e/llama2_7b_4096.sh); what kernels may take of the vector memory is not
-    # there for other arrays: up to its size, 128 MiB, more lies in HBM. Not the three of openxla's
-    # docs/flags_guidance.md that gather the weights of a layer during the one before: what they
-    # hold of a large model is not measured.
+    # MaxText (configs/tpu/v6e/llama2_7b_4096.sh); vector memory reserved for kernels, up to its
+    # 128 MiB, is lost to other arrays, which then lie in HBM. Not the three of openxla's
+    # docs/flags_guidance.md that gather the weights of a layer during the one before: the memory
+    # they need with a large model is not measured.
     "v6e": {"xla_tpu_scoped_vmem_limit_kib": 98304},
     # tpu-recipes (training/ironwood, Llama 3.1 70B) the first two, without its bf16 emission mode,
     # which may round differently; the others are BROKEN, and on by default here.
@@ -55,16 +53,16 @@ TABLE: dict[str, Options] = {
         "xla_tpu_enable_sparse_core_collective_offload_all_reduce": False,
         "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": False,
     },
-    # JAX (docs/gpu_performance_tips.md), and in NVIDIA's images of it.
-    "hopper": {"xla_gpu_enable_latency_hiding_scheduler": True},
+    "h100": HOPPER,
+    "h200": HOPPER,
 }
 # Between slices: axlearn and MaxText, to sum the gradients of a layer during the one before.
 SLICES: Options = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": True,
     "xla_tpu_data_parallel_opt_different_sized_ops": True,
 }
-# What makes losses wrong when it is on, and where that is told: never in the table, and a line
-# when the environment sets it.
+# Options that make losses wrong when on, and where that is reported: never in the table, and a
+# warning when the environment sets one.
 BROKEN = {
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "axlearn: another quality on v6e, "
     "abnormal losses on tpu7x",
@@ -75,17 +73,17 @@ VARIABLES = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 
 
 def accepted(mesh: Mesh) -> Options:
-    """The `compiler_options` of a program on the devices of `mesh`: those of its generation that
-    this compiler takes. An option that is set in LIBTPU_INIT_ARGS or XLA_FLAGS stays as it is
-    there. Prints a line for each that is refused, and for one there that makes losses wrong.
+    """The `compiler_options` of a program on the devices of `mesh`: those of its chip that this
+    compiler accepts. Options set in LIBTPU_INIT_ARGS or XLA_FLAGS take precedence. Prints a line
+    for each option that is refused, and for one of the environment that makes losses wrong.
     """
-    there = in_environment()
-    for name in there.keys() & BROKEN.keys():
-        if there[name].lower() not in ("false", "0"):
-            print(f"WARNING: {name}={there[name]} is known to fail ({BROKEN[name]})", flush=True)
+    given = in_environment()
+    for name in given.keys() & BROKEN.keys():
+        if given[name].lower() not in ("false", "0"):
+            print(f"WARNING: {name}={given[name]} is known to fail ({BROKEN[name]})", flush=True)
     kept: Options = {}
     for name, value in wanted(mesh).items():
-        if name in there:
+        if name in given:
             continue
         if why := refusal(mesh, kept | {name: value}):
             print(f"compiler option {name}={value} is left out: {why}", flush=True)
@@ -96,28 +94,31 @@ def accepted(mesh: Mesh) -> Options:
 
 def wanted(mesh: Mesh) -> Options:
     """The rows of the table for the devices of `mesh`."""
-    devices = mesh.devices.flat
-    kind = getattr(devices[0], "device_kind", "").lower()
-    generation = next((name for part, name in GENERATIONS.items() if part in kind), "")
-    several = len({getattr(device, "slice_index", None) for device in devices}) > 1
-    return TABLE.get(generation, {}) | (SLICES if several else {})
+    several = len({getattr(device, "slice_index", None) for device in mesh.devices.flat}) > 1
+    return TABLE.get(chip_name(mesh), {}) | (SLICES if several else {})
+
+
+def chip_name(mesh: Mesh) -> str:
+    """Name of the chips of `mesh`; "" when they are not in the table of chips."""
+    chip = chip_of(getattr(mesh.devices.flat[0], "device_kind", ""))
+    return chip.name if chip else ""
 
 
 def refusal(mesh: Mesh, options: Options) -> str:
-    """Why the compiler does not take `options`, for a program of one sum; "" when it does."""
+    """Reason why the compiler refuses `options`, for a program of one sum; "" when it does not."""
     x = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     try:
         with not_kept():
             jax.jit(lambda x: x + 1).lower(x).compile(compiler_options=options)
-    except Exception as error:  # of many types, and none of them is a reason not to train
+    except Exception as error:  # of many types, none of which should stop a run
         return " ".join(str(error).split())[:200]
     return ""
 
 
 @contextlib.contextmanager
 def not_kept() -> Iterator[None]:
-    """Keeps compiled programs out of the cache: one for devices that are not here could not be
-    loaded again, and jax would warn of it.
+    """Keeps compiled programs out of the cache: a program for devices that this machine lacks could
+    not be loaded again, and jax would warn of it.
     """
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)

@@ -7,6 +7,7 @@ from flax import nnx
 
 from lm_jax.config import ModelConfig
 from lm_jax.config.check import check_alone
+from lm_jax.errors import UserError
 from lm_jax.models.attention.attention import Attention
 from lm_jax.models.attention.multi_head import MultiHeadAttention
 from lm_jax.models.classical.counted import NGram
@@ -42,8 +43,15 @@ def num_parameters(model: Model) -> int:
 
 
 def create(config: ModelConfig, *, rngs: nnx.Rngs) -> Transformer | Recurrent | HMM:
-    """A new network of config.architecture, for training or restoring; raises UserError for options
-    that cannot work. An ngram is not made but counted (training/counting.py).
+    """A new network of config.architecture, for training or restoring.
+
+    Raises UserError for options that cannot work and for an ngram, which is counted from text
+    (training/counting.py).
     """
     check_alone(config)
+    if config.architecture not in CLASSES:
+        raise UserError(
+            f"config.model.architecture={config.architecture!r}: has no parameters to initialise; "
+            "fit a models.classical.ngram.KneserNey, and wrap it: NGram(config, counts)."
+        )
     return CLASSES[config.architecture](config, rngs=rngs)

@@ -22,13 +22,16 @@ WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one dev
 
 
 class Network(nnx.Module):
-    """The part of a language model behind its hidden states. A kind of model has an `embed`, its
-    own `forward(batch, key)`, and in `inputs` the names that a batch may have beside `tokens`.
+    """Base of neural language models: the head, from hidden states to logits. Subclasses have
+    `embed`, `forward(batch, key)`, and `inputs`, the names that a batch may have beside `tokens`.
     """
 
     embed: Any
     forward: Any
     inputs: Any
+    generates: Any = True
+    conditional: Any = False
+    on_host = False
 
     def __init__(self, config: ModelConfig):
         self.config = ready(config)
@@ -128,7 +131,7 @@ def logsumexp(logits_BLV: jax.Array) -> jax.Array:
     """log Z [B, L], also of a vocabulary whose parts are on several devices."""
     if not collectives.inside("vocab"):
         return jax.nn.logsumexp(logits_BLV, -1)
-    top_BL = collectives.highest(jnp.max(logits_BLV, -1), "vocab")
+    top_BL = collectives.maximum(jnp.max(logits_BLV, -1), "vocab")
     z_BL = collectives.summed(jnp.sum(jnp.exp(logits_BLV - top_BL[..., None]), -1), "vocab")
     return jnp.log(z_BL) + top_BL
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.config import ModelConfig
-from lm_jax.devices.products import contract, einsum, expand, first, lookup
+from lm_jax.devices.products import contract, einsum, expand, first_token, lookup
 from lm_jax.devices.sharding import gather, place, shard, stream, table
 from lm_jax.models.parameter import TABLE, Role, hidden, parameter, vector
 
@@ -37,7 +37,7 @@ ACTIVATIONS = {
 def weight(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float, role: Role
 ) -> nnx.Param:
-    """A float32 parameter ~ N(0, std^2), born on the devices that its logical `axes` name."""
+    """A float32 parameter ~ N(0, std^2), laid out by its logical `axes`."""
     return parameter(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes, role)
 
 
@@ -49,8 +49,8 @@ def constant(
 
 
 def add(x: jax.Array, *others: jax.Array) -> jax.Array:
-    """x and vectors or rows that many tokens share, added in float32: in a lower precision, the
-    gradients of what is shared would be summed in it, token by token. In the type of x.
+    """The sum of x and biases or rows that many tokens share, in the type of x. Added in float32:
+    in a lower precision, the gradients of shared terms would be summed in it, token by token.
     """
     y = x.astype(jnp.float32)
     for other in others:
@@ -104,7 +104,7 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         D, C, F = config.dim, 1 + config.gated, config.mlp_size
-        # Gate and up are two matrices to an optimizer, as where they lie in two arrays.
+        # Gate and up are two matrices to an optimizer, as if they were two arrays.
         self.up = weight(rngs, (D, C, F), ("embed", None, "mlp"), std_of(config, D, F),
                          hidden((-3,), (-1,)))  # fmt: skip
         self.down = weight(rngs, (F, D), ("mlp", "embed"), std_of(config, F, D, ends_branch=True),
@@ -130,7 +130,7 @@ class MLP(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """Token embeddings, and to them what the model has of positions, token types and a norm."""
+    """Token embeddings plus, where config has them, those of positions and token types; a norm."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -158,7 +158,7 @@ class Embed(nnx.Module):
         if config.embed_scale != 1.0:
             x_BLD *= jnp.asarray(config.embed_scale, dtype)
         if config.positions in ("learned", "sinusoidal"):
-            # One row of positions serves the whole batch and is on every device.
+            # One row of positions serves the whole batch, replicated over its devices.
             by_row = axes if len(positions_BL) == len(tokens_BL) else row
             if config.positions == "learned":
                 table = shard(self.positions[...], None, None)
@@ -177,7 +177,7 @@ class Embed(nnx.Module):
 
 
 class HeadTransform(nnx.Module):
-    """BERT's transform before the output embeddings: a layer, the activation and a norm."""
+    """BERT's transform before the output embeddings: a dense layer, the activation and a norm."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config, D = config, config.dim
@@ -206,8 +206,8 @@ class Pooler(nnx.Module):
         return self.logits(self.pooled(x_BLD))
 
     def pooled(self, x_BLD: jax.Array) -> jax.Array:
-        """tanh of a layer on the first token, [B, D]."""
-        x_BD = first(x_BLD)
+        """tanh of a dense layer on the first token, [B, D]."""
+        x_BD = first_token(x_BLD)
         y_BD = einsum("bd,de->be", x_BD, self.kernel[...].astype(x_BD.dtype), "batch", None)
         return jnp.tanh(add(y_BD, self.bias[...]))
 
@@ -223,8 +223,8 @@ def softcap(x: jax.Array, cap: float) -> jax.Array:
 
 
 def sinusoids(positions_BL: jax.Array, size: int) -> jax.Array:
-    """[B, L, size]: sines and cosines in turn, of wavelengths 2 pi to 10,000 2 pi (Vaswani et al.
-    2017, section 3.5).
+    """Sinusoidal positions [B, L, size]: sines and cosines in turn, of wavelengths 2 pi to
+    10,000 2 pi (Vaswani et al. 2017, section 3.5).
     """
     rates = 10_000.0 ** (-np.arange(0, size, 2, dtype=np.float32) / size)
     angles = positions_BL[..., None].astype(jnp.float32) * rates[None, None]
@@ -236,6 +236,6 @@ def dropout(x_BLD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout (Srivastava et al. 2014); does nothing without a key."""
     if key is None or rate == 0.0:
         return x_BLD
-    # Each device draws for what it has, and gets what it would have got alone.
+    # Each device draws the mask of its own part, the same values as a single device would.
     keep = jax.random.uniform(key, x_BLD.shape, out_sharding=place(x_BLD)) < 1 - rate
     return jnp.where(keep, x_BLD / (1 - rate), 0)

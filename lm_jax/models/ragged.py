@@ -2,7 +2,7 @@
 at run time, and the routing of rows to groups and back.
 """
 
-# Shapes: T tokens, K choices of a token, R rows (T K, and ROOM), D and F widths, E experts.
+# Shapes: T tokens, K choices of a token, R rows (T K + ROOM), D and F widths, E experts.
 
 from collections.abc import Callable
 from functools import partial
@@ -12,20 +12,22 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax.devices.matmul import einsum
-from lm_jax.devices.quantized import BACKWARD, FORWARD, Types, low, sums_in
+from lm_jax.devices.quantized import BACKWARD, FORWARD, Types, quantize, sums_in
 
-# Rows that are multiplied at once on CPU: as many of the first size as fit into a group, the rest
-# in the second. Large ones are faster, small ones leave less of the last one empty.
+# Rows of a block on CPU: as many blocks of the first size as fit into a group, the rest in the
+# second. Large blocks are faster, small ones leave less of the last block empty.
 BLOCKS = (256, 32)
 ROOM = BLOCKS[-1]  # rows behind the last group, where its last block may end
 
 
+# y_r = x_r W_e of the expert e of row r: dx_r = g_r W_e^T, dW_e = sum over its rows of x_r^T g_r.
+# x [R, D], W [E, D, F], y and g [R, F]; rows by expert, in the order of the experts.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def grouped(bits: str, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Rows [R, F]: the first sizes[0] of x times w[0], the next sizes[1] times w[1] ...; bits: how
-    (config.model.quantization).
+    """Rows [R, F]: the first sizes[0] of x times w[0], the next sizes[1] times w[1] ...; bits:
+    config.model.quantization.
 
-    After the last group there are at least ROOM rows. What stands there is undefined, and has no
+    After the last group there are at least ROOM rows; their values are undefined and have no
     gradient. On TPU and GPU jax.lax.ragged_dot; on CPU, where that is E dense products, a loop over
     blocks.
     """
@@ -33,12 +35,12 @@ def grouped(bits: str, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) ->
 
 
 def products(x_RD, w_EDF, sizes_E, types: Types | None) -> jax.Array:
-    """`grouped`, in eight bits where there are `types`: the scale of a column is that of all
-    experts, as qwix.ragged_dot has it, and that of a row is of what its device has of it.
+    """`grouped`, in eight bits where there are `types`: a column has one scale for all experts, as
+    in qwix.ragged_dot, and a row one for each device that holds a part of it.
     """
     if not types:
         return platform(forward, jax.lax.ragged_dot, x_RD, w_EDF, sizes_E)
-    x, w = low(x_RD, "rd", "rf", types[0]), low(w_EDF, "edf", "rf", types[1])
+    x, w = quantize(x_RD, "rd", "rf", types[0]), quantize(w_EDF, "edf", "rf", types[1])
     more = {"preferred_element_type": sums_in(types)}
     by_block, at_once = partial(forward, **more), partial(jax.lax.ragged_dot, **more)
     y_RF = platform(by_block, at_once, x.qvalue, w.qvalue, sizes_E)
@@ -51,8 +53,8 @@ def platform(cpu: Callable, default: Callable, *args: jax.Array) -> Any:
 
 
 def forward(x_RD, w_EDF, sizes_E, preferred_element_type: Any = None) -> jax.Array:
-    """`grouped` in blocks. The last one of a group reaches into the next group, which is written
-    later.
+    """`grouped` in blocks. The last block of a group may reach into the next group, which is
+    written later.
     """
     product = partial(einsum, "rd,df->rf", dtype=preferred_element_type)
 
@@ -77,7 +79,7 @@ def backward(x_RD, w_EDF, sizes_E, g_RF) -> tuple[jax.Array, jax.Array]:
 
         def block(rows, at, grads):
             dx, dw = grads
-            # Rows of the next group are not this one's.
+            # Rows of the next group do not count here.
             mine = (at + jnp.arange(rows) < start + size)[:, None]
             part = jnp.where(mine, take(g_RF, at, rows), 0)
             dx = put(dx, einsum("rf,df->rd", part, w), at)
@@ -92,7 +94,7 @@ def backward(x_RD, w_EDF, sizes_E, g_RF) -> tuple[jax.Array, jax.Array]:
 
 
 def backward_ragged(x_RD, w_EDF, sizes_E, g_RF) -> tuple[jax.Array, jax.Array]:
-    """The same of jax.lax.ragged_dot."""
+    """Gradients of x and w by jax.lax.ragged_dot."""
     return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_RD, w_EDF)[1](g_RF)
 
 
@@ -139,14 +141,14 @@ def put(x: jax.Array, part: jax.Array, at: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(x, part, at, 0)
 
 
-# ---- There and back. Both ways, and both gradients, are gathers: scatters are slow. --------------
+# ---- Dispatch and combine. Both, and their gradients, are gathers: scatters are slow. ------------
 
 
 def plan(ids_TK: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows by expert: (choice of each row [R], row of each choice [T, K], rows of each expert [E]).
 
-    ids: the expert of each choice. One that is `experts` goes nowhere: its row is one of the last,
-    which nobody reads, and its place is R, behind them.
+    ids: the expert of each choice; `experts` drops the choice: its row is among the last ones,
+    which are never read, and its place is R, behind them.
     """
     ids_R = ids_TK.reshape(-1)
     choice_R = jnp.argsort(ids_R, stable=True)
@@ -160,6 +162,7 @@ def rows_of(x: jax.Array, at: jax.Array) -> jax.Array:
     return x.at[at].get(mode="fill", fill_value=0)
 
 
+# x_r = x_t of the token t of row r: dx_t = sum over the rows of t of g_r. x [T, D], rows [R, D].
 @jax.custom_vjp
 def dispatch(x_TD: jax.Array, choice_R: jax.Array, row_TK: jax.Array) -> jax.Array:
     """The token of each row, [R, D]."""
@@ -174,11 +177,13 @@ def dispatch_backward(row_TK, g_RD):
 dispatch.defvjp(lambda *args: (dispatch(*args), args[2]), dispatch_backward)
 
 
+# o_t = sum over k of w_tk y_r, with r the row of choice k of t: dy_r = w_tk g_t, dw_tk = g_t . y_r.
+# y [R, D], w [T, K] float32, o and g [T, D].
 @jax.custom_vjp
 def combine(
     y_RD: jax.Array, weights_TK: jax.Array, choice_R: jax.Array, row_TK: jax.Array
 ) -> jax.Array:
-    """Sums [T, D] of the rows of a token by their weights (float32)."""
+    """Weighted sums [T, D] of the rows of each token, in float32."""
     pairs = zip(weights_TK.T, row_TK.T, strict=True)
     return sum(w_T[:, None] * rows_of(y_RD, row_T) for w_T, row_T in pairs).astype(y_RD.dtype)
 

@@ -23,16 +23,17 @@ from lm_jax.models.attention.positions import rotations
 from lm_jax.models.head import Network
 from lm_jax.models.layers import Embed, Pooler, dropout
 from lm_jax.models.pipeline import by_stage
-from lm_jax.models.stack import Sight, Stack
+from lm_jax.models.stack import AttentionInputs, Stack
 
 Batch = dict[str, jax.Array]
-Memory = tuple[Mask, jax.Array | Cache]  # of an encoder: its states [B, S, D], or their keys
+# Of an encoder: the mask of cross-attention, and its states [B, S, D] or their keys and values.
+Memory = tuple[Mask, jax.Array | Cache]
 
 
 class Inside(NamedTuple):
-    """Activations of every layer, in lists: states [B, L, D] before the first layer and after each
+    """Activations of all layers, in lists: states [B, L, D] before the first layer and after each
     (the last one normalised, as the head reads it), attention weights [B, heads, L, S] float32, and
-    those of cross-attention. encoder: the same of the encoder of an encoder_decoder.
+    those of cross-attention. encoder: the same for the encoder of an encoder_decoder.
     """
 
     states: list[jax.Array]
@@ -66,11 +67,20 @@ class Transformer(Network):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names that a batch may have beside tokens."""
-        kind, types = self.config.architecture, ("token_types",) * (self.config.token_types > 0)
-        own: tuple[str, ...] = ("prefix",) if kind == "decoder" else ()
-        if kind == "encoder_decoder":
-            own = ("inputs", "input_segment_ids", "input_positions", "prefix")
-        return ("segment_ids", "positions", *own, *types)
+        types = ("token_types",) * (self.config.token_types > 0)
+        prefix = ("prefix",) * self.generates
+        pairs = ("inputs", "input_segment_ids", "input_positions") * self.conditional
+        return ("segment_ids", "positions", *pairs, *prefix, *types)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model continues a text: it has a decoder."""
+        return self.config.architecture != "encoder"
+
+    @property
+    def conditional(self) -> bool:
+        """Whether each text needs `inputs`: an encoder_decoder."""
+        return self.config.architecture == "encoder_decoder"
 
     def forward(
         self, batch: Batch, key: jax.Array | None = None
@@ -82,17 +92,14 @@ class Transformer(Network):
         token_types, all [B, L] ints; for an encoder_decoder inputs, and optional
         input_segment_ids and input_positions, all [B, S].
         """
-        segments = batch.get("segment_ids")
         keys = (None, None) if key is None else jax.random.split(key)
-        if self.config.architecture == "encoder":
+        if not self.generates:
             return self.encode(batch, keys[1])
         memory: Any = None
         aux: dict[str, jax.Array] = {}
-        if self.config.architecture == "encoder_decoder":
-            if "inputs" not in batch:
-                raise UserError("an encoder_decoder reads `inputs` beside its tokens.")
-            memory, aux = self.memory(batch, segments, keys[0])
-        mask = Mask(causal=True, segments=segments, prefix=batch.get("prefix"))
+        if self.conditional:
+            memory, aux = self.memory(batch, keys[0])
+        mask = Mask(causal=True, segments=batch.get("segment_ids"), prefix=batch.get("prefix"))
         x_BLD, _, own = self.run(self.decoder, batch, mask, memory, None, keys[1])
         return x_BLD, {n: jnp.concatenate([aux[n], x]) if n in aux else x for n, x in own.items()}
 
@@ -102,24 +109,19 @@ class Transformer(Network):
         return self.run(self.encoder, batch, mask, None, None, key)[::2]
 
     def memory(
-        self, batch: Batch, segments: jax.Array | None, key: jax.Array | None = None
+        self, batch: Batch, key: jax.Array | None = None
     ) -> tuple[Memory, dict[str, jax.Array]]:
-        """Runs the encoder for the decoder: ((mask, states [B, S, D]), sums of the experts)."""
-        side = {name.removeprefix("input_"): x for name, x in batch.items() if name[:6] == "input_"}
-        y_BSD, aux = self.encode({"tokens": batch["inputs"], **side}, key)
-        seen = side.get("segment_ids")
-        if seen is not None and segments is None:  # nothing is packed: 0 is padding, 1 the text
-            segments = jnp.ones_like(batch["tokens"])
-            seen = (seen > 0).astype(segments.dtype)
-        segments = None if segments is None else context.parts_of(segments, balanced=True)
-        return (Mask(causal=False, segments=segments, key_segments=seen), y_BSD), aux
+        """Runs the encoder for the decoder: ((mask, states [B, S, D]), expert losses)."""
+        side = encoder_batch(batch)
+        y_BSD, aux = self.encode(side, key)
+        return (cross_mask(batch, side), y_BSD), aux
 
     @sharding.whole_rows()
     def init_cache(self, batch: int, length: int, **inputs: jax.Array) -> Cache:
-        """An empty cache of `length` slots for `batch` rows: k and v [N, B, S, K, H], and how many
-        are filled.
+        """An empty cache of `length` slots for `batch` rows: k and v [N, B, S, K, H], and the
+        number of filled slots `length` [B].
 
-        inputs: those of an encoder_decoder, which is run here once.
+        inputs: those of an encoder_decoder, whose encoder is run here, once.
         """
         config = self.config
         rows = (config.num_layers, batch, length, config.kv_heads)
@@ -128,10 +130,9 @@ class Transformer(Network):
         sizes = {"k": config.head_size, "v": config.value_size}
         cache = {n: shard(jnp.zeros((*rows, H), config.dtype), *axes) for n, H in sizes.items()}
         cache["length"] = shard(jnp.zeros(batch, jnp.int32), "batch")
-        if config.architecture == "encoder_decoder":
-            if "inputs" not in inputs:
-                raise UserError("an encoder_decoder continues from `inputs`.")
-            (mask, y_BSD), _ = self.memory({"tokens": inputs["inputs"][:, :1], **inputs}, None)
+        if self.conditional:
+            start = {} if "inputs" not in inputs else {"tokens": inputs["inputs"][:, :1]}
+            (mask, y_BSD), _ = self.memory(start | inputs)
             # Kept by layer: the keys of the input are the same at every step.
             keys = lambda blocks, y_BSD: jax.vmap(lambda block: block.cross.keys(y_BSD))(blocks)
             over = by_stage(keys)(self.decoder.blocks, y_BSD)
@@ -146,8 +147,8 @@ class Transformer(Network):
     ) -> tuple[jax.Array, Cache]:
         """Hidden states [B, L, D] of tokens after those in the cache, and the longer cache.
 
-        count_B: how many of the tokens of a row are real; the slots of the others are written
-        again before anything sees them.
+        count_B: number of real tokens in each row; the slots of the others are overwritten before
+        any query reads them.
         """
         del count_B
         length_B = cache["length"]
@@ -172,18 +173,18 @@ class Transformer(Network):
         cache: Cache | None,
         key: jax.Array | None,
     ):
-        """Embeddings through a stack: (hidden states, cache, sums of the experts)."""
+        """Embeds the tokens and runs a stack: (hidden states, cache, expert losses)."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        x_BLD, sights, balanced = self.enter(stack, batch, mask, cache, keys[0])
-        x_BLD, *rest = stack(x_BLD, sights, memory, cache, keys[1])
+        x_BLD, inputs, balanced = self.embedded(stack, batch, mask, cache, keys[0])
+        x_BLD, *rest = stack(x_BLD, inputs, memory, cache, keys[1])
         x_BLD = dropout(x_BLD, self.config.output_dropout, keys[2])
-        return context.back(x_BLD, balanced), *rest
+        return context.text_order(x_BLD, balanced), *rest
 
-    def enter(
+    def embedded(
         self, stack: Stack, batch: Batch, mask: Mask, cache: Cache | None, key: jax.Array | None
     ):
-        """(embeddings [B, L, D], what each kind of layer may see, whether rows are balanced over
-        the devices that share them).
+        """(embeddings [B, L, D], attention inputs of each kind of layer, whether rows are balanced
+        over the devices that share them).
         """
         config = self.config
         places_BL = jnp.arange(batch["tokens"].shape[1])[None]
@@ -194,38 +195,56 @@ class Transformer(Network):
         x_BLD = dropout(x_BLD, config.dropout, key)
         slots = x_BLD.shape[1] if cache is None else cache["k"].shape[2]
         bias = stack.bias(places_BL, jnp.arange(slots))
-        sights = {
-            kind: Sight(
+        inputs = {
+            kind: AttentionInputs(
                 dataclasses.replace(mask, window=config.window if kind == "l" else 0),
                 rotations(config, positions_BL, kind) if config.positions == "rope" else None,
                 bias,
             )
             for kind in dict.fromkeys(config.kinds)
         }
-        return x_BLD, sights, mask.balanced
+        return x_BLD, inputs, mask.balanced
 
     @sharding.whole_rows()
-    def inspect(self, tokens_BL: jax.Array, **more: jax.Array) -> "Inside":
+    def inspect(self, tokens_BL: jax.Array, **more: jax.Array) -> Inside:
         """Hidden states and attention weights of all layers, computed one layer after the other.
 
         Arguments as in a call, without dropout. Memory grows with layers x heads x length^2.
         """
         check_inputs(self, tokens_BL, more)
-        batch = {"tokens": tokens_BL, **more}
-        segments, encoder, memory = batch.get("segment_ids"), None, None
-        if self.config.architecture != "decoder":
-            side = batch
-            if self.config.architecture == "encoder_decoder":
-                side = {n.removeprefix("input_"): x for n, x in more.items() if n[:6] == "input_"}
-                side["tokens"] = more["inputs"]
+        batch, encoder, memory = {"tokens": tokens_BL, **more}, None, None
+        if self.conditional or not self.generates:
+            side = encoder_batch(batch) if self.conditional else batch
             mask = Mask(causal=False, segments=side.get("segment_ids"))
-            x_BLD, sights, _ = self.enter(self.encoder, side, mask, None, None)
-            encoder = Inside(*self.encoder.inspect(x_BLD, sights))
-        if self.config.architecture == "encoder":
-            assert encoder is not None
-            return encoder
-        if encoder is not None:
-            memory = self.memory(batch, segments)[0]
-        mask = Mask(causal=True, segments=segments, prefix=batch.get("prefix"))
-        x_BLD, sights, _ = self.enter(self.decoder, batch, mask, None, None)
-        return Inside(*self.decoder.inspect(x_BLD, sights, memory), encoder=encoder)
+            x_BLD, inputs, _ = self.embedded(self.encoder, side, mask, None, None)
+            encoder = Inside(*self.encoder.inspect(x_BLD, inputs))
+            if not self.generates:
+                return encoder
+            memory = cross_mask(batch, side), encoder.states[-1]
+        mask = Mask(causal=True, segments=batch.get("segment_ids"), prefix=batch.get("prefix"))
+        x_BLD, inputs, _ = self.embedded(self.decoder, batch, mask, None, None)
+        return Inside(*self.decoder.inspect(x_BLD, inputs, memory), encoder=encoder)
+
+
+def encoder_batch(batch: Batch) -> Batch:
+    """The encoder's part of a batch of pairs: `inputs` as tokens, and the arrays input_*.
+
+    Raises UserError without `inputs`.
+    """
+    if "inputs" not in batch:
+        raise UserError("an encoder_decoder needs `inputs`, the text of its encoder.")
+    own = {name.removeprefix("input_"): x for name, x in batch.items() if name[:6] == "input_"}
+    return {"tokens": batch["inputs"], **own}
+
+
+def cross_mask(batch: Batch, side: Batch) -> Mask:
+    """The mask of cross-attention: the keys of the encoder's batch `side` that queries attend to.
+
+    Of packed rows those of the same segment; of rows that are not packed all but padding.
+    """
+    segments, key_segments = batch.get("segment_ids"), side.get("segment_ids")
+    if key_segments is not None and segments is None:
+        segments = jnp.ones_like(batch["tokens"])
+        key_segments = (key_segments > 0).astype(segments.dtype)
+    segments = None if segments is None else context.parts_of(segments, balanced=True)
+    return Mask(causal=False, segments=segments, key_segments=key_segments)

@@ -179,7 +179,7 @@ def topologies() -> Iterator[Topology]:
     for chip in CHIPS.values():
         shape = [1] * (chip.dims - 2) + [2, 2] if chip.is_tpu else [chip.host]
         hosts = 1
-        while math.prod(shape) <= chip.most and math.prod(shape) * hosts <= MOST_CHIPS:
+        while math.prod(shape) <= chip.max_chips and math.prod(shape) * hosts <= MOST_CHIPS:
             # Clouds write the shortest slice of three dimensions 2x2x1.
             yield Topology(chip, tuple(shape if 1 not in shape[:-1] else shape[::-1]), hosts)
             if chip.is_tpu:

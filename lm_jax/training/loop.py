@@ -132,7 +132,7 @@ class Run:
             done = Done(step, metrics, self.checksum(step, batch, windows))
             if step == self.start + 1:
                 self.first_step_done(done, began)
-            stopping = hosts.told_to_stop(step) or self.stop_requested()
+            stopping = hosts.stop_requested(step) or self.stop_requested()
             if due := hooks.due(self.hooks, step, last, stopping):
                 self.log_finished_step(done)
                 done = None

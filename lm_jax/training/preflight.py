@@ -95,7 +95,7 @@ def reference_attention(mask, q, k, v):
     allowed = np.tril(np.ones((1, L, L), bool)) & same
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     a = jnp.einsum("blkgh,bskh->bkgls", q, k) * q.shape[-1] ** -0.5
-    p = jax.nn.softmax(jnp.where(allowed[:, None, None], a, kernels.NEVER))
+    p = jax.nn.softmax(jnp.where(allowed[:, None, None], a, kernels.MASKED_LOGIT))
     return jnp.einsum("bkgls,bskh->blkgh", p, v)
 
 

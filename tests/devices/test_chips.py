@@ -117,6 +117,8 @@ def test_short_dimensions_are_lines_and_long_ones_rings(text, rings):
         ("v6e-12", "no slice of v6e has this size; the nearest is v6e-16."),
         ("v5p-3", "no slice of v5p has this size; the nearest is v5p-8."),
         ("v5p:4x4", "the shape of v5p is written v5p:4x4x4"),
+        (f"v6e-{'9' * 400}", "the shape of v6e is written v6e:16x16"),
+        (f"h100:8*{'9' * 5000}", "the shape of h100 is written h100:8"),
         ("v5e:4x0", "the shape of v5e is written v5e:16x16"),
         ("v6e", "the shape of v6e is written v6e:16x16"),
         ("v6e:16x32", "at most 256 chips; several are written v6e:16x16*2"),

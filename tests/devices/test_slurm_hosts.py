@@ -27,7 +27,8 @@ def test_every_form_of_the_list_is_read(text, names):
     assert slurm.host_names(text) == names.split()
 
 
-@pytest.mark.parametrize("text", ["", "a[1-3", "a]", "a[x]", "a[1-]", "a,,b", "a[[1]]", "a[01x1]"])
+@pytest.mark.parametrize("text", ["", "a[1-3", "a]", "a[x]", "a[1-]", "a,,b", "a[[1]]", "a[01x1]",
+                                  "a[5-3]", "t[11x00]", "a[]"])  # fmt: skip
 def test_what_is_no_list_is_refused(text):
     with pytest.raises(UserError, match="SLURM's list of hosts"):
         slurm.host_names(text)

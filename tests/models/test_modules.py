@@ -10,7 +10,7 @@ from flax import nnx
 
 from lm_jax.config import Config, ModelConfig
 from lm_jax.errors import UserError
-from lm_jax.models import Attention, MultiHeadAttention, Transformer, create
+from lm_jax.models import HMM, Attention, MultiHeadAttention, Transformer, create
 
 SMALL = {"vocab_size": 64, "num_layers": 2, "dim": 32, "num_heads": 4, "max_length": 16,
          "dtype": "float32", "attention": "xla"}  # fmt: skip
@@ -36,7 +36,7 @@ def test_an_argument_that_a_model_does_not_have_is_a_type_error(kind, argument, 
     model = made(architecture=kind)
     with pytest.raises(TypeError, match=argument) as error:
         model(TOKENS, **{argument: jnp.ones_like(TOKENS)})
-    assert kind == "hmm" or hint in str(error.value)
+    assert hint in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,47 @@ def test_ids_and_positions_beyond_their_tables_are_refused_where_they_are_known(
         model(jnp.array(tokens), **{name: jnp.array(x) for name, x in more.items()})
 
 
+def test_a_hidden_markov_model_checks_what_it_is_made_from_and_called_with():
+    with pytest.raises(UserError, match=r"config\.model\.dim=0"):
+        HMM(dataclasses.replace(ModelConfig(architecture="hmm"), dim=0), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="tokens: 64 is not one of 0 to 63"):
+        made(architecture="hmm")(jnp.array([[0, 64]]))
+
+
+def test_ngrams_are_counted_and_not_created():
+    with pytest.raises(UserError, match=r"config\.model\.architecture=.ngram.: .*NGram"):
+        made(architecture="ngram")
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "lstm", "hmm"])
+def test_arrays_of_another_shape_than_the_tokens_are_refused(kind):
+    model = made(architecture=kind)
+    with pytest.raises(ValueError, match=r"tokens: shape \[8\]; expected \[B, L\]"):
+        model(TOKENS[0])
+    for shape in ((2, 7), (2, 1), (3, 8), (8,)):
+        with pytest.raises(ValueError, match=r"segment_ids: shape .*; expected \[2, 8\]"):
+            model(TOKENS, segment_ids=jnp.ones(shape, jnp.int32))
+
+
+def test_an_encoder_decoder_without_inputs_is_refused_by_name():
+    model = made(architecture="encoder_decoder")
+    for call in (model, model.inspect):
+        with pytest.raises(UserError, match=r"an encoder_decoder .*`inputs`"):
+            call(TOKENS)
+    with pytest.raises(ValueError, match=r"input_segment_ids: shape \[2, 8\]; expected \[2, 6\]"):
+        model(TOKENS, inputs=TOKENS[:, :6], input_segment_ids=jnp.ones_like(TOKENS))
+
+
 def test_positions_without_a_table_have_no_end():
     assert made()(jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 64)
 
 
 def test_under_jit_where_ids_are_not_known_the_same_call_works():
     model = made()
-    np.testing.assert_allclose(jax.jit(lambda m, x: m(x))(model, TOKENS), model(TOKENS), atol=1e-5)
+    expected = model(TOKENS)
+    np.testing.assert_allclose(jax.jit(lambda m, x: m(x))(model, TOKENS), expected, atol=1e-5)
+    constant = jax.jit(lambda m: m(TOKENS))  # known, while the call is traced
+    np.testing.assert_allclose(constant(model), expected, atol=1e-5)
 
 
 def test_attention_works_on_defaults_and_with_a_boolean_mask():
@@ -106,6 +140,23 @@ def test_attention_works_on_defaults_and_with_a_boolean_mask():
     assert np.all(np.asarray(weights)[:, :, ~causal] == 0)
     with pytest.raises(TypeError, match="expected booleans"):
         attention(x_BLD, jnp.zeros((6, 6)))
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_attention_on_defaults_takes_no_kernel_that_cannot_do_what_a_call_wants(
+    monkeypatch, platform
+):
+    x_BLD, config = jax.random.normal(jax.random.key(0), (2, 6, 32)), ModelConfig(dim=32)
+    causal = np.tril(np.ones((6, 6), bool))
+    expected = Attention(config)(x_BLD)[0]
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    attention = Attention(config)
+    assert attention.config.attention != "xla"
+    for mask in (None, causal):  # float32 on a GPU, six tokens and a free mask on a TPU
+        np.testing.assert_allclose(attention(x_BLD, mask)[0], expected, atol=1e-6)
+    named = Attention(dataclasses.replace(config, attention=attention.config.attention))
+    with pytest.raises(UserError, match=f"config.model.attention='{named.config.attention}'"):
+        named(x_BLD, causal)
 
 
 def test_multi_head_attention_is_the_equation_of_the_paper():
@@ -127,6 +178,12 @@ def test_multi_head_attention_is_the_equation_of_the_paper():
     assert not np.allclose(dropped, y)
     with pytest.raises(ValueError, match="num_heads=3 must divide d_model=8"):
         MultiHeadAttention(3, 8)
+    with pytest.raises(ValueError, match="d_k=-3"):
+        MultiHeadAttention(2, 8, d_k=-3)
+    np.testing.assert_array_equal(layer(q, k, v, mask.tolist())[0], y)
+    for wrong in (mask.astype(np.int32), np.ones((1, 1, 1, 4, 4), bool)):
+        with pytest.raises(TypeError, match=r"mask: .*expected booleans .*\[B, N, L, S\]"):
+            layer(q, k, v, wrong)
 
 
 INSIDE = {

@@ -14,7 +14,7 @@ from random_models import make, rebuilt
 from lm_jax.models import ModelConfig
 from lm_jax.models.attention.kernels import Mask
 from lm_jax.models.attention.positions import rotations
-from lm_jax.models.stack import Sight
+from lm_jax.models.stack import AttentionInputs
 
 LLAMA = ModelConfig(
     vocab_size=24, num_layers=2, dim=16, num_heads=4, num_kv_heads=2, max_length=32, mlp_dim=24,
@@ -126,7 +126,7 @@ def test_a_pattern_in_one_loop_equals_its_layers_one_by_one():
         for layer, kind in enumerate("llgll"):
             block = jax.tree.map(lambda x: x[layer], model.decoder.blocks)  # noqa: B023
             mask = Mask(window=3 if kind == "l" else 0)
-            x_BLD, *_ = block(x_BLD, Sight(mask, rotations(config, places, kind), None))
+            x_BLD, *_ = block(x_BLD, AttentionInputs(mask, rotations(config, places, kind), None))
         return model.logits(model.decoder.norm(x_BLD))
 
     found = jit(lambda model, tokens: model(tokens))(model, TOKENS)

@@ -9,9 +9,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
 
 from lm_jax.config import ModelConfig
 from lm_jax.devices.products import contract, expand
@@ -21,7 +21,7 @@ from lm_jax.models.attention.positions import Rotation, rotate
 from lm_jax.models.layers import Norm, add, constant, std_of, weight
 from lm_jax.models.parameter import hidden, vector
 
-Cache = dict[str, jax.Array]  # keys and values so far, [B, S, K, H] each
+Cache = dict[str, jax.Array]  # keys "k" and values "v" so far, [B, S, K, H] each
 
 
 class Attention(nnx.Module):
@@ -31,7 +31,7 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs | None = None):
-        rngs = rngs or nnx.Rngs(0)
+        rngs, self.choose_backend = rngs or nnx.Rngs(0), config.attention == "auto"
         self.config = config = ready(config)
         D, K, H, W = config.dim, config.kv_heads, config.head_size, config.value_size
         G = config.num_heads // K
@@ -63,13 +63,13 @@ class Attention(nnx.Module):
 
     @property
     def scale(self) -> float:
-        """Factor of the products of queries and keys."""
+        """Factor of the scores q k."""
         return self.config.attn_scale or self.config.head_size**-0.5
 
     def __call__(
         self,
         x_BLD: jax.Array,
-        mask: kernels.Mask | jax.Array | None = None,
+        mask: kernels.Mask | ArrayLike | None = None,
         rotation: Rotation | None = None,
         cache: Cache | None = None,
         bias: jax.Array | None = None,
@@ -95,9 +95,11 @@ class Attention(nnx.Module):
         scores = kernels.Scores(self.scale, config.attn_softcap, bias)
         if key is not None and config.attention_dropout:
             scores = dataclasses.replace(scores, dropout=config.attention_dropout, key=key)
-        o_BLKGH = context.attention(
-            q_BLKGH, k_BSKH, v_BSKH, mask, config.attention, scores, config.context_attention
-        )
+        # What "auto" stands for on this machine need not fit the arguments of a module used alone.
+        arrays, backend = (q_BLKGH, k_BSKH, v_BSKH), config.attention
+        if self.choose_backend and kernels.refusal(backend, *arrays, mask, scores):
+            backend = "xla"
+        o_BLKGH = context.attention(*arrays, mask, backend, scores, config.context_attention)
         o_BLKGH = checkpoint_name(o_BLKGH, "context")
         axes = ("batch", "length", "heads", None, None)
         w_KGHD, bits = self.wo[...].astype(dtype), config.bits("attn")
@@ -109,7 +111,7 @@ class Attention(nnx.Module):
     def weights(
         self,
         x_BLD: jax.Array,
-        mask: kernels.Mask | jax.Array | None = None,
+        mask: kernels.Mask | ArrayLike | None = None,
         rotation: Rotation | None = None,
         bias: jax.Array | None = None,
         memory: Cache | None = None,
@@ -122,53 +124,47 @@ class Attention(nnx.Module):
         return p_BKGLS.reshape(len(p_BKGLS), -1, *p_BKGLS.shape[3:])
 
     def as_mask(
-        self, mask: kernels.Mask | jax.Array | np.ndarray | None, bias: jax.Array | None
+        self, mask: kernels.Mask | ArrayLike | None, bias: jax.Array | None
     ) -> tuple[kernels.Mask, jax.Array | None]:
-        """A Mask, and the bias of the scores, to which booleans are added."""
+        """(the mask as a Mask, the bias of the scores): booleans become a part of the bias."""
         if isinstance(mask, kernels.Mask):
             return mask, bias
         if mask is None:
             return kernels.Mask(causal=self.config.architecture == "decoder"), bias
-        mask = jnp.asarray(mask)
-        if mask.dtype != bool or mask.ndim > 3:
-            raise TypeError(
-                f"mask: {mask.dtype}{list(mask.shape)}; expected booleans that broadcast to "
-                "[B, L, S], true where a query may see a key."
-            )
-        mask_BLS = mask.reshape((1,) * (3 - mask.ndim) + mask.shape)
-        hidden = jnp.where(mask_BLS, 0.0, kernels.NEVER)[:, None, None]
-        return kernels.Mask(causal=False), hidden if bias is None else bias + hidden
+        mask_BLS = kernels.boolean_mask(mask, "BLS")
+        masked = jnp.where(mask_BLS, 0.0, kernels.MASKED_LOGIT)[:, None, None]
+        return kernels.Mask(causal=False), masked if bias is None else bias + masked
 
     def projections(
         self, x_BLD: jax.Array, rotation: Rotation | None, memory: Cache | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, L, K, G, H], keys and values [B, S, K, H], rotated."""
-        seen = self.read(x_BLD, "qkv" if memory is None else "q") | (memory or {})
-        q_BLKGH, k_BSKH, v_BSKH = (seen[name] for name in "qkv")
+        projected = self.project(x_BLD, "qkv" if memory is None else "q") | (memory or {})
+        q_BLKGH, k_BSKH, v_BSKH = (projected[name] for name in "qkv")
         if rotation is not None:
             q_BLKGH, k_BSKH = rotate(q_BLKGH, rotation), rotate(k_BSKH, rotation)
         return q_BLKGH, k_BSKH, v_BSKH
 
     def keys(self, y_BSD: jax.Array) -> Cache:
-        """Keys and values [B, S, K, H] of what is looked at."""
-        return self.read(y_BSD, "kv")
+        """Keys and values [B, S, K, H] of the states of an encoder."""
+        return self.project(y_BSD, "kv")
 
-    def read(self, x_BLD: jax.Array, what: str) -> Cache:
-        """The queries [B, L, K, G, H], keys and values [B, L, K, H] of tokens: those in `what`."""
-        dtype, found = x_BLD.dtype, []
-        for name in what:
+    def project(self, x_BLD: jax.Array, names: str) -> Cache:
+        """Queries [B, L, K, G, H], keys and values [B, L, K, H] of tokens: those in `names`."""
+        dtype, products = x_BLD.dtype, []
+        for name in names:
             heads = ("heads", None, None) if name == "q" else ("heads", None)
             equation = "bld,dkgh->blkgh" if name == "q" else "bld,dkh->blkh"
             w = getattr(self, f"w{name}")[...].astype(dtype)
-            found.append((equation, w, ("batch", "length", *heads)))
-        read = expand(x_BLD, *found, bits=self.config.bits("attn"))
-        seen = dict(zip(what, read, strict=True))
-        for name in what:
+            products.append((equation, w, ("batch", "length", *heads)))
+        arrays = expand(x_BLD, *products, bits=self.config.bits("attn"))
+        projected = dict(zip(names, arrays, strict=True))
+        for name in names:
             if hasattr(self, "bq"):
-                seen[name] = add(seen[name], getattr(self, f"b{name}")[...])
+                projected[name] = add(projected[name], getattr(self, f"b{name}")[...])
             if hasattr(self, f"{name}_norm"):
-                seen[name] = getattr(self, f"{name}_norm")(seen[name])
-        return seen
+                projected[name] = getattr(self, f"{name}_norm")(projected[name])
+        return projected
 
 
 def append(cache_BSKH: jax.Array, new_BLKH: jax.Array, start_B: jax.Array) -> jax.Array:

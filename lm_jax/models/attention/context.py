@@ -176,8 +176,8 @@ def in_order(x_BS: jax.Array, balanced: bool) -> jax.Array:
     return jnp.concatenate([first, last.reshape(first.shape)], 1)
 
 
-def back(x_BLD: jax.Array, balanced: bool) -> jax.Array:
-    """The stream in the order of the text again."""
+def text_order(x_BLD: jax.Array, balanced: bool) -> jax.Array:
+    """The residual stream in the order of the text, from that of `order`."""
     if not balanced or ways("length") == 1:
         return x_BLD
     axes = ("batch", "length", None)

@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
 
 from lm_jax.devices.matmul import einsum
-from lm_jax.devices.products import apart
+from lm_jax.devices.products import materialize
 from lm_jax.devices.sharding import mesh_is_set, place, spec
 from lm_jax.errors import UserError
 from lm_jax.models.layers import softcap
 
-NEVER = -1e30  # a score that softmax turns into 0, and whose gradient is finite
+MASKED_LOGIT = -1e30  # a score that softmax turns into 0, and whose gradient is finite
 BLOCK = 128  # queries that share one product on the xla backend; 2 of 256 were fastest on CPU
-MOST_BLOCKS = 8
+MAX_BLOCKS = 8
 
 
 static = dataclasses.field
@@ -42,7 +43,7 @@ class Mask:
     balanced: bool = static(default=False, metadata={"static": True})
 
     def allowed(self, queries: slice, keys: slice) -> jax.Array | np.ndarray:
-        """[1 or B, L, S] bool, of these places of the row."""
+        """Whether each query may see each key, [1 or B, L, S] bool, of these places of the row."""
         q, k = (np.arange(part.start, part.stop) for part in (queries, keys))
         distance: Any = q[None, :, None] - k[None, None]
         if self.q_places is not None:
@@ -58,10 +59,24 @@ class Mask:
         return past
 
 
+def boolean_mask(mask: ArrayLike, axes: str) -> jax.Array:
+    """`mask` with leading dimensions of size 1, one for each of the letters in `axes`.
+
+    Raises TypeError unless it is of booleans with at most so many dimensions.
+    """
+    array = jnp.asarray(mask)
+    if array.dtype != bool or array.ndim > len(axes):
+        raise TypeError(
+            f"mask: {array.dtype}{list(array.shape)}; expected booleans that broadcast to "
+            f"[{', '.join(axes)}], true where a query may see a key."
+        )
+    return array.reshape((1,) * (len(axes) - array.ndim) + array.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Options of the scores: scale q k, capped, plus a bias [1 or B, K, G, L, S]; and the rate and
-    random key of dropout of their softmax.
+    """Options of the scores: softcap(scale q k) + bias [1 or B, K, G, L, S], and the rate and
+    random key of the dropout of their softmax.
     """
 
     scale: float
@@ -71,7 +86,7 @@ class Scores:
     key: jax.Array | None = None
 
     def dropped(self, block: int) -> dict[str, Any]:
-        """Arguments of `product` for one block of queries."""
+        """Dropout arguments of `product` for one block of queries."""
         if self.key is None or not self.dropout:
             return {}
         return {"rate": self.dropout, "key": jax.random.fold_in(self.key, block)}
@@ -87,53 +102,83 @@ def attention(
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v, [B, L, K, G, H], on `backend`: xla, splash or cudnn.
 
-    Raises UserError when the backend cannot do what is asked. One step of decoding is always plain
+    Raises UserError when the backend cannot compute it. A step of decoding always runs on plain
     XLA: a single query has nothing to tile.
     """
     scores = scores or Scores(q_BLKGH.shape[-1] ** -0.5)
-    q_BLKGH = scaled(q_BLKGH, scores)
-    if scores.key is not None and backend != "xla":
-        refuse(backend, "dropout of its probabilities (model.attention_dropout)")
     backend = "xla" if mask.q_places is not None else backend
-    return RUN[backend](q_BLKGH, k_BSKH, v_BSKH, mask, scores)
+    return RUN[backend](scaled(q_BLKGH, scores), k_BSKH, v_BSKH, mask, scores)
 
 
 def probabilities(q_BLKGH: jax.Array, k_BSKH: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
-    """softmax(q k / sqrt(H)) [B, K, G, L, S] float32, as the xla backend weighs the values."""
+    """softmax(q k / sqrt(H)) [B, K, G, L, S] float32, the attention weights of the xla backend."""
     L, S = q_BLKGH.shape[1], k_BSKH.shape[1]
     q_BKGLH = jnp.transpose(scaled(q_BLKGH, scores), (0, 2, 3, 1, 4))
     a_BKGLS = softcap(products_of(q_BKGLH, jnp.transpose(k_BSKH, (0, 2, 1, 3))), scores.softcap)
     a_BKGLS = a_BKGLS if scores.bias is None else a_BKGLS + scores.bias
     allowed_BLS = mask.allowed(slice(0, L), slice(0, S))
-    return jax.nn.softmax(jnp.where(allowed_BLS[:, None, None], a_BKGLS, NEVER), -1)
+    return jax.nn.softmax(jnp.where(allowed_BLS[:, None, None], a_BKGLS, MASKED_LOGIT), -1)
 
 
 def scaled(q_BLKGH: jax.Array, scores: Scores) -> jax.Array:
-    """The queries, so that what is left to do is a product."""
+    """The queries times the scale of the scores."""
     return q_BLKGH if scores.scale == 1.0 else q_BLKGH * np.asarray(scores.scale, q_BLKGH.dtype)
 
 
-def refuse(backend: str, what: str) -> None:
-    """Raises UserError: this backend has no such thing."""
-    raise UserError(
-        f"config.model.attention={backend!r}: cannot have {what}; set config.model.attention=xla."
+def check_backend(backend: str, q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> None:
+    """Raises UserError when `backend` cannot compute this attention."""
+    if why := refusal(backend, q_BLKGH, k_BSKH, v_BSKH, mask, scores):
+        raise UserError(f"config.model.attention={backend!r}: {why}")
+
+
+def refusal(backend: str, q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> str:
+    """Reason why `backend` cannot compute this attention, and what to set; "" when it can."""
+    if backend == "xla":
+        return ""
+    splash, H = backend == "splash", q_BLKGH.shape[-1]
+    low, sizes = q_BLKGH.dtype in (jnp.bfloat16, jnp.float16), H % 8 == 0 and H <= 256
+    if not splash and not (low and sizes):
+        return (
+            f"needs bfloat16 and a head size that is a multiple of 8 up to 256, not "
+            f"{q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
+            "config.model.dtype=bfloat16."
+        )
+    lacks = {
+        "dropout of its probabilities (model.attention_dropout)": scores.key is not None,
+        "a bias of the scores (relative, alibi, a mask of booleans)": scores.bias is not None,
+        "capped scores (model.attn_softcap)": not splash and scores.softcap,
+        "a prefix": splash and mask.prefix is not None,
+        "values of another size than queries": v_BSKH.shape[-1] != H,
+    }
+    if what := next((what for what, is_so in lacks.items() if is_so), ""):
+        return f"cannot have {what}; set config.model.attention=xla."
+    return unequal_blocks(q_BLKGH.shape[1], k_BSKH.shape[1]) if splash else ""
+
+
+def unequal_blocks(L: int, S: int) -> str:
+    """Reason why the splash kernel cannot take L queries and S keys; "" when it can."""
+    if L % 128 == 0 and S % 128 == 0:
+        return ""
+    return (
+        f"{L} tokens, a window or a device's piece of it, are not a multiple of 128; change "
+        "config.data.sequence_length, or set config.model.attention=xla."
     )
 
 
 def xla(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
-    """The reference: scores are whole, queries in a few blocks that meet only the keys that they
-    may see.
+    """The reference: all scores in memory; queries in a few blocks, each with the range of keys
+    that the mask allows.
     """
     L, S = q_BLKGH.shape[1], k_BSKH.shape[1]
     q_BKGLH = jnp.transpose(q_BLKGH, (0, 2, 3, 1, 4))
     k_BKSH, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 1, 3)), jnp.transpose(v_BSKH, (0, 2, 1, 3))
     ordered = mask.causal and mask.prefix is None and mask.q_places is None
-    size = max(BLOCK, -(-L // MOST_BLOCKS)) if ordered else L
+    size = max(BLOCK, -(-L // MAX_BLOCKS)) if ordered else L
     blocks: list[jax.Array] = []
     for start in range(0, L, size):
         stop = min(start + size, L)
-        first = max(0, start - mask.window + 1) if ordered and mask.window else 0
-        queries, keys = slice(start, stop), slice(first, stop if ordered else S)
+        first_key = max(0, start - mask.window + 1) if ordered and mask.window else 0
+        queries, keys = slice(start, stop), slice(first_key, stop if ordered else S)
         bias = None if scores.bias is None else scores.bias[..., queries, keys]
         part = q_BKGLH[:, :, :, queries], k_BKSH[:, :, keys], v_BKSH[:, :, keys]
         drop = scores.dropped(len(blocks))
@@ -155,13 +200,15 @@ def product(
     """softmax(q k) v with float32 scores, [B, K, G, L, H]; with a key, dropout of the softmax."""
     a = products_of(q_BKGLH, k_BKSH)
     a = softcap(a, cap) if bias is None else softcap(a, cap) + bias
-    a = jnp.where(allowed_BLS[:, None, None], a, NEVER)
+    a = jnp.where(allowed_BLS[:, None, None], a, MASKED_LOGIT)
     keep = None
     if key is not None:
         keep = jax.random.uniform(key, a.shape, out_sharding=place(a)) >= rate
     return weighted(a, v_BKSH, keep, rate)
 
 
+# a = q k^T: dq = g k, dk = g^T q, summed over the G query heads of a key head.
+# q [B, K, G, L, H], k [B, K, S, H], a and g [B, K, G, L, S] float32.
 @jax.custom_vjp
 def products_of(q_BKGLH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
     """q k in float32, [B, K, G, L, S]."""
@@ -178,15 +225,15 @@ def products_backward(saved, g_BKGLS):
 products_of.defvjp(lambda q, k: (products_of(q, k), (q, k)), products_backward)
 
 
+# p = softmax(a), d = keep / (1 - rate) or 1, o = (p d) v; dv = (p d)^T g, dp = (g v^T) d and
+# da = p (dp - sum(dp p)), where sum(dp p) over all keys is sum(g o) over a head (Dao et al. 2022,
+# arXiv:2205.14135, appendix B.2). a, p, d [B, K, G, L, S], v [B, K, S, H], o and g [B, K, G, L, H].
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def weighted(
     a_BKGLS: jax.Array, v_BKSH: jax.Array, keep_BKGLS: jax.Array | None = None, rate: float = 0.0
 ) -> jax.Array:
-    """softmax(a) v, [B, K, G, L, H]; of what `keep` names, the others dropped at `rate`.
-
-    p = softmax(a), d = keep / (1 - rate) or 1, o = (p d) v; dv = (p d)^T g, dp = (g v^T) d and
-    da = p (dp - sum(dp p)), where sum(dp p) over all keys is sum(g o) over a head (Dao et al. 2022,
-    arXiv:2205.14135, appendix B.2).
+    """softmax(a) v, [B, K, G, L, H]; with `keep`, only of the weights where it is true, as dropout
+    at `rate` keeps them.
     """
     return weighted_forward(a_BKGLS, v_BKSH, keep_BKGLS, rate)[0]
 
@@ -197,7 +244,7 @@ def kept(x, keep, rate: float):
 
 
 def weighted_forward(a_BKGLS, v_BKSH, keep_BKGLS, rate):
-    """The values, and what the gradient needs."""
+    """The output, and the residuals of the gradient."""
     p_BKGLS = jax.nn.softmax(a_BKGLS, -1).astype(v_BKSH.dtype)
     o_BKGLH = einsum("bkgls,bksh->bkglh", kept(p_BKGLS, keep_BKGLS, rate), v_BKSH)
     o_BKGLH = checkpoint_name(o_BKGLH, "context")
@@ -207,10 +254,10 @@ def weighted_forward(a_BKGLS, v_BKSH, keep_BKGLS, rate):
 def weighted_backward(rate, saved, g_BKGLH):
     """Gradients of the scores, in float32, and of the values."""
     p_BKGLS, v_BKSH, keep_BKGLS, o_BKGLH = saved
-    mean_BKGL = apart(jnp.sum(g_BKGLH.astype(jnp.float32) * o_BKGLH, -1, keepdims=True))
-    of_p = kept(einsum("bkglh,bksh->bkgls", g_BKGLH, v_BKSH, jnp.float32), keep_BKGLS, rate)
-    of_v = summed_queries(g_BKGLH, kept(p_BKGLS, keep_BKGLS, rate))
-    return p_BKGLS * (of_p - mean_BKGL), of_v, None
+    mean_BKGL = materialize(jnp.sum(g_BKGLH.astype(jnp.float32) * o_BKGLH, -1, keepdims=True))
+    dp_BKGLS = kept(einsum("bkglh,bksh->bkgls", g_BKGLH, v_BKSH, jnp.float32), keep_BKGLS, rate)
+    dv_BKSH = summed_queries(g_BKGLH, kept(p_BKGLS, keep_BKGLS, rate))
+    return p_BKGLS * (dp_BKGLS - mean_BKGL), dv_BKSH, None
 
 
 weighted.defvjp(weighted_forward, weighted_backward)
@@ -218,27 +265,25 @@ weighted.defvjp(weighted_forward, weighted_backward)
 
 def summed_queries(x_BKGLH: jax.Array, p_BKGLS: jax.Array) -> jax.Array:
     """p x summed over the queries, [B, K, S, H]: x is transposed and not p, which is larger."""
-    return jnp.swapaxes(apart(einsum("bkglh,bkgls->bkhs", x_BKGLH, p_BKGLS)), 2, 3)
+    return jnp.swapaxes(materialize(einsum("bkglh,bkgls->bkhs", x_BKGLH, p_BKGLS)), 2, 3)
 
 
 def splash_kernel(
     mask: Mask, L: int, S: int, G: int, cap: float = 0.0, places: np.ndarray | None = None,
     parts: int = 1, **more: Any,
 ) -> Any:  # fmt: skip
-    """The kernel of G query heads and their key head. places: of the queries [L] among the keys,
-    if not 0, 1, ...; parts: of the queries, one for each device that shares the rows; more: for
-    make_splash_mqa. Raises UserError where a part is no whole number of blocks.
+    """The splash kernel of G query heads and their key head.
+
+    places: of the queries [L] among the keys, if not 0, 1, ...; parts: number of parts of the
+    queries, one for each device that shares the rows; more: arguments of make_splash_mqa. Raises
+    UserError where a part is not a multiple of 128.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     own = L // parts
-    if own % 128 or S % 128:
-        raise UserError(
-            f"config.model.attention='splash': {own} tokens, a window or a device's piece of it, "
-            "are not a multiple of 128; change config.data.sequence_length, or set "
-            "config.model.attention=xla."
-        )
+    if why := unequal_blocks(own, S):
+        raise UserError(f"config.model.attention='splash': {why}")
     shape: Any = masks.CausalMask((L, S)) if mask.causal else masks.FullMask((L, S))
     if mask.window:
         behind, ahead = mask.window - 1, 0 if mask.causal else mask.window - 1
@@ -268,10 +313,7 @@ def splash(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores, one: Any = None)
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
-    if scores.bias is not None or mask.prefix is not None:
-        refuse("splash", "a bias of the scores (relative, alibi) or a prefix")
-    if v_BSKH.shape[-1] != q_BLKGH.shape[-1]:
-        refuse("splash", "values of another size than queries")
+    check_backend("splash", q_BLKGH, k_BSKH, v_BSKH, mask, scores)
     if one is None:
         L, S, G = q_BLKGH.shape[1], k_BSKH.shape[1], q_BLKGH.shape[3]
         one = splash_kernel(mask, L, S, G, scores.softcap)
@@ -299,16 +341,7 @@ def splash(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores, one: Any = None)
 def cudnn(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -> jax.Array:
     """cuDNN's fused attention on NVIDIA GPUs. Packed documents go in as a mask, which it obeys."""
     B, L, K, G, H = q_BLKGH.shape
-    if q_BLKGH.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 256:
-        raise UserError(
-            "config.model.attention='cudnn': needs bfloat16 and a head size that is a multiple of "
-            f"8 up to 256, not {q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
-            "config.model.dtype=bfloat16."
-        )
-    if scores.softcap or scores.bias is not None:
-        refuse("cudnn", "capped or biased scores (model.attn_softcap, relative, alibi)")
-    if v_BSKH.shape[-1] != H:
-        refuse("cudnn", "values of another size than queries")
+    check_backend("cudnn", q_BLKGH, k_BSKH, v_BSKH, mask, scores)
     plain = mask.prefix is None and not mask.window and mask.q_places is None
     allowed = None
     if mask.segments is not None or not plain:

@@ -1,4 +1,4 @@
-"""Multi-head attention as in "Attention Is All You Need", for use alone."""
+"""Multi-head attention as in "Attention Is All You Need", usable alone."""
 
 # Shapes: B batch, L query length, S key length, D model width, N heads, K size of a key head,
 # V size of a value head.
@@ -8,8 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
-from lm_jax.models.attention.kernels import NEVER
+from lm_jax.models.attention.kernels import MASKED_LOGIT, boolean_mask
 from lm_jax.models.layers import dropout as drop
 from lm_jax.models.layers import weight
 from lm_jax.models.parameter import hidden
@@ -34,6 +35,8 @@ class MultiHeadAttention(nnx.Module):
         rngs, N, D = rngs or nnx.Rngs(0), num_heads, d_model
         if N < 1 or D < 1 or ((not d_k or not d_v) and D % N):
             raise ValueError(f"num_heads={N} must divide d_model={D}; or give d_k and d_v.")
+        if d_k < 0 or d_v < 0:
+            raise ValueError(f"d_k={d_k}, d_v={d_v}: must not be negative.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be at least 0 and below 1.")
         K, V, self.dropout = d_k or D // N, d_v or D // N, dropout
@@ -53,7 +56,7 @@ class MultiHeadAttention(nnx.Module):
         query_BLD: jax.Array,
         key_BSD: jax.Array | None = None,
         value_BSD: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: ArrayLike | None = None,
         *,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
@@ -69,10 +72,7 @@ class MultiHeadAttention(nnx.Module):
         v_BSNV = jnp.einsum("bsd,dnv->bsnv", value_BSD, self.wv[...])
         a_BNLS = jnp.einsum("blnk,bsnk->bnls", q_BLNK, k_BSNK) / math.sqrt(q_BLNK.shape[-1])
         if mask is not None:
-            if mask.dtype != bool:
-                raise TypeError(f"mask: {mask.dtype}; expected booleans, true where a key is seen.")
-            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-            a_BNLS = jnp.where(mask, a_BNLS, NEVER)
+            a_BNLS = jnp.where(boolean_mask(mask, "BNLS"), a_BNLS, MASKED_LOGIT)
         p_BNLS = jax.nn.softmax(a_BNLS, -1)
         o_BLNV = jnp.einsum("bnls,bsnv->blnv", drop(p_BNLS, self.dropout, dropout_key), v_BSNV)
         return jnp.einsum("blnv,nvd->bld", o_BLNV, self.wo[...]), p_BNLS

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lm_jax.models.attention.ring_blocks import BLOCKS, NEVER
+from lm_jax.models.attention.ring_blocks import BLOCKS, MASKED_LOGIT
 
 Arrays = tuple[jax.Array, ...]
 
@@ -80,7 +80,7 @@ def forward(how: How, q, k, v, q_ids, k_ids):
 
     nothing = (
         jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32),
-        jnp.full(q.shape[:-1], NEVER, jnp.float32),
+        jnp.full(q.shape[:-1], MASKED_LOGIT, jnp.float32),
     )
     o, lse = jax.lax.fori_loop(1, c, step, step(0, (nothing, (k, v, k_ids))))[0]
     # A policy of jax.checkpoint that keeps "context" does not go round again.

@@ -17,12 +17,12 @@ import numpy as np
 from lm_jax.devices.matmul import einsum
 from lm_jax.errors import UserError
 from lm_jax.models.attention import kernels
-from lm_jax.models.attention.kernels import NEVER, Mask
+from lm_jax.models.attention.kernels import MASKED_LOGIT, Mask
 from lm_jax.models.layers import softcap
 
 
 def xla(queries, keys, causal: bool, cap: float):
-    """(o, lse), float32. Of queries that see nothing lse is about NEVER."""
+    """(o, lse), float32. Of queries that see nothing lse is about MASKED_LOGIT."""
     (q, q_ids), (k, v, k_ids) = queries, keys
     a_BKGLS = scores(q, k, q_ids, k_ids, causal, cap)
     lse = jax.nn.logsumexp(a_BKGLS, -1)
@@ -49,7 +49,7 @@ def scores(q, k, q_ids, k_ids, causal: bool, cap: float) -> jax.Array:
     allowed = np.tri(L, S, dtype=bool)[None] if causal else np.ones((1, L, S), bool)
     if q_ids is not None:
         allowed = allowed & (q_ids[:, :, None] == k_ids[:, None])
-    return jnp.where(allowed[:, None, None], softcap(a, cap), NEVER)
+    return jnp.where(allowed[:, None, None], softcap(a, cap), MASKED_LOGIT)
 
 
 def weighed(a_BKGLS, lse_BKGL, v_BKSH) -> tuple[jax.Array, jax.Array]:

@@ -15,8 +15,11 @@ from lm_jax.models.protocol import Ids
 class NGram:
     """Interpolated modified Kneser-Ney n-grams of `config.order` over `config.vocab_size` tokens.
 
-    counts: the fitted model (models.ngram.KneserNey). All is computed by numpy, on the host.
+    counts: the fitted model (models.classical.ngram.KneserNey). numpy computes all, on the host.
     """
+
+    inputs: tuple[str, ...] = ("segment_ids",)
+    generates, conditional, on_host = True, False, True
 
     def __init__(self, config: ModelConfig, counts: KneserNey):
         self.config, self.counts = config, counts

@@ -19,33 +19,40 @@ from flax import nnx
 from lm_jax.config import ModelConfig
 from lm_jax.devices.sharding import gather, shard, spec
 from lm_jax.errors import DataError
+from lm_jax.models.arguments import check_inputs, ready
 from lm_jax.models.layers import weight
 from lm_jax.models.parameter import TABLE, Role
 
 Batch = dict[str, jax.Array]
 Tables = dict[str, jax.Array]  # log p: start [N], transition [N, N] (from, to), emission [N, V]
 
-LEAST = float(jnp.finfo(jnp.float32).tiny)
-NEVER = 1e-30  # an expected count below this comes from LEAST alone
-STD = 1.0  # of the logits at first: states must differ before they can divide the work
+MIN_PROBABILITY = float(jnp.finfo(jnp.float32).tiny)
+MIN_COUNT = 1e-30  # an expected count below this comes from MIN_PROBABILITY alone
+STD = 1.0  # initial, of the logits: states must differ before they can specialise
 AXES = {"start": (None,), "transition": ("embed", None), "emission": ("embed", "vocab")}
 
 
 class HMM(nnx.Module):
     """`config.dim` states over `config.vocab_size` tokens; parameters are unnormalised logits."""
 
+    inputs = ("segment_ids",)
+    generates, conditional, on_host = True, False, False
+
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = config = ready(config)
         N, V = config.dim, config.vocab_size
         self.start = weight(rngs, (N,), AXES["start"], STD, Role(decays=True, columns=(-1,)))
         self.transition = weight(rngs, (N, N), AXES["transition"], STD, TABLE)
         self.emission = weight(rngs, (N, V), AXES["emission"], STD, TABLE)
 
-    def __call__(self, tokens_BL: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-        """Logits [B, L, V] float32 of the next tokens."""
-        batch = {"tokens": tokens_BL}
-        batch |= {} if segment_ids is None else {"segment_ids": segment_ids}
-        return self.logits(self.forward(batch)[0])
+    def __call__(self, tokens_BL: jax.Array, **more: jax.Array) -> jax.Array:
+        """Logits [B, L, V] float32 of the next tokens; `more`: segment_ids [B, L].
+
+        Raises TypeError for another argument, ValueError for ids outside the vocabulary where they
+        are known; under jax.jit they are clamped to the nearest row.
+        """
+        check_inputs(self, tokens_BL, more)
+        return self.logits(self.forward({"tokens": tokens_BL, **more})[0])
 
     def forward(self, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """(log p(state of the next token | tokens of the segment so far) [B, L, N], {})."""
@@ -92,7 +99,7 @@ class HMM(nnx.Module):
         """log p of start, transition and emission, where each device needs it."""
         axes = {"start": (None,), "transition": (None, None), "emission": (None, "vocab")}
         logits = {name: shard(getattr(self, name)[...], *names) for name, names in axes.items()}
-        floor = lambda x: jnp.maximum(jax.nn.log_softmax(x, -1), math.log(LEAST))
+        floor = lambda x: jnp.maximum(jax.nn.log_softmax(x, -1), math.log(MIN_PROBABILITY))
         return {name: floor(x) for name, x in logits.items()}
 
 
@@ -162,8 +169,8 @@ def maximised(model: HMM, counts: Tables, prior: float | jax.Array = 0.0) -> HMM
     for name, axes in AXES.items():
         param, count = getattr(new, name), shard(counts[name] + prior, *axes)
         total = jnp.sum(count, -1, keepdims=True)
-        share = log(count / jnp.maximum(total, LEAST))
-        param[...] = jnp.where(total > NEVER, share, param[...])
+        share = log(count / jnp.maximum(total, MIN_PROBABILITY))
+        param[...] = jnp.where(total > MIN_COUNT, share, param[...])
     return new
 
 
@@ -212,8 +219,8 @@ def emitted(tables: Tables, tokens_BL: jax.Array) -> jax.Array:
 
 
 def log(p: jax.Array) -> jax.Array:
-    """log(p), and log(LEAST) below that."""
-    return jnp.log(jnp.maximum(p, LEAST))
+    """log(p), and log(MIN_PROBABILITY) below that."""
+    return jnp.log(jnp.maximum(p, MIN_PROBABILITY))
 
 
 def contract(equation: str, x: jax.Array, w: jax.Array, *names: str | None) -> jax.Array:

@@ -36,7 +36,7 @@ def test_states_and_rows_come_back_in_the_order_of_the_text(c):
         parts = context.parts_of(shard(x_BLD, "batch", None, None), balanced=True)
         return how(parts, True)
 
-    for how in (context.back, context.rows_of):
+    for how in (context.text_order, context.rows_of):
         np.testing.assert_array_equal(on(c, lambda x, h=how: there_and_back(x, h), x_BLD), x_BLD)
 
 
