@@ -18,7 +18,7 @@ from lm_jax.models.arguments import check_inputs, ready
 from lm_jax.models.layers import HeadTransform, constant, softcap, std_of, weight
 from lm_jax.models.parameter import TABLE, vector
 
-WHOLE = 256 * 2**20  # bytes of float32 logits that may exist at once on one device
+MAX_LOGITS = 256 * 2**20  # bytes of float32 logits that may exist at once on one device
 
 
 class Network(nnx.Module):
@@ -37,7 +37,7 @@ class Network(nnx.Module):
         self.config = ready(config)
 
     def make_head(self, rngs: nnx.Rngs) -> None:
-        """The weights of the head, where it has any of its own."""
+        """Creates the head's own weights; a tied head without bias or transform has none."""
         config = self.config
         if not config.head:
             return
@@ -52,14 +52,16 @@ class Network(nnx.Module):
     def __call__(self, tokens_BL: jax.Array, **more: Any) -> jax.Array:
         """Logits [B, L, V] float32 at each token; `more` as in `hidden`.
 
-        Raises TypeError for an argument that the model does not have. Ids outside the vocabulary
-        and positions beyond the table raise ValueError; under jax.jit, where they are not known,
-        they are clamped to the nearest row.
+        Raises TypeError for an argument that the model does not have, ValueError for an array of
+        another shape than its tokens. Ids outside the vocabulary and positions beyond the table
+        raise ValueError; under jax.jit, where they are not known, they are clamped to the nearest
+        row.
         """
         return self.logits(self.hidden(tokens_BL, **more))
 
     def hidden(self, tokens_BL: jax.Array, key: jax.Array | None = None, **more: Any) -> jax.Array:
-        """Last hidden states [B, L, D]; `more`: what else `forward` takes of a batch.
+        """Last hidden states [B, L, D]; `more`: other arrays of a batch, by their names in
+        `inputs`.
 
         key: a random key turns dropout on.
         """
@@ -68,7 +70,7 @@ class Network(nnx.Module):
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
         """Logits [B, L, V] float32 of hidden states."""
-        return read(self.head_states(x_BLD), self.readout(), self.config.logit_softcap)
+        return all_logits(self.head_states(x_BLD), self.readout(), self.config.logit_softcap)
 
     def head_states(self, x_BLD: jax.Array) -> jax.Array:
         """Input of the output projection, [B, L, D], from hidden states."""
@@ -99,16 +101,16 @@ class Network(nnx.Module):
 AXES: dict[str, tuple[str | None, ...]] = {"table": ("vocab", None), "bias": ("vocab",)}
 
 
-def read(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> jax.Array:
-    """Logits [B, L, V] float32: readout has the `table` [V, D] and, or not, a `bias` [V]."""
-    # Collected first: jax 0.12 aborts on the product of a table that fsdp cuts along the words.
+def all_logits(x_BLD: jax.Array, readout: dict[str, jax.Array], cap: float = 0.0) -> jax.Array:
+    """Logits [B, L, V] float32; readout: the `table` [V, D], optionally a `bias` [V]."""
+    # Gathered first: jax 0.12 aborts on the product of a table that fsdp cuts along the words.
     table_VD = shard(readout["table"].astype(x_BLD.dtype), *AXES["table"])
     logits_BLV = einsum("bld,vd->blv", x_BLD, table_VD, "batch", "length", "vocab")
     return as_logits(logits_BLV, readout.get("bias"), cap)
 
 
 def as_logits(products_BLV: jax.Array, bias_V: jax.Array | None, cap: float) -> jax.Array:
-    """Logits float32 of the products of states and words."""
+    """Logits [B, L, V] float32 from the products of states and table: bias and cap applied."""
     logits_BLV = products_BLV.astype(jnp.float32)
     if bias_V is not None:
         logits_BLV += bias_V.astype(jnp.float32)[None, None]
@@ -116,8 +118,8 @@ def as_logits(products_BLV: jax.Array, bias_V: jax.Array | None, cap: float) -> 
 
 
 def target_log_probs(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(log p(target), log Z), both [B, L]; inside `on_each_device` the logits are a device's own. A
-    target is found by comparison: a gather would move a sharded vocabulary.
+    """(log p(target), log Z), both [B, L]; inside `on_each_device` the logits are a device's own.
+    Targets are selected by comparison: a gather would move a sharded vocabulary.
     """
     V = logits_BLV.shape[-1]
     ids = jax.lax.broadcasted_iota(jnp.int32, (1, 1, V), 2) + collectives.index("vocab") * V
@@ -128,7 +130,7 @@ def target_log_probs(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.
 
 
 def logsumexp(logits_BLV: jax.Array) -> jax.Array:
-    """log Z [B, L], also of a vocabulary whose parts are on several devices."""
+    """log Z [B, L], also of a vocabulary that is cut over devices."""
     if not collectives.inside("vocab"):
         return jax.nn.logsumexp(logits_BLV, -1)
     top_BL = collectives.maximum(jnp.max(logits_BLV, -1), "vocab")
@@ -137,7 +139,7 @@ def logsumexp(logits_BLV: jax.Array) -> jax.Array:
 
 
 def log_probs(x_BLD, readout: dict[str, jax.Array], targets_BL, cap: float = 0.0) -> jax.Array:
-    """log p(target) [B, L] in nats; the logits of a part of the positions exist at a time."""
+    """log p(target) [B, L] in nats, computed in chunks of `chunk_size` positions."""
     size = chunk_size(x_BLD.shape, len(readout["table"]), 0)
 
     def local(x_BLD, readout, targets_BL):
@@ -148,8 +150,8 @@ def log_probs(x_BLD, readout: dict[str, jax.Array], targets_BL, cap: float = 0.0
 
         if size >= x_BLD.shape[1]:
             return part((x_BLD, targets_BL))
-        found = jax.lax.map(part, split(size, x_BLD, targets_BL))
-        return jnp.moveaxis(found, 0, 1).reshape(targets_BL.shape)
+        chunks = jax.lax.map(part, split(size, x_BLD, targets_BL))
+        return jnp.moveaxis(chunks, 0, 1).reshape(targets_BL.shape)
 
     low = readout | {"table": readout["table"].astype(x_BLD.dtype)}
     rows = ("batch", "length")
@@ -157,14 +159,14 @@ def log_probs(x_BLD, readout: dict[str, jax.Array], targets_BL, cap: float = 0.0
     return collectives.on_each_device(local, inputs, rows, own=False)(x_BLD, low, targets_BL)
 
 
-def chunk_size(shape: tuple[int, ...], vocab_size: int, asked: int) -> int:
-    """Positions of each row whose logits exist at once on a device: a divisor of those that it has,
-    near what is asked or fits.
+def chunk_size(shape: tuple[int, ...], vocab_size: int, requested: int) -> int:
+    """Positions of each row whose logits exist at once on a device: the largest divisor of its
+    length up to `requested` or, where that is 0, to what fits into MAX_LOGITS.
     """
     B, L = shape[0], shape[1] // ways("length")
-    position = 4 * B * vocab_size // ways("batch", "vocab")
-    most = asked or max(1, WHOLE // position)
-    return next(size for size in range(min(most, L), 0, -1) if L % size == 0)
+    bytes_of_position = 4 * B * vocab_size // ways("batch", "vocab")
+    limit = requested or max(1, MAX_LOGITS // bytes_of_position)
+    return next(size for size in range(min(limit, L), 0, -1) if L % size == 0)
 
 
 def split(size, *arrays):

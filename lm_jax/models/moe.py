@@ -1,5 +1,5 @@
-"""Mixture of experts: a router, feed-forward layers that see only the tokens that chose them, and
-their balance.
+"""Mixture of experts: a router, feed-forward layers for the tokens routed to them, and the losses
+that balance them.
 """
 
 # Shapes: B batch, L length, D model width, C 2 when gated else 1, F width of an expert, E experts,
@@ -31,8 +31,9 @@ AXES = {
 
 
 class Experts(nnx.Module):
-    """The sum of the `experts_per_token` feed-forward layers that a router prefers, by its softmax
-    over them (Mixtral, arXiv:2401.04088, section 2.1), and of those that see every token.
+    """The sum of the `experts_per_token` feed-forward layers with the highest router probabilities,
+    weighted by the softmax over these (Mixtral, arXiv:2401.04088, section 2.1), plus the shared
+    experts, which process every token.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -56,9 +57,8 @@ class Experts(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """([B, L, D], {balance, router_z, load [E]}: means over the tokens of the global batch).
 
-        mask: where its segments are 0, the token is padding: it asks nobody and counts nowhere.
-        dropless: as if capacity_factor were 0 (decoding: what a row says must not depend on its
-        neighbours).
+        mask: tokens with segment 0 are padding: they go to no expert and count nowhere. dropless:
+        as if capacity_factor were 0 (for decoding: a row must not depend on its neighbours).
         """
         x_BLD, mask = sharding.whole(x_BLD), mask or Mask()
         ids_BLK, weights_BLK, aux = self.route(x_BLD, mask.segments)
@@ -77,8 +77,8 @@ class Experts(nnx.Module):
         return y_BLD + self.shared(x_BLD) if self.config.shared_experts else y_BLD, aux
 
     def route(self, x_BLD, segments_BL) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """(expert of each choice [B, L, K], best first, E where there is none; its weight, float32;
-        sums): float32 throughout (Switch, arXiv:2101.03961, section 2.4).
+        """(expert of each choice [B, L, K], best first, E for none; its weight, float32; losses),
+        all computed in float32 (Switch, arXiv:2101.03961, section 2.4).
         """
         E, K = self.config.num_experts, self.config.experts_per_token
         with jax.default_matmul_precision("float32"):
@@ -92,7 +92,7 @@ class Experts(nnx.Module):
         real_BL = shard(real_BL, "batch", "length")
         ids_BLK = jnp.where(real_BL[..., None], ids_BLK, E)
         tokens = jnp.maximum(jnp.sum(real_BL, dtype=jnp.float32), 1.0)
-        # Switch, equations 4 to 6, of shares of the choices: 1 when all experts have the same.
+        # Switch, equations 4 to 6, with shares of the choices: 1 when all experts have equal load.
         load_E = jnp.sum(self.chosen(ids_BLK), (0, 1, 2)) / (tokens * K)
         prob_E = jnp.sum(probs_BLE * real_BL[..., None], (0, 1)) / tokens
         log_z_BL = jax.nn.logsumexp(logits_BLE, -1)
@@ -102,7 +102,7 @@ class Experts(nnx.Module):
             "router_z": jnp.sum(jnp.square(log_z_BL) * real_BL) / tokens,
             "load": load_E,
         }
-        if collectives.inside("layers"):  # of a part of the batch: what `together` needs
+        if collectives.inside("layers"):  # of a part of the batch: for `merge_parts`
             aux |= {"prob": prob_E, "tokens": jnp.sum(real_BL, dtype=jnp.float32)}
         return ids_BLK, weights_BLK, aux
 
@@ -112,10 +112,10 @@ class Experts(nnx.Module):
         return (ids_BLK[..., None] == every).astype(jnp.float32)
 
     def dropped(self, ids_BLK: jax.Array, balanced: bool) -> jax.Array:
-        """The choices without those that come to an expert which has its share of the batch
-        already: `capacity_factor` times the mean, rounded up. First come, first served, in the
-        order of the batch (Switch, section 2.2); with capacity_order "choices" all first choices
-        of the batch before any second one (GShard, arXiv:2006.16668, algorithm 1).
+        """The choices with E in place of those beyond the capacity of their expert, which is
+        `capacity_factor` times the mean load, rounded up. In the order of the batch (Switch,
+        section 2.2); with capacity_order "choices" all first choices of the batch before any
+        second one (GShard, arXiv:2006.16668, algorithm 1).
         """
         ids_BLK = context.rows_of(ids_BLK, balanced)
         config, (B, L, K) = self.config, ids_BLK.shape
@@ -124,7 +124,7 @@ class Experts(nnx.Module):
         chosen_BLKE = self.chosen(ids_BLK).astype(jnp.int32)
         if config.capacity_order == "choices":
             each = [places(chosen_BLKE[:, :, k]) for k in range(K)]
-            # A second choice comes behind all first ones of its expert, and so on.
+            # Second choices come after all first choices of their expert, and so on.
             totals_KE = jnp.stack([total_E for _, total_E in each])
             before_KE = jnp.cumsum(totals_KE, 0) - totals_KE
             place_BLKE = jnp.stack([place_BLE for place_BLE, _ in each], 2) + before_KE[None, None]
@@ -134,14 +134,14 @@ class Experts(nnx.Module):
         return context.parts_of(jnp.where(place_BLK < capacity, ids_BLK, E), balanced)
 
     def local(self, x_BLD, ids_BLK, weights_BLK, kernels: dict[str, jax.Array]) -> jax.Array:
-        """Output of this device's experts for the tokens of all devices that share them, summed
-        over these; without a mesh, of all experts.
+        """Output of this device's experts for the tokens of all devices that share them,
+        reduce-scattered to these; without a mesh, of all experts.
         """
         x, ids, weights = (collectives.joined(x, "experts") for x in (x_BLD, ids_BLK, weights_BLK))
         E, D, C, F = kernels["up"].shape
         dtype, K, bits = x.dtype, ids.shape[-1], self.config.bits("experts")
         ids = ids.reshape(-1, K) - collectives.index("experts") * E
-        ids = jnp.where((ids >= 0) & (ids < E), ids, E)  # E: of another device, or nowhere
+        ids = jnp.where((ids >= 0) & (ids < E), ids, E)  # E: on another device, or dropped
         choice_R, row_TK, sizes_E = ragged.plan(ids, E)
         x_RD = ragged.dispatch(x.reshape(-1, D), choice_R, row_TK)
         h = ragged.grouped(bits, x_RD, kernels["up"].reshape(E, D, C * F).astype(dtype), sizes_E)
@@ -160,19 +160,19 @@ class Experts(nnx.Module):
 
 
 def places(chosen_BRE: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(how many of an expert's choices come before each [B, R, E], how many there are [E]), of
+    """(number of choices of each expert before each choice [B, R, E], number of all [E]), for
     choices [B, R, E] that are 1 at their expert, in the order of the batch.
     """
-    # Each row of the batch begins where those before it ended, on whatever device they are.
+    # Counts of a row start after those of the rows before it, on whatever device these are.
     counts_BE = shard(jnp.sum(chosen_BRE, 1), None, None)
     before_BE = shard(jnp.cumsum(counts_BE, 0) - counts_BE, "batch", None)
     place_BRE = before_BE[:, None] + jnp.cumsum(chosen_BRE, 1) - chosen_BRE
     return place_BRE, jnp.sum(counts_BE, 0)
 
 
-def together(aux: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The sums [N, ...] of a batch, of those of its parts [M, N, ...]: each of them counts as it
-    has tokens, so they are what they would be of the whole batch.
+def merge_parts(aux: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The expert losses [N, ...] of a batch from those of its parts [M, N, ...], weighted by their
+    tokens: equal to those computed on the whole batch.
     """
     tokens_MN = aux["tokens"]
     share_MN = tokens_MN / jnp.maximum(jnp.sum(tokens_MN, 0, keepdims=True), 1.0)

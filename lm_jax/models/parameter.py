@@ -1,5 +1,5 @@
-"""Parameters, and what optimizers must know of each: whether it decays, and which of its axes make
-a matrix. Both are said where the parameter is made and travel with it as metadata of nnx.Param.
+"""Parameters and their roles for optimizers: whether a parameter decays, and which of its axes make
+a matrix. The role is set where the parameter is created, as metadata of nnx.Param.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from lm_jax.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Role:
     """Properties of a parameter that optimizers read. Axes count from the end, so that a stack of
-    layers, with an axis more in front, needs no other role.
+    layers, with one more axis in front, has the same role.
 
     decays: weight decay applies to it. rows, columns: the axes of the matrix W in y = x W, those of
-    x and those of y; without rows it is a vector along its columns. Axes in neither count matrices
-    or vectors (layers, experts, gate and up), each of which is its own. hidden: a matrix between
-    two layers of activations, which Muon orthogonalizes; embeddings, heads and routers are not.
+    x and those of y; without rows it is a vector along its columns. Other axes (layers, experts,
+    gate and up) index separate matrices or vectors. hidden: a matrix between two layers of
+    activations, which Muon orthogonalizes; embeddings, heads and routers are not.
     """
 
     decays: bool
@@ -30,8 +30,7 @@ class Role:
     hidden: bool = False
 
 
-# Embeddings, heads and routers: a matrix in the last two axes, of which Muon leaves the update to
-# AdamW.
+# Embeddings, heads and routers: a matrix in the last two axes, which under Muon AdamW updates.
 TABLE = Role(decays=True, columns=(-1,), rows=(-2,))
 
 
@@ -60,9 +59,10 @@ def by_role(tree: Any, function: Callable[[Role], Any]) -> Any:
         if not isinstance(role, Role):
             name = "/".join(str(getattr(part, "name", getattr(part, "key", part))) for part in path)
             raise UserError(
-                f"parameter {name or '(the tree itself)'}: it does not say whether it decays and "
-                "which of its axes make a matrix; make it with lm_jax.models.parameter.parameter("
-                "value, axes, role), role one of hidden(rows, columns), TABLE, vector(axes)."
+                f"parameter {name or '(the tree itself)'}: has no role (whether it decays, and "
+                "which of its axes make a matrix); create it with lm_jax.models.parameter."
+                "parameter(value, axes, role), role one of hidden(rows, columns), TABLE, "
+                "vector(axes)."
             )
         return jax.tree.map(lambda _: function(role), param)
 

@@ -92,7 +92,7 @@ def pipelined(
         aux = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, here, M * R), aux)
         aux = jax.tree.map(lambda x: by_part(x, M, R, G), aux)
         cache = jax.tree.map(lambda x: joined(x, 1), cache)
-        return jax.lax.psum(summable(y_BLD), AXIS), cache, moe.together(aux) if aux else aux
+        return jax.lax.psum(summable(y_BLD), AXIS), cache, moe.merge_parts(aux) if aux else aux
 
     all, own = PartitionSpec(), PartitionSpec(AXIS)
     y_BLD, *rest = on_stages(stage, (all, all, own, own), (all, own, own))(

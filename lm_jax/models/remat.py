@@ -6,42 +6,43 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-NAMES: dict[str, tuple[str, ...]] = {  # what is kept of a layer; "mlp" is what its last one reads
+# Names of the activations that are saved; "mlp" is the input of the last projection of a layer.
+NAMES: dict[str, tuple[str, ...]] = {
     "full": (),
     "dots": ("product", "context"),
     "names": ("qkv", "context", "mlp"),
 }
-READ = "layer_input"
-keeping = jax.checkpoint_policies.save_only_these_names
-POLICIES = {policy: keeping(*names) for policy, names in NAMES.items()} | {
-    # What a layer reads, and nothing else, goes to the memory of the host and comes back.
+INPUT = "layer_input"
+save_only = jax.checkpoint_policies.save_only_these_names
+POLICIES = {policy: save_only(*names) for policy, names in NAMES.items()} | {
+    # Only the input of each layer is saved, in the memory of the host.
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[READ],
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[INPUT],
         offload_src="device", offload_dst="pinned_host",
     ),
 }  # fmt: skip
 
 
 def layer(body: Callable, policy: str) -> Callable:
-    """`body(x, layer)` of a loop over layers, computed again as the policy says."""
+    """`body(x, layer)` of a loop over layers, recomputed in the backward pass by the policy."""
     if policy == "none":
         return body
-    named = lambda x, *more: body(checkpoint_name(x, READ), *more)
+    named = lambda x, *more: body(checkpoint_name(x, INPUT), *more)
     return jax.checkpoint(named, policy=POLICIES[policy], prevent_cse=False)
 
 
 def layers_taken(function: Callable, policy: str) -> Callable:
-    """`function`, which first takes some layers out of more and then goes through them: taken again
-    for the way back, where keeping them would be a copy for each call. All else is kept, or not, as
-    by `layer`, whose policy says nothing about what it reads.
+    """`function`, which slices some layers out of a stack and runs them, with the slices taken
+    again in the backward pass: saving them would copy the weights for each call. Other activations
+    are saved or recomputed as in `layer`.
     """
-    kept: Any = all_but_parts
+    saved: Any = all_but_slices
     if policy != "none":
-        kept = POLICIES[policy] if policy == "offload" else keeping(*NAMES[policy], READ)
-    return jax.checkpoint(function, policy=kept)
+        saved = POLICIES[policy] if policy == "offload" else save_only(*NAMES[policy], INPUT)
+    return jax.checkpoint(function, policy=saved)
 
 
-def all_but_parts(operation: Any, *_: Any, **__: Any) -> bool:
-    """A policy: what is only a part, or another type, of something else is not kept."""
+def all_but_slices(operation: Any, *_: Any, **__: Any) -> bool:
+    """A checkpoint policy: saves all but slices and casts of other arrays."""
     parts = ("dynamic_slice", "squeeze", "slice", "reshape", "convert_element_type")
     return operation.name not in parts

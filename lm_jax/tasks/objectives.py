@@ -1,8 +1,7 @@
-"""Training losses: a batch becomes sums over its target tokens; the caller divides once, by their
+"""Training losses: sums over the target tokens of a batch, which the caller divides once, by their
 global number.
 
-One loss serves every objective: which tokens are inputs, which are targets and what sees what is in
-the batch (data/views.py).
+One loss serves every objective: inputs, targets and masks are in the batch (data/views/).
 """
 
 # Shapes: B batch, L length, D model width, V vocabulary.
@@ -18,29 +17,29 @@ from lm_jax.devices import collectives, sharding
 from lm_jax.devices.collectives import on_each_device
 from lm_jax.devices.matmul import einsum
 from lm_jax.devices.sharding import shard
-from lm_jax.models.head import AXES, as_logits, chunk_size, read, split, target_log_probs
+from lm_jax.models.head import AXES, all_logits, as_logits, chunk_size, split, target_log_probs
 
 TOKENS = ("batch", "length")
-INPUTS = ((*TOKENS, None), AXES, TOKENS, TOKENS)  # of the chunks' loss
+INPUTS = ((*TOKENS, None), AXES, TOKENS, TOKENS)  # logical axes of the arguments of `chunked`
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
-SHARES = {"pair_nll": "pairs", "pairs_right": "pairs"}  # what a sum is divided by, if not tokens
+COUNTS = {"pair_nll": "pairs", "pairs_right": "pairs"}  # the divisor of a sum, if not tokens
 
 
 def loss(
     model: Any, batch: Batch, key: jax.Array | None, config: LossConfig
 ) -> tuple[jax.Array, Sums]:
-    """(sum of what is minimised, sums of what is reported): cross-entropy of the targets, and what
-    the batch and the model add to it.
+    """(the sum to minimise, the sums to report): cross-entropy of the targets, plus the losses of
+    pairs and experts.
 
-    batch: tokens, targets, segment_ids, positions [B, L] int32 and weights [B, L] float32, and what
-    else `model.forward` reads; pair_label [B] adds the cross-entropy of the pairs (BERT, ALBERT),
-    weighed as a token for each token of the batch, as the sum of two means. key: dropout is on.
-    A microbatch has `microbatch_weights` beside it.
+    batch: tokens, targets, segment_ids, positions [B, L] int32 and weights [B, L] float32, and
+    other inputs of `model.forward`; pair_label [B] adds the cross-entropy of the pairs (BERT,
+    ALBERT), with the weight of all tokens of the batch, so that two means are summed. key: a random
+    key turns dropout on. A microbatch also has `microbatch_weights`.
     """
     tokens = jnp.sum(batch["weights"])
-    if not hasattr(model, "readout"):  # no network: it says itself how likely a text is
+    if not hasattr(model, "readout"):  # an HMM, which has a likelihood and no head
         nll = model.nll(batch)
         return nll, {"nll": nll, "tokens": tokens}
     x_BLD, aux = model.forward(batch, key)
@@ -51,7 +50,7 @@ def loss(
         if name in aux:  # one number a layer, each a mean over tokens
             sums[name] = jnp.mean(aux[name]) * batch.get("expert_weight", tokens)
             total += weight * sums[name]
-    if "load" in aux:  # [N, E] shares of the choices: how much more than its share the fullest has
+    if "load" in aux:  # [N, E] shares of the choices; reported: the largest over the mean
         load_NE = aux["load"]
         fullest = jnp.mean(jnp.max(load_NE, -1)) * load_NE.shape[-1]
         sums["load"] = fullest * batch.get("expert_weight", tokens)
@@ -69,9 +68,9 @@ def loss(
 
 
 def microbatch_weights(batch: Batch, experts: bool) -> Batch:
-    """For each microbatch of `batch` [M, B, L] what its means count in the whole batch, in target
-    tokens [M]: `pair_weight` by its pairs, `expert_weight` by the tokens that experts see. By its
-    own target tokens, a microbatch with fewer masked tokens would count less.
+    """Weights [M] of the means of each microbatch of `batch` [M, B, L], in target tokens of the
+    whole batch: `pair_weight` by its pairs, `expert_weight` by its tokens that are not padding.
+    Weighed by its own target tokens, a microbatch with fewer masked tokens would count less.
     """
     tokens, count = jnp.sum(batch["weights"]), len(batch["weights"])
     weights = {}
@@ -93,38 +92,41 @@ def cross_entropy(
     cap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sums (negative log-likelihood with z-loss, without it) in nats, over float32 logits
-    (models.head.read).
+    (models.head.all_logits).
 
-    The logits of `chunk_size` positions exist at a time. z-loss: z log(Z)^2 (PaLM,
+    Computed in chunks of `chunk_size` positions. z-loss: z log(Z)^2 (PaLM,
     arXiv:2204.02311, section 5). label_smoothing e: targets are 1 - e of the token and e of the
     uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
     size = chunk_size(x_BLD.shape, len(readout["table"]), config.chunk_size)
     if size >= x_BLD.shape[1] // sharding.ways("length"):
         targets_BL, weights_BL = (shard(x, *TOKENS) for x in (targets_BL, weights_BL))
-        return sums_of(read(x_BLD, readout, cap), targets_BL, weights_BL, config)
+        return sums_of(all_logits(x_BLD, readout, cap), targets_BL, weights_BL, config)
     part = partial(chunk_of, config=config, cap=cap)
     return chunked(part, size, x_BLD, readout, targets_BL, weights_BL)
 
 
 def chunk_of(products_BLV, bias_V, targets_BL, weights_BL, config, cap):
-    """The sums of one chunk, of the products of its states and words."""
+    """`sums_of` one chunk, from the products [B, L, V] of its states and the table."""
     return sums_of(as_logits(products_BLV, bias_V, cap), targets_BL, weights_BL, config)
 
 
 def sums_of(logits_BLV, targets_BL, weights_BL, config):
-    """(what is minimised, the negative log-likelihood), summed over tokens."""
+    """(the loss with z-loss and smoothing, the negative log-likelihood), summed over tokens."""
     log_p_BL, log_z_BL = target_log_probs(logits_BLV, targets_BL)
     total = nll = -jnp.sum(log_p_BL * weights_BL)
     if config.z_loss:
         total += config.z_loss * jnp.sum(jnp.square(log_z_BL) * weights_BL)
     if config.label_smoothing:
         share_BL = jnp.sum(logits_BLV, -1) / (logits_BLV.shape[-1] * collectives.devices("vocab"))
-        uniform_BL = log_z_BL - collectives.summed(share_BL, "vocab")  # its cross-entropy
+        uniform_BL = log_z_BL - collectives.summed(share_BL, "vocab")  # cross-entropy of 1 / V
         total += config.label_smoothing * jnp.sum((uniform_BL + log_p_BL) * weights_BL)
     return total, nll
 
 
+# With a_c = x_c E^T of the states x_c of chunk c [B, size, D] and the table E [V, D], and the loss
+# sum over c of part(a_c, b): g_c = d part / d a_c [B, size, V], dx_c = g_c E, dE = sum over c of
+# g_c^T x_c, db = sum over c of d part / d b [V]. All are computed with the loss, in its scan.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def chunked(part, size, x_BLD, readout, targets_BL, weights_BL):
     """Sums of `part` over chunks of `size` positions, one after the other."""
@@ -145,13 +147,13 @@ def chunked(part, size, x_BLD, readout, targets_BL, weights_BL):
 
 
 def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
-    """The gradients are made with the loss, while a chunk's logits are there: they are never
-    computed twice.
+    """The sums and the gradients, which are computed with the loss, while the logits of a chunk
+    exist: no logits are computed twice.
     """
     gradient = jax.value_and_grad(part, argnums=(0, 1), has_aux=True)
 
     def local(x_BLD, readout, targets_BL, weights_BL):
-        # Of a device's own tokens and words: what all give to the table is summed once, at the end.
+        # Of a device's own tokens and words: the table's gradient is summed once, at the end.
         x_BLD, readout = collectives.varying(x_BLD, "vocab"), collectives.varying(readout, "tokens")
         table, bias = readout["table"], readout.get("bias")
 
@@ -159,14 +161,14 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
             *sums, grads = carry
             x, *target = xs
             products = einsum("bld,vd->blv", x, table)
-            found, (g, of_bias) = gradient(products, bias, *target)
-            # In float32 as it comes, and added in place: the table of a large vocabulary is large.
-            of_table = einsum("bld,blv->vd", x, g, jnp.float32)
-            new = {"table": of_table} if bias is None else {"table": of_table, "bias": of_bias}
-            sums = [total + one for total, one in zip(sums, found, strict=True)]
+            own, (g, bias_grad) = gradient(products, bias, *target)
+            # In float32, and added in place: the table of a large vocabulary is large.
+            new = {"table": einsum("bld,blv->vd", x, g, jnp.float32)}
+            new |= {} if bias is None else {"bias": bias_grad}
+            sums = [total + one for total, one in zip(sums, own, strict=True)]
             return (*sums, jax.tree.map(jnp.add, grads, new)), einsum("blv,vd->bld", g, table)
 
-        # Made when the table is here: while it is collected there may be two of it.
+        # Allocated after the table is gathered: during that, two copies of it may exist.
         zero = collectives.varying(jnp.float32(0), "tokens", "vocab")
         table, zero = jax.lax.optimization_barrier((table, zero))
         zeros = {name: jnp.full(w.shape, zero) for name, w in readout.items()}
@@ -175,10 +177,10 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
         (loss, nll, grads), x_grads = jax.lax.scan(body, start, chunks)
         x_grad = jnp.moveaxis(x_grads, 0, 1).reshape(x_BLD.shape)
         sums = [collectives.summed(x, "tokens") for x in (loss, nll)]
-        # Over devices as the gradients of the other weights.
+        # Summed over devices in the compute type, as the gradients of the other weights.
         grads |= {"table": grads["table"].astype(x_BLD.dtype)}
         grads = [collectives.summed_gradient(g, *names[name]) for name, g in grads.items()]
-        # x's as the stream: a part of each state for each device that shares them.
+        # The gradient of x is laid out as the residual stream.
         sum_of = (
             collectives.summed if stream[2] is None else partial(collectives.summed_part, axis=2)
         )
@@ -198,7 +200,7 @@ def chunked_forward(part, size, x_BLD, readout, targets_BL, weights_BL):
 
 
 def chunked_backward(part, size, gradients, cotangents):
-    """Scales the stored gradients; the second sum, which is only reported, has none."""
+    """Scales the saved gradients; the second sum is only reported and has no gradient."""
     del part, size
     scale = cotangents[0]
     x_grad, grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
@@ -209,6 +211,6 @@ chunked.defvjp(chunked_forward, chunked_backward)
 
 
 def means(sums: Sums) -> dict[str, jax.Array]:
-    """Reported means of `sums`: each over what it counts. A batch without targets has loss 0."""
-    over = lambda name: jnp.maximum(sums[SHARES.get(name, "tokens")], 1.0)
+    """Reported means of `sums`, each divided by its count. A batch without targets has loss 0."""
+    over = lambda name: jnp.maximum(sums[COUNTS.get(name, "tokens")], 1.0)
     return {name: x / over(name) for name, x in sums.items() if name not in ("tokens", "pairs")}

@@ -17,7 +17,7 @@ import jax
 from lm_jax.config import Config, MeshConfig
 from lm_jax.devices import sharding
 from lm_jax.errors import MachineError
-from lm_jax.models.head import WHOLE
+from lm_jax.models.head import MAX_LOGITS
 from lm_jax.training.ahead_of_time import Step, trace
 
 # Memory needed and available, in the errors of the TPU compiler (at its end, twice at its start),
@@ -173,7 +173,8 @@ def remedies(kind: str, config: Config, parts: float = 2) -> list[str]:
     changes: list[tuple[str, Any, Any]] = []
     if kind == "logits":
         now = config.loss.chunk_size
-        auto = min(length, max(1, WHOLE // (4 * max(1, each) * model.vocab_size // mesh.tensor)))
+        each_position = 4 * max(1, each) * model.vocab_size // mesh.tensor
+        auto = min(length, max(1, MAX_LOGITS // each_position))
         changes.append(("loss.chunk_size", 0 if now > auto else max(1, (now or auto) // 2), now))
     if kind == "scores" and model.attention == "xla":
         changes.append(("model.attention", "auto", "xla"))

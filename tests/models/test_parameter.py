@@ -71,5 +71,5 @@ def test_a_role_outlives_gradients_updates_and_a_checkpoint(tmp_path):
 
 
 def test_what_is_no_parameter_is_named():
-    with pytest.raises(UserError, match=r"^parameter a: it does not say whether it decays"):
+    with pytest.raises(UserError, match=r"^parameter a: has no role"):
         by_role({"a": jnp.zeros(2)}, lambda role: role)
