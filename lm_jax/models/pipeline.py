@@ -1,11 +1,11 @@
-"""Pipeline parallelism: parts of a batch follow each other through the stages (GPipe, Huang et al.
-2019, arXiv:1811.06965, section 2.3), once or, with fewer layers each time, in several rounds (the
-interleaved stages of Narayanan et al. 2021, arXiv:2104.04473, section 2.2, with all parts forward
-before any goes back).
+"""Pipeline parallelism: parts of a batch pass through the stages one after the other (GPipe, Huang
+et al. 2019, arXiv:1811.06965, section 2.3), once or, with fewer layers each time, in several rounds
+(the interleaved stages of Narayanan et al. 2021, arXiv:2104.04473, section 2.2, with the forward
+pass of all parts before any backward pass).
 """
 
-# Shapes: B batch, L length, D model width, N layers, S stages, M parts, R rounds, G parts that
-# follow each other through all rounds, T = M R + S - 1 ticks.
+# Shapes: B batch, L length, D model width, N layers, S stages, M parts, R rounds, G parts in a
+# group, which passes through all rounds together, T = M R + S - 1 ticks.
 
 import math
 from collections.abc import Callable
@@ -22,65 +22,73 @@ from lm_jax.devices.collectives import vary
 from lm_jax.models import moe, remat
 
 AXIS = "stage"  # RULES["layers"]
-PARTS = 4  # a stage, where no number is asked for: S - 1 of 5 S - 1 ticks are then waits
+PARTS = 4  # default number per stage: S - 1 of 5 S - 1 ticks are then idle
 
 
-def parts_of(rows: int, stages: int, asked: int, rounds: int = 1) -> int:
-    """Number of parts that the rows of a device make: a divisor, near config.model.pipeline_parts
-    or 4 a stage; in rounds, a multiple of the stages, which then need that many fewer to wait as
-    little.
+def number_of_parts(rows: int, stages: int, requested: int, rounds: int = 1) -> int:
+    """Number of parts of the rows of a device: the largest divisor of them up to `requested`
+    (config.model.pipeline_parts) or, where that is 0, PARTS for each stage. In several rounds a
+    multiple of the stages, and by default fewer in proportion, for the same share of idle ticks.
     """
     step = stages if rounds > 1 else 1
-    most = min(rows, asked or max(step, PARTS * stages // rounds // step * step))
-    fits = (parts for parts in range(most, 0, -1) if rows % parts == 0 and parts % step == 0)
+    limit = min(rows, requested or max(step, PARTS * stages // rounds // step * step))
+    fits = (parts for parts in range(limit, 0, -1) if rows % parts == 0 and parts % step == 0)
     return next(fits, step)
 
 
 def rounds_of(config: ModelConfig, rows: int, layers: int) -> int:
-    """Number of rounds through the stages, where rows and layers divide so."""
+    """Number of rounds through the stages: config.model.pipeline_rounds where rows and layers are
+    divisible by it, else 1.
+    """
     S, R = sharding.ways("layers"), config.pipeline_rounds
     return R if rows % S == 0 and layers % (S * R * len(config.kinds)) == 0 else 1
 
 
 def pipelined(
-    through: Callable, config: ModelConfig, x_BLD: jax.Array, seen: Any, layers: Any, kept: Any
+    run_layers: Callable,
+    config: ModelConfig,
+    x_BLD: jax.Array,
+    shared: Any,
+    layers: Any,
+    by_layer: Any,
 ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
-    """`through(x_BLD, seen, layers, kept)` of layers that are cut over the stages.
+    """`run_layers(x_BLD, shared, layers, by_layer)` with the layers cut over the stages.
 
-    In tick t stage s does what is due as number t - s, and hands the part to the next stage; the
-    last one, of another round, to the first. seen: rows [B, ...], or what all rows share [1, ...].
-    layers: [N, ...]. kept: (what is renewed, what is not), by layer and row [N, B, ...].
+    In tick t stage s runs its work number t - s, and sends the result to the next stage; the last
+    stage, before the last round, to the first. shared: arrays of rows [B, ...], or one row for all
+    [1, ...]. layers: [N, ...]. by_layer: (the cache, which is updated, arrays that are not), by
+    layer and row [N, B, ...].
     """
     S, B = sharding.ways("layers"), len(x_BLD)
     rows, number = B // sharding.ways("rows"), len(jax.tree.leaves(layers)[0])
-    R = rounds_of(config, rows, number) if not jax.tree.leaves(kept) else 1
-    M = parts_of(rows, S, config.pipeline_parts, R)
-    G = S if R > 1 else M  # what comes back from the last stage is due on the first in that tick
-    x_BLD, seen = jax.tree.map(partial(of_all, B=B), (x_BLD, seen))
-    types = jax.tree.map(lambda x: x.dtype, (x_BLD, seen))
+    R = rounds_of(config, rows, number) if not jax.tree.leaves(by_layer) else 1
+    M = number_of_parts(rows, S, config.pipeline_parts, R)
+    G = S if R > 1 else M  # so that results of the last stage reach the first when it needs them
+    x_BLD, shared = jax.tree.map(partial(on_all_stages, B=B), (x_BLD, shared))
+    types = jax.tree.map(lambda x: x.dtype, (x_BLD, shared))
 
-    def stage(x_BLD, seen, layers, kept):
+    def stage(x_BLD, shared, layers, by_layer):
         here = jax.lax.axis_index(AXIS)
-        x_BLD, seen = jax.tree.map(lambda x, dtype: x.astype(dtype), (x_BLD, seen), types)
-        x_BLD, seen = vary((x_BLD, seen), (AXIS,))
-        x, seen = jax.tree.map(lambda x: cut(x, M) if len(x) == B else x[None], (x_BLD, seen))
-        cache, keyed = jax.tree.map(lambda x: cut(x, M, 1), kept)
+        x_BLD, shared = jax.tree.map(lambda x, dtype: x.astype(dtype), (x_BLD, shared), types)
+        x_BLD, shared = vary((x_BLD, shared), (AXIS,))
+        x, shared = jax.tree.map(lambda x: cut(x, M) if len(x) == B else x[None], (x_BLD, shared))
+        cache, constant = jax.tree.map(lambda x: cut(x, M, 1), by_layer)
         layers = jax.tree.map(lambda x: by_round(with_layers(x, 1, R, len(x) // R), S, R), layers)
-        run = lambda own, seen, round, *rest: through(own, seen, pick(layers, round), *rest)
+        run = lambda own, shared, round, *rest: run_layers(own, shared, pick(layers, round), *rest)
         run = remat.layers_taken(run, config.remat) if R > 1 else run
 
         def tick(carry, t):
-            came, cache = carry
+            received, cache = carry
             due = jnp.clip(t - here, 0, M * R - 1)
             part = due // (G * R) * G + due % G
             round = due % (G * R) // G
-            # Where a stage has nothing to do it computes what nobody reads, of real numbers: they
-            # cannot overflow.
-            own = jnp.where((here == 0) & (round == 0), pick(x, part), came)
+            # An idle stage computes an unused result, from real activations, which cannot overflow.
+            own = jnp.where((here == 0) & (round == 0), pick(x, part), received)
             old = pick(cache, part)
-            y, new, aux = run(own, pick(seen, part), round, (old, pick(keyed, part)), part)
-            live = due == t - here
-            new = jax.tree.map(lambda new, old: jnp.where(live, new, old), new, old)
+            constant_part = pick(constant, part)
+            y, new, aux = run(own, pick(shared, part), round, (old, constant_part), part)
+            busy = due == t - here
+            new = jax.tree.map(lambda new, old: jnp.where(busy, new, old), new, old)
             put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, part, 0)
             cache = jax.tree.map(put, cache, new)
             to = [(s, (s + 1) % S) for s in range(S - (R == 1))]
@@ -96,17 +104,18 @@ def pipelined(
 
     all, own = PartitionSpec(), PartitionSpec(AXIS)
     y_BLD, *rest = on_stages(stage, (all, all, own, own), (all, own, own))(
-        *jax.tree.map(summable, (x_BLD, seen)), layers, kept
+        *jax.tree.map(summable, (x_BLD, shared)), layers, by_layer
     )
     return sharding.shard(y_BLD.astype(x_BLD.dtype), *sharding.stream(x_BLD.shape[2])), *rest
 
 
 def summable(x: jax.Array) -> jax.Array:
-    """x as it can be summed over the stages, and its gradient: on CPU, bfloat16 as float32.
+    """x in a type in which it and its gradient can be summed over the stages: on CPU, float32 for
+    bfloat16.
 
-    XLA's pass all-reduce-promotion makes the same of it there, and aborts the process on a sum
-    whose reducer has a sharding, as JAX gives it where a shard_map leaves other axes to the
-    compiler ("Invalid binary instruction opcode copy", jaxlib 0.10.2).
+    XLA's pass all-reduce-promotion would do the same there, but aborts the process on a sum whose
+    reducer has a sharding, as in a shard_map that leaves other axes to the compiler ("Invalid
+    binary instruction opcode copy", jaxlib 0.10.2).
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     on_cpu = getattr(device, "device_kind", "") == "cpu"
@@ -114,8 +123,7 @@ def summable(x: jax.Array) -> jax.Array:
 
 
 def by_part(x: jax.Array, parts: int, rounds: int, group: int) -> jax.Array:
-    """[M, N, ...] in the order of the layers, of what a stage says one tick after the other, [M R,
-    N / R, ...].
+    """Outputs of a stage by part and layer [M, N, ...], from those of its ticks [M R, N / R, ...].
     """
     x = jnp.swapaxes(x.reshape(parts // group, rounds, group, *x.shape[1:]), 0, 1)
     x = x.reshape(rounds, parts, *x.shape[3:])
@@ -127,16 +135,16 @@ def by_round(x: jax.Array, stages: int, rounds: int, back: bool = False) -> jax.
     """Rearranges layers [R, N / R, ...] between the order of the model and the order in which each
     stage runs them, round by round. back: from the latter to the former.
 
-    Once a step, and nothing is stored in another order. Chunk c of stage s is number s R + c, and
-    belongs to stage (s R + c) % S. Sent in R turns, in each by every stage one chunk, and one to
-    every stage.
+    Done once a step, so that checkpoints keep the order of the model. Chunk c of stage s is number
+    s R + c, and runs on stage (s R + c) % S. In each of R turns every stage sends one chunk and
+    receives one.
     """
-    S, R, found = stages, rounds, x
+    S, R, result = stages, rounds, x
     if R == 1:
         return x
-    alike = S // math.gcd(S, R)  # stages in a row, whose chunks belong to unlike stages
+    run = S // math.gcd(S, R)  # consecutive stages whose chunks c run on different stages
     for turn in range(R):
-        chunks = [(turn + s // alike) % R for s in range(S)]
+        chunks = [(turn + s // run) % R for s in range(S)]
         numbers = [s * R + c for s, c in enumerate(chunks)]
         to = [(s, number % S) for s, number in enumerate(numbers)]
         rounds_in = [0] * S
@@ -148,13 +156,13 @@ def by_round(x: jax.Array, stages: int, rounds: int, back: bool = False) -> jax.
         sent = pick(x, jnp.array(take)[here])
         if any(a != b for a, b in to):
             sent = jax.lax.ppermute(sent, AXIS, to)
-        found = jax.lax.dynamic_update_index_in_dim(found, sent, jnp.array(put)[here], 0)
-    return found
+        result = jax.lax.dynamic_update_index_in_dim(result, sent, jnp.array(put)[here], 0)
+    return result
 
 
 def with_layers(x: jax.Array, first: int, *sizes: int) -> jax.Array:
-    """x with its `first` dimensions, which are layers, in these sizes; the others lie as they do
-    (where one has size 1, a plain reshape would forget it).
+    """x with its `first` dimensions, which are layers, reshaped to `sizes`; the other dimensions
+    keep their sharding (a plain reshape drops that of a dimension of size 1).
     """
     place = sharding.place(x)
     place = place and PartitionSpec(*(None,) * len(sizes), *place[first:])
@@ -162,29 +170,32 @@ def with_layers(x: jax.Array, first: int, *sizes: int) -> jax.Array:
 
 
 def on_stages(function: Callable, inputs: Any, output: Any) -> Callable:
-    """`function` of the part of each stage; other mesh axes go on being cut as before.
+    """`function` applied to the part of each stage (jax.shard_map); arrays stay cut along the other
+    mesh axes.
 
-    Unchecked: jax 0.10 saves what a shard_map inside needs for its gradient along an axis too many.
-    Before jax 0.12 what goes in and out here is first collected along the other axes: the result is
-    the same, but a device holds and sends the whole layers of its stage.
+    Without check_vma: jax 0.10 saves residuals of an inner shard_map along an axis too many. Before
+    jax 0.12 arguments and results are gathered along the other axes: the result is the same, but a
+    device holds and sends the whole layers of its stage.
     """
     each = jax.shard_map(
         function, in_specs=inputs, out_specs=output, axis_names={AXIS}, check_vma=False
     )
-    return jax.jit(each)  # it cannot run step by step
+    return jax.jit(each)  # such a shard_map cannot run eagerly
 
 
 def by_stage(function: Callable) -> Callable:
-    """`function(layers, rows)` of the layers of each stage, [N, ...] in and out, and all rows."""
+    """`function(layers, rows)` applied on each stage to its own layers, [N, ...] in and out, and
+    all rows.
+    """
     if sharding.ways("layers") == 1:
         return function
     all, own = PartitionSpec(), PartitionSpec(AXIS)
     each = on_stages(function, (own, all), own)
-    return lambda layers, rows: each(layers, of_all(rows, len(rows)))
+    return lambda layers, rows: each(layers, on_all_stages(rows, len(rows)))
 
 
-def of_all(x: jax.Array, B: int) -> jax.Array:
-    """Rows x [B, ...] that all stages have; what is not of rows as it is."""
+def on_all_stages(x: jax.Array, B: int) -> jax.Array:
+    """Rows x [B, ...] replicated over the stages; other arrays as they are."""
     if len(x) != B:
         return x
     _, *rest = jax.typeof(x).sharding.spec
@@ -192,7 +203,7 @@ def of_all(x: jax.Array, B: int) -> jax.Array:
 
 
 def cut(x: jax.Array, parts: int, axis: int = 0) -> jax.Array:
-    """Rows along an axis, as parts [M, ...] of as many rows of each device."""
+    """Splits rows along an axis into parts [M, ...], each with equally many rows of each device."""
     at, place = axis + 1, jax.typeof(x).sharding.spec
     shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[at:])
     x = x.reshape(shape, out_sharding=PartitionSpec(*place[:at], None, *place[at:]))
@@ -200,7 +211,7 @@ def cut(x: jax.Array, parts: int, axis: int = 0) -> jax.Array:
 
 
 def joined(x: jax.Array, axis: int = 0) -> jax.Array:
-    """The rows of the parts, as they were before `cut`."""
+    """Joins parts [M, ...] to rows along an axis: the inverse of `cut`."""
     x = jnp.moveaxis(x, 0, axis + 1)
     place = jax.typeof(x).sharding.spec
     shape = (*x.shape[:axis], -1, *x.shape[axis + 2 :])
@@ -208,6 +219,6 @@ def joined(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def pick(tree: Any, part: jax.Array) -> Any:
-    """Part number `part` of the arrays [M, ...]; of one [1, ...], what there is."""
+    """Part number `part` of the arrays [M, ...]; of arrays [1, ...] the only one."""
     take = lambda x: jax.lax.dynamic_index_in_dim(x, part, 0, keepdims=False)
     return jax.tree.map(lambda x: take(x) if len(x) > 1 else x[0], tree)

@@ -21,10 +21,10 @@ NAMES = ("h", "c")
 
 
 class Layers(nnx.Module):
-    """Layers of torch.nn.RNN, LSTM and GRU, with their weights: gates i f g o, or r z n.
+    """Layers with the weights of torch.nn.RNN, LSTM and GRU: gates i f g o, or r z n.
 
-    Dropout is on what enters a layer and on what the last one gives, never on the state (Zaremba et
-    al., arXiv:1409.2329).
+    Dropout applies to the inputs of the layers and the output of the last one, never to the state
+    (Zaremba et al., arXiv:1409.2329).
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -36,7 +36,7 @@ class Layers(nnx.Module):
         self.bx = constant((N, G, D), axes[:3], 0.0, vector(2))  # bias_ih
         self.bh = constant((N, G, D), axes[:3], 0.0, vector(2))  # bias_hh
         if config.architecture == "lstm":
-            # It starts by remembering (Jozefowicz et al. 2015).
+            # The forget gate is open at first (Jozefowicz et al. 2015).
             self.bx[...] = self.bx[...].at[:, 1].set(1.0)
 
     def __call__(
@@ -47,9 +47,10 @@ class Layers(nnx.Module):
         key: jax.Array | None = None,
         count_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Carried]:
-        """(Outputs [B, L, D] of the last layer, the states of all after `count` steps or the last).
+        """(outputs [B, L, D] of the last layer, the states of all layers after `count` steps, by
+        default all).
 
-        keep: 0 where the state starts anew before a step, else 1.
+        keep: 0 where the state is reset before a step, else 1.
         """
         N, dtype, rate = self.config.num_layers, x_BLD.dtype, self.config.dropout
         cell = CELLS[self.config.architecture]
@@ -60,20 +61,20 @@ class Layers(nnx.Module):
             wx, wh, bx, bh = (w[...][layer] for w in (self.wx, self.wh, self.bx, self.bh))
             wx_GHD = shard(wx.astype(dtype), None, "mlp", "embed")
             wh_GHK = shard(wh.astype(dtype), None, "mlp", None)
-            first = tuple(shard(start[name][layer].T, "mlp", "batch") for name in names)
+            initial = tuple(shard(start[name][layer].T, "mlp", "batch") for name in names)
             states = recurrence(
-                cell, x_BLD.transpose(1, 2, 0), keep_BL.T.astype(jnp.float32), first,
+                cell, x_BLD.transpose(1, 2, 0), keep_BL.T.astype(jnp.float32), initial,
                 wx_GHD, wh_GHK, bx, bh,
             )  # fmt: skip
             x_BLD = shard(states[0].astype(dtype).transpose(2, 0, 1), "batch", None, None)
             x_BLD = dropout(x_BLD, rate, keys[layer + 1])
-            ends.append([end(*pair, count_B) for pair in zip(first, states, strict=True)])
+            ends.append([state_after(*pair, count_B) for pair in zip(initial, states, strict=True)])
         state = [jnp.stack(layers).swapaxes(1, 2) for layers in zip(*ends, strict=True)]
-        return x_BLD, place(dict(zip(names, state, strict=True)))
+        return x_BLD, laid_out(dict(zip(names, state, strict=True)))
 
 
-def end(start_DB, x_LDB, count_B):
-    """The state after the first `count` steps of each row, or after all."""
+def state_after(start_DB, x_LDB, count_B):
+    """The state [D, B] after the first `count` steps of each row; None: after all steps."""
     if count_B is None:
         return x_LDB[-1]
     step_L11 = jnp.arange(1, len(x_LDB) + 1)[:, None, None]
@@ -107,9 +108,9 @@ class Recurrent(Network):
     ) -> tuple[jax.Array, dict[str, Carried]]:
         """(last hidden states [B, L, D], {}); with a `state` to start from, {"state": the last}.
 
-        batch: tokens [B, L], optional state, segment_ids and positions: the state starts anew where
-        the segment changes and at each position 0, so a row that goes on with a text from the
-        window before must not begin at 0. key: a random key turns dropout on.
+        batch: tokens [B, L], optional state, segment_ids and positions: the state is reset where
+        the segment changes and at each position 0, so a row that continues a text from the window
+        before must not begin at 0. key: a random key turns dropout on.
         """
         tokens_BL, carried = batch["tokens"], batch.get("state")
         state = cast(Carried, carried) if state is None else state
@@ -118,13 +119,13 @@ class Recurrent(Network):
         return self.normed(x_BLD), {} if state is None else {"state": state_after}
 
     def init_state(self, batch: int) -> Carried:
-        """The state of `batch` rows that have seen nothing: h, and c of an LSTM, [N, B, D]."""
+        """The zero state of `batch` rows: h and, for an LSTM, c, [N, B, D] float32."""
         shape = (self.config.num_layers, batch, self.config.dim)
         names = NAMES[: CELLS[self.config.architecture].states]
-        return place({name: jnp.zeros(shape) for name in names})
+        return laid_out({name: jnp.zeros(shape) for name in names})
 
     def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
-        """`init_state`, which needs no slots, and how many tokens each row has seen."""
+        """`init_state`, which needs no slots, and the number of tokens read, `length` [B]."""
         del length
         return {**self.init_state(batch), "length": shard(jnp.zeros(batch, jnp.int32), "batch")}
 
@@ -134,9 +135,9 @@ class Recurrent(Network):
         cache: dict[str, jax.Array],
         count_B: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Hidden states [B, L, D] of tokens after those that the cache has seen, and the new cache.
+        """Hidden states [B, L, D] of tokens after those of the cache, and the new cache.
 
-        count: how many tokens of each row are real; those after them leave the state alone.
+        count_B: number of real tokens in each row; those after them do not change the state.
         """
         if count_B is None:
             count_B = jnp.full_like(cache["length"], tokens_BL.shape[1])
@@ -146,17 +147,17 @@ class Recurrent(Network):
         return self.normed(x_BLD), {**state, "length": cache["length"] + count_B}
 
     def embedded(self, tokens_BL: jax.Array) -> jax.Array:
-        """Token embeddings, without positions: the state knows its own."""
+        """Token embeddings, without positions."""
         x_BLD = self.embed(tokens_BL, jnp.zeros_like(tokens_BL), jnp.dtype(self.config.dtype))
         return whole(x_BLD)
 
     def normed(self, x_BLD: jax.Array) -> jax.Array:
-        """Input of the head."""
+        """Input of the head: outputs of the last layer, normalised with config.final_norm."""
         return self.norm(x_BLD) if self.config.final_norm else x_BLD
 
 
 def keep(batch):
-    """[B, L] bool: not where a document starts."""
+    """[B, L] bool, false where a document starts."""
     keep_BL = jnp.ones_like(batch["tokens"], bool)
     if (ids_BL := batch.get("segment_ids")) is not None:
         keep_BL = keep_BL.at[:, 1:].set(ids_BL[:, 1:] == ids_BL[:, :-1])
@@ -165,6 +166,6 @@ def keep(batch):
     return keep_BL
 
 
-def place(state):
-    """A carried state where it lives."""
+def laid_out(state):
+    """A carried state, sharded over the batch."""
     return {name: shard(x_NBD, None, "batch", None) for name, x_NBD in state.items()}

@@ -13,7 +13,7 @@ from lm_jax.devices import sharding
 from lm_jax.errors import UserError
 from lm_jax.inference.generation import generate
 from lm_jax.models import create
-from lm_jax.models.pipeline import by_round, parts_of
+from lm_jax.models.pipeline import by_round, number_of_parts
 from lm_jax.training.train_step import init_state, make_train_step
 
 B, L, V, N = 8, 8, 32, 4
@@ -193,7 +193,7 @@ def test_text_is_continued_as_on_one_device(name):
     [(32, 2, 0, 8), (12, 4, 0, 12), (6, 2, 4, 3), (8, 2, 8, 8), (8, 2, 64, 8), (2, 2, 1, 1)],
 )
 def test_parts_divide_the_rows_of_a_device(rows, stages, asked, found):
-    assert parts_of(rows, stages, asked) == found
+    assert number_of_parts(rows, stages, asked) == found
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_parts_divide_the_rows_of_a_device(rows, stages, asked, found):
 def test_in_rounds_there_are_as_many_parts_as_stages_or_a_multiple(
     rows, stages, asked, rounds, found
 ):
-    assert parts_of(rows, stages, asked, rounds) == found
+    assert number_of_parts(rows, stages, asked, rounds) == found
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def plain(cell, x_LDB, keep_LB, start, wx_GHD, wh_GHK, bx_GH, bh_GH):
         state = tuple(s_HB * keep_B[None] for s_HB in state)
         x_GHB = jnp.einsum("ghd,db->ghb", wx_GHD, x_DB) + bx_GH[..., None]
         u_GHB = jnp.einsum("ghk,kb->ghb", wh_GHK, state[0]) + bh_GH[..., None]
-        state = cell.step(state, *((x_GHB, u_GHB) if cell.apart else (x_GHB + u_GHB,)))
+        state = cell.step(state, *((x_GHB, u_GHB) if cell.split_gates else (x_GHB + u_GHB,)))
         found.append(state)
     return tuple(jnp.stack(x) for x in zip(*found, strict=True))
 

@@ -1,5 +1,5 @@
-"""Context parallelism: devices share the rows; each has a part of the queries, and attends to the
-keys and values of all.
+"""Context parallelism: devices share the rows of a batch; each has a part of the queries, and
+attends to the keys and values of all parts.
 """
 
 # Shapes: B batch, L query length, S key length, D model width, K key heads, G queries a key head, H
@@ -22,12 +22,12 @@ from lm_jax.models.attention.ring import BLOCKS, ring_attention
 
 
 def order(length: int, causal: bool) -> np.ndarray:
-    """[length]: the place in the text of each token of a row, as the devices have them.
+    """[length]: the place in the text of each token of a row, in the order of the devices.
 
-    Where tokens see only those before them, the first of a row cost less than the last: a row is
-    2 c pieces for c devices, of which device i has i and 2 c - 1 - i, and all have the same work
-    (Brandon et al. 2023, arXiv:2311.09431; in this order Llama 3, arXiv:2407.21783, 3.3.2).
-    Raises UserError where a row does not divide.
+    With a causal mask the first tokens of a row cost less than the last: a row is cut into 2 c
+    pieces for c devices, of which device i has i and 2 c - 1 - i, so that all have equal work
+    (Brandon et al. 2023, arXiv:2311.09431; in this order Llama 3, arXiv:2407.21783, 3.3.2). Raises
+    UserError where a row does not divide.
     """
     parts = ways("length")
     pieces = 2 * parts if causal and parts > 1 else parts
@@ -49,8 +49,8 @@ def zigzag(x: np.ndarray, parts: int) -> np.ndarray:
 def shared(
     mask: Mask, rows: dict[str, jax.Array], places_BL: jax.Array
 ) -> tuple[Mask, dict[str, jax.Array], jax.Array]:
-    """Mask, arrays of tokens [1 or B, L] (positions and types too), and places [1 or B, L] of the
-    tokens among the keys, in the order of the devices that share the rows.
+    """(mask, arrays of tokens [1 or B, L] with positions and types, places [1 or B, L] of the
+    tokens among the keys), in the order of the devices that share the rows.
     """
     if ways("length") == 1:
         return mask, rows, places_BL
@@ -66,7 +66,7 @@ def shared(
 
 
 def parts_of(x_BL: jax.Array, balanced: bool) -> jax.Array:
-    """Rows [1 or B, L, ...] that all devices have, each a part of them as `order` says."""
+    """Cuts rows [1 or B, L, ...] over the devices that share them, in the order of `order`."""
     if ways("length") == 1:
         return x_BL
     rows = "batch" if sharding.is_cut(x_BL, 0) else None
@@ -76,7 +76,7 @@ def parts_of(x_BL: jax.Array, balanced: bool) -> jax.Array:
 
 
 def rows_of(x_BL: jax.Array, balanced: bool) -> jax.Array:
-    """Rows [B, L, ...] in the order of the text, all of them on each device, of parts."""
+    """Whole rows [B, L, ...] in the order of the text on each device: the inverse of `parts_of`."""
     if ways("length") == 1:
         return x_BL
     x_BL = shard(x_BL, "batch", *(None,) * (x_BL.ndim - 1))
@@ -85,20 +85,21 @@ def rows_of(x_BL: jax.Array, balanced: bool) -> jax.Array:
 
 def attention(
     q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores | None = None,
-    way: str = "gather",
+    method: str = "gather",
 ) -> jax.Array:  # fmt: skip
-    """kernels.attention, also of rows that several devices share: each collects all keys and values
-    of its rows (way: gather), or they go round (ring). Raises UserError for what a ring cannot do.
+    """kernels.attention, also of rows that several devices share: method "gather" collects all keys
+    and values of its rows on each device, "ring" passes them from device to device. Raises
+    UserError for arguments that a ring does not support.
     """
     scores = scores or Scores(q_BLKGH.shape[-1] ** -0.5)
     if ways("length") == 1:
         return kernels.attention(q_BLKGH, k_BSKH, v_BSKH, mask, backend, scores)
-    run = {"gather": gathered, "ring": ringed}[way]
+    run = {"gather": gathered, "ring": ringed}[method]
     return run(kernels.scaled(q_BLKGH, scores), k_BSKH, v_BSKH, mask, backend, scores)
 
 
 def ringed(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) -> jax.Array:
-    """Keys and values go from device to device (ring.py)."""
+    """Ring attention: keys and values pass from device to device (ring.py)."""
     if mask.window or mask.prefix is not None or scores.bias is not None or backend not in BLOCKS:
         raise UserError(
             "config.model.context_attention='ring': cannot have a window, a prefix, biased scores "
@@ -118,7 +119,7 @@ def ringed(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) ->
 
 
 def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) -> jax.Array:
-    """Each device collects all keys and values of its rows."""
+    """Attention in which each device gathers all keys and values of its rows."""
     parts, G = ways("length"), q_BLKGH.shape[3]
     arrays: dict[str, tuple[jax.Array | None, tuple[str | None, ...]]] = {
         "segments": (mask.segments, ("batch", "length")),
@@ -130,7 +131,7 @@ def gathered(q_BLKGH, k_BSKH, v_BSKH, mask: Mask, backend: str, scores: Scores) 
     }
     given = {name: (x, axes) for name, (x, axes) in arrays.items() if x is not None}
     one, place = None, None
-    # A full mask is the same for every part, and jax (0.10) cannot cut one into parts.
+    # A full mask is the same for every part, and jax (0.10) cannot cut it into parts.
     if backend == "splash" and (mask.causal or mask.window):
         lengths = q_BLKGH.shape[1], k_BSKH.shape[1]
         places = order(lengths[0], mask.balanced)
@@ -166,7 +167,8 @@ def bias_axes(bias: jax.Array | None) -> tuple[str | None, ...]:
 
 
 def in_order(x_BS: jax.Array, balanced: bool) -> jax.Array:
-    """All parts of x [B, S, ...] of the devices that share its rows, in the order of the text."""
+    """All-gather of x [B, S, ...] over the devices that share its rows, in the order of the text.
+    """
     (axis,) = collectives.inside("length")
     if not balanced:
         return jax.lax.all_gather(x_BS, axis, axis=1, tiled=True)
@@ -185,13 +187,13 @@ def text_order(x_BLD: jax.Array, balanced: bool) -> jax.Array:
 
 
 def unfolded(x_BLD: jax.Array) -> jax.Array:
-    """The pieces 2 i and 2 i + 1 for device i, which has i and 2 c - 1 - i."""
+    """Pieces 2 i and 2 i + 1 on device i, from the pieces i and 2 c - 1 - i that it has."""
     (axis,) = collectives.inside("length")
     i, last = jax.lax.axis_index(axis), 2 * jax.lax.axis_size(axis) - 1
     pieces = jnp.split(x_BLD, 2, 1)
 
     def sent(odd: int) -> jax.Array:
-        """To where its pieces of one kind belong; each device has one of them."""
+        """Sends each even or odd piece to its device; each device has one of both."""
         own = jnp.where(i % 2 == odd, *pieces)
         to = [(d, (d if d % 2 == odd else last - d) // 2) for d in range((last + 1) // 2)]
         return jax.lax.ppermute(own, axis, to)

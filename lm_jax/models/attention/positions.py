@@ -45,16 +45,16 @@ def frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def pair_of(config: ModelConfig, turns: float) -> float:
-    """The index of the pair of features that turns so often in the original context."""
+    """Index of the pair of features that makes `turns` full turns within the original context."""
     length = config.rope_original_length / (turns * 2 * math.pi)
     return config.head_size * math.log(length) / (2 * math.log(config.rope_theta))
 
 
 def rotations(config: ModelConfig, positions_BL: jax.Array, kind: str = "g") -> Rotation:
-    """cos and sin, [B, L, head_size / 2] float32, computed once and shared by all layers of a kind:
-    local (l) ones may have a base of their own, and then no scaling.
+    """cos and sin, [B, L, head_size / 2] float32, shared by all layers of a kind: local (l) ones
+    may have their own base, and then no scaling.
 
-    yarn's are longer than 1 by its attention factor, 0.1 ln(rope_factor) + 1 by default.
+    yarn multiplies both by its attention factor, 0.1 ln(rope_factor) + 1 by default.
     """
     if kind == "l" and config.rope_local_theta:
         theta = config.rope_local_theta
@@ -68,8 +68,8 @@ def rotations(config: ModelConfig, positions_BL: jax.Array, kind: str = "g") -> 
 
 
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turns feature pairs (i, i + half) of x [B, L, ..., head_size] by their position's angle, in
-    float32.
+    """Rotates the feature pairs (i, i + half) of x [B, L, ..., head_size] by the angles of their
+    positions, in float32.
     """
     cos, sin = (r.reshape(r.shape[:2] + (1,) * (x.ndim - 3) + r.shape[2:]) for r in rotation)
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
@@ -77,7 +77,7 @@ def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
 
 
 class RelativeBias(nnx.Module):
-    """A learned number a head for each bucket of distances, shared by the layers of a stack (Raffel
+    """A learned bias for each head and bucket of distances, shared by the layers of a stack (Raffel
     et al. 2020, arXiv:1910.10683, section 2.1).
     """
 
@@ -85,16 +85,16 @@ class RelativeBias(nnx.Module):
         self.config, self.causal = config, causal
         K, G = config.kv_heads, config.num_heads // config.kv_heads
         R = config.relative_buckets
-        # Without init_std as Mesh-TensorFlow, which trained T5, has it: Glorot's, of the table.
+        # Without init_std Glorot's, of the table, as in Mesh-TensorFlow, which trained T5.
         std = config.init_std or math.sqrt(2 / (R + K * G))
         self.table = weight(rngs, (R, K, G), (None, "heads", None), std, vector(3))
 
     def __call__(self, distance_BLS: jax.Array) -> jax.Array:
-        """[B, K, G, L, S] of distances key - query."""
+        """Biases [B, K, G, L, S] of distances key - query [B, L, S]."""
         config = self.config
         ids_BLS = bucket(distance_BLS, self.causal, config.relative_buckets,
                          config.relative_distance)  # fmt: skip
-        # A product with one-hots: its gradient is a product too, where a gather's is a scatter.
+        # A product with one-hot vectors, whose gradient is a product; a gather's is a scatter.
         hot_BLSN = jax.nn.one_hot(ids_BLS, config.relative_buckets, dtype=jnp.float32)
         return jnp.einsum("blsn,nkg->bkgls", hot_BLSN, self.table[...])
 
@@ -104,31 +104,33 @@ def bucket(distance: jax.Array, causal: bool, buckets: int, furthest: int) -> ja
 
     Without `causal` each direction has half of the buckets.
     """
-    found = jnp.zeros_like(distance)
+    offset = jnp.zeros_like(distance)
     if causal:
         distance = jnp.maximum(-distance, 0)
     else:
         buckets //= 2
-        found, distance = jnp.where(distance > 0, buckets, 0), jnp.abs(distance)
-    # Counted on the host: on a device the logarithm of a bound may round to the other side.
+        offset, distance = jnp.where(distance > 0, buckets, 0), jnp.abs(distance)
+    # Bounds are computed on the host: on a device their logarithms may round differently.
     exact, far = buckets // 2, np.arange(1, furthest + 1, dtype=np.float32)
     log_scale = np.log(far / exact) / np.float32(math.log(furthest / exact)) * (buckets - exact)
     bounds = [int(np.argmax(log_scale >= k)) + 1 for k in range(1, buckets - exact)]
     beyond = sum((distance >= bound).astype(distance.dtype) for bound in bounds)
-    return found + jnp.where(distance < exact, distance, exact + beyond)
+    return offset + jnp.where(distance < exact, distance, exact + beyond)
 
 
 def alibi(config: ModelConfig, distance_BLS: jax.Array) -> jax.Array:
-    """[B, K, G, L, S]: minus a head's slope times the distance (Press et al. 2022, section 3)."""
+    """Biases [B, K, G, L, S]: minus a head's slope times the distance (Press et al. 2022, section
+    3).
+    """
     N, K = config.num_heads, config.kv_heads
     slopes = np.array(slopes_of(N), np.float32).reshape(1, K, N // K, 1, 1)
     return jnp.abs(distance_BLS)[:, None, None].astype(jnp.float32) * -slopes
 
 
 def slopes_of(heads: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n) ...; for a number that is no power of two, those of the next lower one
-    and every second one of the next higher.
+    """ALiBi's slopes 2^(-8/n), 2^(-16/n) ... of n heads; where n is not a power of two, those of
+    the next lower power and every second one of the next higher.
     """
     power = 1 << (heads.bit_length() - 1)
-    found = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    return found + [2 ** (-4 * i / power) for i in range(1, 2 * (heads - power), 2)]
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    return slopes + [2 ** (-4 * i / power) for i in range(1, 2 * (heads - power), 2)]

@@ -1,4 +1,4 @@
-"""One block of ring attention: partial outputs of queries over some keys, and their part of the
+"""One block of ring attention: outputs of queries over a part of the keys, and their part of the
 gradient, by plain XLA and by the splash kernel.
 """
 
@@ -22,28 +22,28 @@ from lm_jax.models.layers import softcap
 
 
 def xla(queries, keys, causal: bool, cap: float):
-    """(o, lse), float32. Of queries that see nothing lse is about MASKED_LOGIT."""
+    """(o, lse), float32. For queries without visible keys lse is about MASKED_LOGIT."""
     (q, q_ids), (k, v, k_ids) = queries, keys
     a_BKGLS = scores(q, k, q_ids, k_ids, causal, cap)
     lse = jax.nn.logsumexp(a_BKGLS, -1)
-    return weighed(a_BKGLS, lse, v)[0], lse
+    return weighted_values(a_BKGLS, lse, v)[0], lse
 
 
 def xla_backward(queries, keys, causal: bool, cap: float):
-    """These keys' share of dq, and these queries' of dk and dv."""
+    """The part of dq from these keys, and of dk and dv from these queries."""
     (q, q_ids, o, lse, do), (k, v, k_ids) = queries, keys
 
-    def found(q, k, v):
-        return weighed(scores(q, k, q_ids, k_ids, causal, cap), lse, v)
+    def recomputed(q, k, v):
+        return weighted_values(scores(q, k, q_ids, k_ids, causal, cap), lse, v)
 
-    # A score s of weight p adds p (v do - o do) to the gradient: that of p v do - p (o do), where
-    # lse, the whole sequence's, does not move with s.
+    # ds = p (do v - do o) of a score s with weight p = exp(s - lse): the gradient of
+    # p (do v) - p (do o) with lse, that of the whole sequence, held constant.
     do = do.astype(jnp.float32)
-    return jax.vjp(found, q, k, v)[1]((do, -(o * do).sum(-1)))
+    return jax.vjp(recomputed, q, k, v)[1]((do, -(o * do).sum(-1)))
 
 
 def scores(q, k, q_ids, k_ids, causal: bool, cap: float) -> jax.Array:
-    """[B, K, G, L, S], float32."""
+    """Masked scores [B, K, G, L, S], float32."""
     a = einsum("bkglh,bksh->bkgls", q, k, jnp.float32)
     L, S = a.shape[-2:]
     allowed = np.tri(L, S, dtype=bool)[None] if causal else np.ones((1, L, S), bool)
@@ -52,8 +52,8 @@ def scores(q, k, q_ids, k_ids, causal: bool, cap: float) -> jax.Array:
     return jnp.where(allowed[:, None, None], softcap(a, cap), MASKED_LOGIT)
 
 
-def weighed(a_BKGLS, lse_BKGL, v_BKSH) -> tuple[jax.Array, jax.Array]:
-    """The mean of the values and the sum of the weights, float32."""
+def weighted_values(a_BKGLS, lse_BKGL, v_BKSH) -> tuple[jax.Array, jax.Array]:
+    """(weighted sum of the values, sum of the weights), float32."""
     p = jnp.exp(a_BKGLS - lse_BKGL[..., None])
     p_v = p.astype(v_BKSH.dtype)
     o = einsum("bkgls,bksh->bkglh", p_v, v_BKSH, jnp.float32)
@@ -61,8 +61,8 @@ def weighed(a_BKGLS, lse_BKGL, v_BKSH) -> tuple[jax.Array, jax.Array]:
 
 
 def splash(queries, keys, causal: bool, cap: float):
-    """(o in q's dtype, lse in float32). Of queries that see nothing lse is about -0.7 times the
-    largest number.
+    """(o in q's dtype, lse in float32). For queries without visible keys lse is about -0.7 times
+    the largest float32.
     """
     (q, q_ids), (k, v, k_ids) = queries, keys
     one, ids = splash_kernel(q, k, causal, cap), segment_ids(q_ids, k_ids)
@@ -72,8 +72,8 @@ def splash(queries, keys, causal: bool, cap: float):
 
 
 def splash_backward(queries, keys, causal: bool, cap: float):
-    """The same, by the backward kernel of splash attention itself: it takes o and
-    lse as they are given, and no public function does. Raises UserError where jax has another.
+    """`xla_backward` by the backward kernel of splash attention itself, which takes o and lse as
+    arguments, as no public function does. Raises UserError where jax has another kernel.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
@@ -89,17 +89,17 @@ def splash_backward(queries, keys, causal: bool, cap: float):
             "config.model.attention=xla."
         )
 
-    def share(q, k, v, ids, o, lse, do):
-        kept = q, k, v, ids, None, o, lse, one.dq_mask_info, one.dkv_mask_info
-        return pull(**one.kwargs, res=kept, do=do)[3:6]
+    def gradients(q, k, v, ids, o, lse, do):
+        saved = q, k, v, ids, None, o, lse, one.dq_mask_info, one.dkv_mask_info
+        return pull(**one.kwargs, res=saved, do=do)[3:6]
 
-    by_head = jax.vmap(share, (0, 0, 0, None, 0, 0, 0))
+    by_head = jax.vmap(gradients, (0, 0, 0, None, 0, 0, 0))
     by_row = jax.vmap(by_head, (0, 0, 0, None if ids is None else 0, 0, 0, 0))
     return by_row(q, k, v, ids, o, lse, do)
 
 
 def segment_ids(q_ids, k_ids) -> Any:
-    """As the splash kernel takes them."""
+    """Segment ids as an argument of the splash kernel; None without."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
     return None if q_ids is None else kernel.SegmentIds(q_ids, k_ids)

@@ -50,6 +50,6 @@ def test_a_ring_refuses_what_it_cannot_do():
     x = jnp.zeros((1, 8, 1, 1, 4))
     for mask, backend in ((kernels.Mask(window=4), "xla"), (kernels.Mask(), "cudnn")):
         attend = lambda x, m=mask, b=backend: context.attention(x, x[:, :, :, 0], x[:, :, :, 0], m,
-                                                                b, way="ring")  # fmt: skip
+                                                                b, method="ring")  # fmt: skip
         with pytest.raises(UserError, match=r"'ring': cannot have .* set it to gather"):
             on(2, attend, x)
