@@ -6,8 +6,8 @@ r"""The ARPA file format of n-gram models, as SRILM and KenLM read and write it.
                       -0.5   </s>                     \end\
 
 A row is log10 p(last word | those before), the words, and log10 of the backoff weight of longer
-n-grams that begin with them. <s> is the begin symbol. A special word of p <= 10^-99, and <s> of
-p = 1 (KenLM), are there for the format's sake and are no tokens of the model.
+n-grams that begin with them. <s> is the begin symbol. Special words with p <= 10^-99, and <s> with
+p = 1 (KenLM), exist only because of the format and are not tokens of the model.
 """
 
 import gzip
@@ -25,13 +25,13 @@ from lm_jax.errors import DataError, UserError
 from lm_jax.models.classical.ngram import MAX_ORDER, KneserNey, Level, find
 
 BEGIN, SPECIAL = "<s>", ("<s>", "</s>", "<unk>")
-LEAST = -99.0  # log10 of what stands for 0
+LOG_ZERO = -99.0  # log10 of a probability of 0
 
 
 def write(model: KneserNey, path: str | os.PathLike, words: Sequence[str]) -> None:
     """Writes `model` to `path`, compressed when it ends in .gz; words[i] is the name of token i.
 
-    Words are different, not empty and without white space; that of bos_id, and no other, is <s>.
+    Words are unique, not empty and without white space; the word of bos_id, and no other, is <s>.
     </s> and <unk> are added where no token has these names. Raises UserError.
     """
     check_words(model, words)
@@ -45,7 +45,7 @@ def write(model: KneserNey, path: str | os.PathLike, words: Sequence[str]) -> No
         file.writelines(f"ngram {k}={size}\n" for k, size in enumerate(sizes, 1))
 
         grams, backoff = [*words, *added], None
-        prob = np.append(np.log10(model.unigram), np.full(len(added), LEAST))
+        prob = np.append(np.log10(model.unigram), np.full(len(added), LOG_ZERO))
         if above:
             backoff = np.append(above[0][:-1], np.ones(len(added)))
             backoff[grams.index(BEGIN)] = above[0][-1]
@@ -70,7 +70,7 @@ def section(file, k: int, grams: list[str], prob: np.ndarray, backoff: np.ndarra
 
 
 def check_words(model: KneserNey, words: Sequence[str]) -> None:
-    """Raises UserError at the first word that an ARPA file cannot hold."""
+    """Raises UserError at the first word that an ARPA file cannot represent."""
     if len(words) != model.vocab_size:
         raise UserError(f"{len(words)} words for a model of vocab_size={model.vocab_size}.")
     places: dict[str, int] = {}
@@ -92,9 +92,9 @@ def read(path: str | os.PathLike) -> tuple[KneserNey, list[str]]:
     sizes = lines.sizes()
     names, prob, backoff, numbers = lines.section(1, sizes[0])
     ids: dict[str, int] = {}
-    again = [ids.setdefault(name, i) != i for i, name in enumerate(names)]
-    lines.refuse(again, numbers, "a word comes twice")
-    format_only = {name for name in SPECIAL if name in ids and prob[ids[name]] <= LEAST}
+    repeated = [ids.setdefault(name, i) != i for i, name in enumerate(names)]
+    lines.refuse(repeated, numbers, "a word comes twice")
+    format_only = {name for name in SPECIAL if name in ids and prob[ids[name]] <= LOG_ZERO}
     if BEGIN in ids and prob[ids[BEGIN]] == 0:
         format_only.add(BEGIN)
     words = [name for name in names if name not in format_only]
@@ -133,9 +133,9 @@ class Lines:
         self.rest = self.opened()
 
     def opened(self) -> Iterator[bytes]:
-        """The lines without white space at their ends, and then the error that there are no more.
+        """Yields the lines without white space at their ends; raises DataError after the last one.
 
-        Split as bytes: other white space than ASCII's may be part of a word.
+        Split as bytes: white space other than ASCII's may be part of a word.
         """
         try:
             with (gzip.open if self.path.endswith(".gz") else open)(self.path, "rb") as file:
@@ -148,17 +148,17 @@ class Lines:
         raise self.error("the file ends here; an ARPA file goes from \\data\\ to \\end\\")
 
     def error(self, why: str) -> DataError:
-        """The error to raise about the last line."""
+        """An error about the line that was read last."""
         return DataError(f"{self.path}:{self.number}: {why}.")
 
     def refuse(self, wrong: Any, numbers: np.ndarray, why: str) -> None:
-        """Raises DataError about the first line, of these `numbers`, that is wrong."""
+        """Raises DataError about the first of the lines `numbers` that is `wrong`."""
         if np.any(wrong):
             self.number = int(numbers[np.flatnonzero(wrong)[0]])
             raise self.error(why)
 
     def expect(self, wanted: str) -> None:
-        """Reads the line that must come next."""
+        """Reads the next line; raises DataError unless it is `wanted`."""
         if (line := next(self.rest)) != wanted.encode():
             raise self.error(f"expected {wanted}, found {line[:40].decode(errors='replace')!r}")
 
@@ -195,4 +195,4 @@ class Lines:
                     "weight if there is one"
                 )
             numbers.append(self.number)
-        return words, np.maximum(prob, LEAST), np.array(backoff), np.array(numbers, np.int64)
+        return words, np.maximum(prob, LOG_ZERO), np.array(backoff), np.array(numbers, np.int64)

@@ -1,4 +1,4 @@
-"""Kneser-Ney n-grams behind the interface of the networks."""
+"""Kneser-Ney n-grams with the interface of the neural models."""
 
 # Shapes: B rows, L length, V vocabulary.
 
@@ -15,7 +15,7 @@ from lm_jax.models.protocol import Ids
 class NGram:
     """Interpolated modified Kneser-Ney n-grams of `config.order` over `config.vocab_size` tokens.
 
-    counts: the fitted model (models.classical.ngram.KneserNey). numpy computes all, on the host.
+    counts: the fitted model (models.classical.ngram.KneserNey), computed by numpy on the host.
     """
 
     inputs: tuple[str, ...] = ("segment_ids",)
@@ -26,7 +26,8 @@ class NGram:
 
     @property
     def num_parameters(self) -> int:
-        """Probabilities, one of each n-gram that was seen, and backoff weights."""
+        """Number of probabilities, one for each n-gram of the training text, and backoff weights.
+        """
         levels = self.counts.levels
         return self.counts.vocab_size + sum(len(x.prob) + len(x.backoff) for x in levels)
 
@@ -41,25 +42,27 @@ class NGram:
 
     def next_log_probs(self, contexts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """log p(next token) [B, V] float32 after each of the contexts, ids of any lengths."""
-        found = [np.log(self.counts.next_probabilities(context)) for context in contexts]
-        return np.stack(found).astype(np.float32)
+        rows = [np.log(self.counts.next_probabilities(context)) for context in contexts]
+        return np.stack(rows).astype(np.float32)
 
     def log_probs(self, batch: Mapping[str, Ids]) -> np.ndarray:
         """log p(target) [B, L] float32 of batch["targets"], in nats; see KneserNey.log_probs."""
         return self.counts.log_probs({name: np.asarray(x) for name, x in batch.items()})
 
     def tables(self) -> dict[str, np.ndarray]:
-        """Arrays of a checkpoint: 64-bit numbers as pairs of 32 bits, which jax takes."""
-        found = {"unigram": self.counts.unigram}
+        """Arrays of a checkpoint: 64-bit numbers as pairs of uint32, which jax supports."""
+        arrays = {"unigram": self.counts.unigram}
         for k, level in enumerate(self.counts.levels, 2):
-            found |= {f"keys_{k}": level.keys, f"prob_{k}": level.prob, f"above_{k}": level.backoff}
-        return {name: x.view(np.uint32).reshape(-1, 2) for name, x in found.items()}
+            arrays |= {
+                f"keys_{k}": level.keys, f"prob_{k}": level.prob, f"above_{k}": level.backoff
+            }  # fmt: skip
+        return {name: x.view(np.uint32).reshape(-1, 2) for name, x in arrays.items()}
 
     @classmethod
     def from_tables(
         cls, config: ModelConfig, tables: dict[str, np.ndarray], bos_id: int
     ) -> "NGram":
-        """The model that has these `tables`; raises CheckpointError when they are of another."""
+        """The model with these `tables`; raises CheckpointError when they do not fit `config`."""
         counts = KneserNey(config.order, config.vocab_size, bos_id)
         kinds = {"keys": np.int64, "prob": np.float64, "above": np.float64, "unigram": np.float64}
         of = lambda name: (
@@ -71,11 +74,11 @@ class NGram:
                 counts.levels.append(Level(of(f"keys_{k}"), of(f"prob_{k}"), of(f"above_{k}")))
         except KeyError as error:
             raise CheckpointError(
-                f"the checkpoint has no table {error}: of another order."
+                f"the checkpoint has no table {error}: its n-grams are of another order."
             ) from None
         if len(counts.unigram) != config.vocab_size:
             raise CheckpointError(
-                f"the checkpoint is of {len(counts.unigram)} tokens, not of "
+                f"the checkpoint has {len(counts.unigram)} tokens, not "
                 f"config.model.vocab_size={config.vocab_size}."
             )
         return cls(config, counts)

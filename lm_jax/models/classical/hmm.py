@@ -1,10 +1,10 @@
-"""Hidden Markov language models: unseen states, each of which emits a token and chooses the next
+"""Hidden Markov language models: hidden states, each with a distribution of tokens and of the next
 state, trained by gradients or by expectation maximisation.
 
 L. R. Rabiner, "A Tutorial on Hidden Markov Models" (1989). A segment of a batch is one sequence:
-its tokens, and its last target. The forward algorithm runs in log space but for one product with
-the transition matrix a step, of probabilities that sum to 1; what is below the smallest float32
-counts as that, so no token is impossible and no gradient is infinite.
+its tokens, and its last target. The forward algorithm runs in log space except for the product with
+the transition matrix in each step, of probabilities that sum to 1. Probabilities are at least the
+smallest normal float32, so no token is impossible and no gradient is infinite.
 """
 
 # Shapes: B batch, L length, N states, V vocabulary.
@@ -59,7 +59,7 @@ class HMM(nnx.Module):
         del key
         tables = self.tables()
         first_BL = segments(batch)[1]
-        start_BN = started(tables, len(first_BL))
+        start_BN = initial_state(tables, len(first_BL))
         return filtered(tables, batch["tokens"], first_BL, start_BN)[0], {}
 
     def logits(self, x_BLN: jax.Array) -> jax.Array:
@@ -77,9 +77,10 @@ class HMM(nnx.Module):
         return -jnp.sum(self.log_probs(batch) * batch["weights"])
 
     def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
-        """State before the first token of `batch` rows: log p(state) [B, N]."""
+        """Cache before the first token of `batch` rows: state, log p(state) [B, N], and length [B].
+        """
         del length
-        state_BN = started(self.tables(), batch)
+        state_BN = initial_state(self.tables(), batch)
         return {"state": state_BN, "length": jnp.zeros(batch, jnp.int32)}
 
     def decode(
@@ -87,16 +88,18 @@ class HMM(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Hidden states [B, L, N] after tokens that follow those of the cache, and the new cache.
 
-        count_B: how many of the tokens of each row are real; the others change nothing.
+        count_B: number of real tokens in each row; the others do not change the state.
         """
         L = tokens_BL.shape[1]
         count_B = jnp.full_like(cache["length"], L) if count_B is None else count_B
-        never_BL = jnp.zeros_like(tokens_BL, bool)
-        x_BLN, _, state_BN = filtered(self.tables(), tokens_BL, never_BL, cache["state"], count_B)
+        no_start_BL = jnp.zeros_like(tokens_BL, bool)
+        x_BLN, _, state_BN = filtered(
+            self.tables(), tokens_BL, no_start_BL, cache["state"], count_B
+        )
         return x_BLN, {"state": state_BN, "length": cache["length"] + count_B}
 
     def tables(self) -> Tables:
-        """log p of start, transition and emission, where each device needs it."""
+        """log p of start, transition and emission, laid out for the forward algorithm."""
         axes = {"start": (None,), "transition": (None, None), "emission": (None, "vocab")}
         logits = {name: shard(getattr(self, name)[...], *names) for name, names in axes.items()}
         floor = lambda x: jnp.maximum(jax.nn.log_softmax(x, -1), math.log(MIN_PROBABILITY))
@@ -112,9 +115,9 @@ def filtered(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The forward algorithm (Rabiner 1989, equations 19 and 20, as conditional probabilities).
 
-    state: log p(state of the first token); first: where a sequence begins anew; count: as in
-    `HMM.decode`. Returns log p(state of the next token | tokens so far) [B, L, N],
-    log p(token | those before) [B, L], and the state after the last real token.
+    state: log p(state of the first token) [B, N]; first: whether a sequence starts at a token
+    [B, L]; count: as in `HMM.decode`. Returns log p(state of the next token | tokens so far)
+    [B, L, N], log p(token | tokens before) [B, L], and the state after the last real token.
     """
     start_1N, transition_NN = tables["start"][None], jnp.exp(tables["transition"])
     steps = [emitted(tables, tokens_BL), first_BL]
@@ -137,33 +140,34 @@ def filtered(
 
 
 def log_likelihood(tables: Tables, batch: Batch) -> jax.Array:
-    """log p of all sequences of a batch, summed: their tokens, and the last target of each.
-
-    A last target of weight 0 is not known. Padding counts nothing.
+    """log p of all sequences of a batch, summed: of their tokens, and of the last target of each
+    unless its weight is 0. Padding does not count.
     """
     segment_BL, first_BL = segments(batch)
-    x_BLN, log_p_BL, _ = filtered(tables, batch["tokens"], first_BL, started(tables, len(first_BL)))
+    x_BLN, log_p_BL, _ = filtered(
+        tables, batch["tokens"], first_BL, initial_state(tables, len(first_BL))
+    )
     last_BL = jnp.roll(first_BL, -1, 1) & (segment_BL > 0) & (batch["weights"] > 0)
     log_q_BL = jax.nn.logsumexp(x_BLN + emitted(tables, batch["targets"]), -1)
-    found_BL = jnp.where(segment_BL > 0, log_p_BL, 0.0) + jnp.where(last_BL, log_q_BL, 0.0)
-    return jnp.sum(found_BL)
+    total_BL = jnp.where(segment_BL > 0, log_p_BL, 0.0) + jnp.where(last_BL, log_q_BL, 0.0)
+    return jnp.sum(total_BL)
 
 
 @jax.jit
 def expected_counts(model: HMM, batch: Batch) -> tuple[jax.Array, Tables]:
-    """(log-likelihood of a batch, how often each start, transition and emission is expected).
+    """(log-likelihood of a batch, expected counts of starts, transitions and emissions).
 
-    The counts of Baum-Welch are the gradient of the log-likelihood by the log-probabilities, each
-    taken as free (J. Eisner, "Inside-Outside and Forward-Backward Algorithms Are Just Backprop",
-    2016).
+    The counts of Baum-Welch are the gradient of the log-likelihood with respect to the
+    log-probabilities as independent variables (J. Eisner, "Inside-Outside and Forward-Backward
+    Algorithms Are Just Backprop", 2016).
     """
     return jax.value_and_grad(log_likelihood)(model.tables(), batch)
 
 
 @jax.jit
 def maximised(model: HMM, counts: Tables, prior: float | jax.Array = 0.0) -> HMM:
-    """The model whose probabilities are the shares of `counts` + `prior`; a state that is never
-    expected keeps what it had.
+    """The model whose probabilities are the shares of `counts` + `prior`; a state without expected
+    counts keeps its probabilities.
     """
     new = jax.tree.map(lambda x: x, model)
     for name, axes in AXES.items():
@@ -176,8 +180,8 @@ def maximised(model: HMM, counts: Tables, prior: float | jax.Array = 0.0) -> HMM
 
 def em_step(model: HMM, batch: Batch, prior: float = 0.0) -> tuple[HMM, jax.Array]:
     """One round of Baum-Welch: (the new model, the log-likelihood of the old one)."""
-    found, counts = expected_counts(model, batch)
-    return maximised(model, counts, prior), found
+    log_p, counts = expected_counts(model, batch)
+    return maximised(model, counts, prior), log_p
 
 
 def fit_em(
@@ -185,30 +189,30 @@ def fit_em(
 ) -> tuple[HMM, list[float]]:
     """`iterations` rounds over all batches: (the model, the log-likelihood before each round).
 
-    prior: added to every expected count. With 0 the log-likelihood never falls, but a token that a
-    state never emitted is as good as impossible there. Raises DataError without batches.
+    prior: added to every expected count. With 0 the log-likelihood never falls, but a token without
+    counts in a state gets the smallest probability there. Raises DataError without batches.
     """
     history = []
     for _ in range(iterations):
-        found = [expected_counts(model, batch) for batch in batches]
-        if not found:
+        each = [expected_counts(model, batch) for batch in batches]
+        if not each:
             raise DataError("no batch to count.")
-        value, counts = jax.tree.map(lambda *x: sum(x), *found)
+        value, counts = jax.tree.map(lambda *x: sum(x), *each)
         history.append(float(value))
         model = maximised(model, counts, prior)
     return model, history
 
 
 def segments(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Segment of each token [B, L], one a row by default, and whether it begins there."""
+    """(segment of each token [B, L], by default one for each row, whether it begins there)."""
     segment_BL = batch.get("segment_ids")
     segment_BL = jnp.ones_like(batch["tokens"]) if segment_BL is None else segment_BL
     begins = jnp.arange(segment_BL.shape[1]) == 0
     return segment_BL, begins[None] | (jnp.roll(segment_BL, 1, 1) != segment_BL)
 
 
-def started(tables: Tables, rows: int) -> jax.Array:
-    """log p of the first state, [rows, N]."""
+def initial_state(tables: Tables, rows: int) -> jax.Array:
+    """log p(first state) [rows, N]."""
     start_1N = tables["start"][None]
     return shard(jnp.broadcast_to(start_1N, (rows, start_1N.shape[1])), "batch", None)
 
@@ -219,7 +223,7 @@ def emitted(tables: Tables, tokens_BL: jax.Array) -> jax.Array:
 
 
 def log(p: jax.Array) -> jax.Array:
-    """log(p), and log(MIN_PROBABILITY) below that."""
+    """log(p), at least log(MIN_PROBABILITY)."""
     return jnp.log(jnp.maximum(p, MIN_PROBABILITY))
 
 

@@ -6,8 +6,8 @@ tokens to the left, the unigram interpolated with the uniform distribution, so t
 impossible. As in KenLM, one begin symbol precedes each document, no context reaches across it, and
 n-grams that start with it keep their plain counts.
 
-An n-gram is known by a number: its rank among the distinct n-grams of its order. The key of a
-longer one is (rank of its first n-1 tokens) * base + last token: 64 bits serve any vocabulary.
+An n-gram is identified by its rank among the distinct n-grams of its order. The key of a longer one
+is (rank of its first n-1 tokens) * base + last token: 64 bits suffice for any vocabulary.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 from lm_jax.errors import DataError, UserError
 
 MAX_ORDER = 6
-_FALLBACK = (0.5, 1.0, 1.5)  # KenLM's, where the counts of counts give no usable discount
+_FALLBACK = (0.5, 1.0, 1.5)  # KenLM's discounts where the counts of counts give no valid ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Level:
 
     keys: np.ndarray  # int64 [U_k]: context rank * base + token
     prob: np.ndarray  # float64 [U_k]: p(token | context), all orders below included
-    backoff: np.ndarray  # float64 [U_{k-1}]: of the order below, for tokens that never followed
+    backoff: np.ndarray  # float64 [U_{k-1}]: weight of the order below, for unseen continuations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +38,17 @@ class _Counts:
     """Statistics of the k-grams of one order, ascending by key."""
 
     keys: np.ndarray  # int64 [U_k]
-    counts: np.ndarray  # int64 [U_k]: how often
+    counts: np.ndarray  # int64 [U_k]: occurrences
     suffix: np.ndarray  # int64 [U_k]: rank of the (k-1)-gram without the first token
     begins: np.ndarray  # int64 [U_k]: `counts` of those that start with the begin symbol, else 0
 
 
 class KneserNey:
-    """Modified Kneser-Ney model over token ids 0..vocab_size-1; `fit` once, then ask.
+    """Modified Kneser-Ney model over token ids 0..vocab_size-1; `fit` before any other method.
 
-    order: the n of n-gram, 1..6. bos_id: the token that means the begin symbol where it stands
-    first in a segment or context (`fit` and `log_prob` take documents without it). Raises UserError
-    for an order, vocabulary or bos_id that cannot be.
+    order: the n of n-gram, 1..6. bos_id: the token that means the begin symbol at the start of a
+    segment or context (`fit` and `log_prob` take documents without it). Raises UserError for an
+    order, vocabulary or bos_id out of range.
     """
 
     def __init__(self, order: int = 5, vocab_size: int = 256, bos_id: int | None = None):
@@ -62,7 +62,7 @@ class KneserNey:
         self.base = vocab_size + 1  # the begin symbol is the id after the last token
         self.unigram = np.full(vocab_size, 1 / vocab_size)
         self.levels: list[Level] = []
-        # By order, what is taken from counts of 1, 2, and 3 and more.
+        # By order, the discounts of counts of 1, 2, and 3 or more.
         self.discounts: list[tuple[float, float, float]] = []
 
     def fit(
@@ -115,19 +115,19 @@ class KneserNey:
         """log p(target | tokens of its segment so far): nats, float32 [B, L], 0 on padding.
 
         batch: tokens, targets (the next tokens) and segment_ids [B, L] int, as the data gives them.
-        A segment that starts with bos_id starts a document, any other goes on in one; without a
-        bos_id each segment starts one.
+        A segment that starts with bos_id starts a document, any other continues one; without a
+        bos_id each segment starts a document.
         """
         segments = np.asarray(batch["segment_ids"])
         real = segments > 0
         first = (np.diff(segments, axis=1, prepend=0) != 0) & real
-        # The targets, and before those of a segment what its first one follows.
+        # The targets, and before those of each segment the context of the first one.
         lead = self._start(self._checked(np.asarray(batch["tokens"])[first])[:, None])
         targets = self._checked(np.asarray(batch["targets"])[real])
         stream, depth, inserted = _joined(targets, np.flatnonzero(first[real]), lead)
-        found = np.zeros(segments.shape, np.float32)
-        found[real] = np.log(np.delete(self._probabilities(stream, depth), inserted))
-        return found
+        log_p = np.zeros(segments.shape, np.float32)
+        log_p[real] = np.log(np.delete(self._probabilities(stream, depth), inserted))
+        return log_p
 
     def next_probabilities(self, context: Iterable[int]) -> np.ndarray:
         """p(token | context) for every token, float64 [vocab_size].
@@ -144,7 +144,7 @@ class KneserNey:
     def bits_per_byte(
         self, tokens: np.ndarray | Iterable[np.ndarray], ends: np.ndarray | None, num_bytes: int
     ) -> float:
-        """Bits that `tokens` cost, over the `num_bytes` of UTF-8 text that they stand for."""
+        """Bits of `tokens` under the model, per byte of their `num_bytes` of UTF-8 text."""
         return float(-self.log_prob(tokens, ends).sum() / np.log(2) / num_bytes)
 
     def _stream(
@@ -158,9 +158,9 @@ class KneserNey:
         ends = np.asarray([len(tokens)] if ends is None else ends, np.int64)
         begins = np.concatenate([[0], ends[:-1]])
         if tokens.ndim != 1 or (len(ends) and ends[-1] != len(tokens)) or (ends < begins).any():
-            raise DataError(f"document ends must rise to the {len(tokens)} tokens that there are.")
+            raise DataError(f"document ends must rise up to the {len(tokens)} tokens.")
         if self.bos_id is not None and (tokens == self.bos_id).any():
-            raise DataError(f"bos_id={self.bos_id}: a document comes without its begin symbol.")
+            raise DataError(f"bos_id={self.bos_id}: documents are given without the begin symbol.")
         begin = np.full((len(begins), 1), self.vocab_size, np.int32)
         return _joined(self._checked(tokens), begins, begin)[:2]
 
@@ -174,7 +174,7 @@ class KneserNey:
         return tokens.astype(np.int32)
 
     def _start(self, context: np.ndarray) -> np.ndarray:
-        """Contexts [n, m] with the begin symbol where the model has it: for bos_id, or before."""
+        """Contexts [n, m] with the begin symbol: in place of a leading bos_id, or in front."""
         if self.bos_id is None:
             return np.pad(context, ((0, 0), (1, 0)), constant_values=self.vocab_size)
         context[:, :1] = np.where(context[:, :1] == self.bos_id, self.vocab_size, context[:, :1])
@@ -206,8 +206,8 @@ def modified_discounts(counts: np.ndarray) -> tuple[float, float, float]:
     if not (n1 and n2 and n3):
         return _FALLBACK
     y = n1 / (n1 + 2 * n2)
-    found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-    return found if all(0 < d <= r for r, d in enumerate(found, 1)) else _FALLBACK
+    discounts = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return discounts if all(0 < d <= r for r, d in enumerate(discounts, 1)) else _FALLBACK
 
 
 def _joined(
@@ -225,8 +225,8 @@ def _joined(
 
 
 def _ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct keys ascending, how often each comes, the rank of each of `keys`, and where each
-    distinct one comes first.
+    """(distinct keys ascending, the number of each, the rank of each of `keys`, the index of the
+    first of each distinct one).
     """
     ordered, place = _sorted(keys)
     first = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
@@ -238,8 +238,8 @@ def _ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 
 def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys >= 0 ascending, and the place that each has in `keys`."""
-    # The place rides in the low bits of the key: one plain sort is faster than an argsort.
+    """(keys >= 0 ascending, the index of each in `keys`)."""
+    # The index is packed into the low bits of the key: one plain sort is faster than an argsort.
     bits = len(keys).bit_length()
     if len(keys) and int(keys.max()).bit_length() + bits < 64:
         both = keys << bits
@@ -256,8 +256,8 @@ def find(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """The rank of each query in the ascending `keys`, or -1."""
     if not len(keys):
         return np.full(len(queries), -1)
-    ordered, place = _sorted(queries)  # in order, a search walks through memory, not to and fro
+    ordered, place = _sorted(queries)  # so that the search accesses memory in order
     rank = np.minimum(np.searchsorted(keys, ordered), len(keys) - 1)
-    found = np.empty(len(queries), np.int64)
-    found[place] = np.where(keys[rank] == ordered, rank, -1)
-    return found
+    ranks = np.empty(len(queries), np.int64)
+    ranks[place] = np.where(keys[rank] == ordered, rank, -1)
+    return ranks
