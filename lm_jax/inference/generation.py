@@ -16,7 +16,6 @@ from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import UserError
 from lm_jax.inference.prompts import Prompt, Reading, reading_of
 from lm_jax.inference.sampling import TEMPERATURE, TOP_P, check_settings, draw, drawn
-from lm_jax.models.classical.counted import NGram
 
 CHUNK = 8  # tokens a dispatch: Python's share is small, and text still streams
 BLOCKS = (32, 256)  # widths in which prompts are read: two programs whatever their lengths
@@ -47,7 +46,7 @@ def generate(
     fit `model.config.max_length`.
     """
     check_settings(temperature, top_k, top_p)
-    if model.config.architecture == "encoder":
+    if not model.generates:
         raise UserError("an encoder (BERT) continues no text; it fills in what is masked.")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
@@ -69,7 +68,7 @@ def generate(
         allowed = np.ones(model.config.vocab_size, bool)
     ends = np.atleast_1d(np.asarray(eos_id, np.int32))
     settings = (np.float32(temperature), np.int32(top_k), np.float32(top_p), ends)
-    if isinstance(model, NGram):
+    if model.on_host:
         return counted(model, prompts, max_new_tokens, key, settings, allowed)
     return columns(model, prompts, max_new_tokens, key, settings, allowed, padded(inputs))
 

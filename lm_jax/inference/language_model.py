@@ -25,7 +25,7 @@ from lm_jax.inference.prompts import (
 )
 from lm_jax.inference.sampling import TEMPERATURE, TOP_P
 from lm_jax.inference.scoring import Result, evaluate
-from lm_jax.models import NGram, num_parameters
+from lm_jax.models import num_parameters
 from lm_jax.models.protocol import Model
 
 WINDOW = 1024  # tokens that the loss of an imported model is taken over, or fewer
@@ -181,7 +181,7 @@ class LanguageModel:
         the logits [T, V] or [B, T, V] are; `ids` and `mask` are then the encoder's.
         """
         ids = self._checked("ids", ids)
-        if (target_ids is not None) != (self.model.config.architecture == "encoder_decoder"):
+        if (target_ids is not None) != self.model.conditional:
             raise UserError("target_ids: an encoder_decoder needs them, and no other model.")
         batch, segments = {"tokens": ids}, "segment_ids"
         if target_ids is not None:
@@ -198,7 +198,7 @@ class LanguageModel:
                 raise UserError(f"mask: expected 0 and 1, as many as ids: {ids.shape}.")
         rows = {name: jnp.asarray(np.atleast_2d(x), jnp.int32) for name, x in batch.items()}
         tokens_BL = rows.pop("tokens")
-        ask = self.model if isinstance(self.model, NGram) else partial(forward, self.model)
+        ask = self.model if self.model.on_host else partial(forward, self.model)
         logits = jnp.asarray(ask(tokens_BL, **rows))
         return logits[0] if ids.ndim == 1 else logits
 

@@ -15,7 +15,6 @@ from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.specials import Specials
 from lm_jax.devices.sharding import shard, ways
 from lm_jax.errors import DataError, UserError
-from lm_jax.models.classical.counted import NGram
 from lm_jax.progress import Progress
 
 BATCH_TOKENS = 8192  # of a batch whose size is not given
@@ -40,7 +39,7 @@ class Masking:
 
 def masking_of(model: Any, tokenizer: Any) -> Masking | None:
     """Masking of this model: None unless it is an encoder."""
-    if model.config.architecture != "encoder":
+    if model.generates:
         return None
     return Masking(Specials.of(tokenizer, model.config.vocab_size).id("<mask>"))
 
@@ -184,8 +183,8 @@ def check(
     `evaluate_tokens` do not fit the model.
     """
     kind = model.config.architecture
-    if kind == "encoder_decoder" or (kind == "encoder") != (masking is not None):
-        needs = "pairs of texts" if kind == "encoder_decoder" else "`masking`"
+    if model.conditional or model.generates != (masking is None):
+        needs = "pairs of texts" if model.conditional else "`masking`"
         raise UserError(f"config.model.architecture={kind!r}: is scored on {needs}, not on this.")
     if batch_size < 0:
         raise UserError(
@@ -207,7 +206,7 @@ def checked(window: int, stride: int, max_length: int) -> tuple[int, int]:
 
 def nats_of(model: Any, batch: Batch) -> Any:
     """Negative log-likelihood of a batch, summed; a model that counts (n-grams) does it here."""
-    if isinstance(model, NGram):
+    if model.on_host:
         return -np.sum(model.log_probs(batch) * batch["weights"])
     return network_nats(model, batch)
 

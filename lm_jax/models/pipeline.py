@@ -123,8 +123,7 @@ def summable(x: jax.Array) -> jax.Array:
 
 
 def by_part(x: jax.Array, parts: int, rounds: int, group: int) -> jax.Array:
-    """Outputs of a stage by part and layer [M, N, ...], from those of its ticks [M R, N / R, ...].
-    """
+    """Outputs of a stage by part and layer [M, N, ...], from its ticks [M R, N / R, ...]."""
     x = jnp.swapaxes(x.reshape(parts // group, rounds, group, *x.shape[1:]), 0, 1)
     x = x.reshape(rounds, parts, *x.shape[3:])
     x = by_round(jnp.swapaxes(x, 1, 2), jax.lax.axis_size(AXIS), rounds, back=True)

@@ -50,8 +50,7 @@ def lstm(state: State, a_GHB: jax.Array) -> State:
 
 
 def gru(state: State, x_GHB: jax.Array, u_GHB: jax.Array) -> State:
-    """Cho et al. (2014, arXiv:1406.1078v1): the reset gate applies after the product, as in torch.
-    """
+    """Cho et al. (2014, arXiv:1406.1078v1): the reset gate after the product, as in torch."""
     r, z = jax.nn.sigmoid(x_GHB[:2] + u_GHB[:2])
     n = jnp.tanh(x_GHB[2] + r * u_GHB[2])
     return (n + z * (state[0] - n),)

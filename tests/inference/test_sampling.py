@@ -242,6 +242,7 @@ class FakeModel:
     """A model that only says how large it is."""
 
     config = ModelConfig(vocab_size=384, max_length=64)
+    generates, on_host = True, False
 
 
 def test_an_encoder_is_refused_before_anything_is_computed():

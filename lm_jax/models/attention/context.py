@@ -167,8 +167,7 @@ def bias_axes(bias: jax.Array | None) -> tuple[str | None, ...]:
 
 
 def in_order(x_BS: jax.Array, balanced: bool) -> jax.Array:
-    """All-gather of x [B, S, ...] over the devices that share its rows, in the order of the text.
-    """
+    """All-gather of x [B, S, ...] over the devices that share its rows, in text order."""
     (axis,) = collectives.inside("length")
     if not balanced:
         return jax.lax.all_gather(x_BS, axis, axis=1, tiled=True)

@@ -26,8 +26,7 @@ class NGram:
 
     @property
     def num_parameters(self) -> int:
-        """Number of probabilities, one for each n-gram of the training text, and backoff weights.
-        """
+        """Number of probabilities, one for each n-gram that was seen, and backoff weights."""
         levels = self.counts.levels
         return self.counts.vocab_size + sum(len(x.prob) + len(x.backoff) for x in levels)
 

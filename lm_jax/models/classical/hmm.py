@@ -77,8 +77,7 @@ class HMM(nnx.Module):
         return -jnp.sum(self.log_probs(batch) * batch["weights"])
 
     def init_cache(self, batch: int, length: int) -> dict[str, jax.Array]:
-        """Cache before the first token of `batch` rows: state, log p(state) [B, N], and length [B].
-        """
+        """Cache of `batch` empty rows: state, log p(first state) [B, N], and length [B]."""
         del length
         state_BN = initial_state(self.tables(), batch)
         return {"state": state_BN, "length": jnp.zeros(batch, jnp.int32)}
