@@ -85,7 +85,7 @@ class Transformer(Network):
     def forward(
         self, batch: Batch, key: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(last hidden states [B, L, D], sums of the experts by layer).
+        """(last hidden states [B, L, D], expert losses by layer).
 
         batch: tokens [B, L]; optional segment_ids and positions of packed documents, which then do
         not see each other (segment 0: padding), prefix (1: seen by all of its segment) and

@@ -15,6 +15,7 @@ from lm_jax.config.field import facts_of
 from lm_jax.devices import sharding
 from lm_jax.errors import MachineError
 from lm_jax.models.attention import context, kernels
+from lm_jax.models.attention.softmax import MASKED_LOGIT
 from lm_jax.run.checkpoint import write_test
 from lm_jax.training.train_step import init_state, make_train_step
 
@@ -95,7 +96,7 @@ def reference_attention(mask, q, k, v):
     allowed = np.tril(np.ones((1, L, L), bool)) & same
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     a = jnp.einsum("blkgh,bskh->bkgls", q, k) * q.shape[-1] ** -0.5
-    p = jax.nn.softmax(jnp.where(allowed[:, None, None], a, kernels.MASKED_LOGIT))
+    p = jax.nn.softmax(jnp.where(allowed[:, None, None], a, MASKED_LOGIT))
     return jnp.einsum("bkgls,bskh->blkgh", p, v)
 
 

@@ -1,4 +1,4 @@
-"""The figures of the chips are those that others publish, and a topology is read or refused."""
+"""Figures of chips equal the published ones; names of topologies are parsed or refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Do several processes make the run that one makes? Real ones, on this machine."""
+"""Several processes make the same run as one; real processes, on this machine."""
 
 import signal
 import subprocess

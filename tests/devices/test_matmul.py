@@ -1,4 +1,4 @@
-"""Are products rounded where, and only where, they were asked to be?"""
+"""Matrix products are rounded to bfloat16 where the precision is set, and only there."""
 
 import dataclasses
 from functools import partial
@@ -51,7 +51,7 @@ def test_gradients_are_rounded_as_the_product_is():
 
 
 def test_other_platforms_are_left_to_jax():
-    """TPUs and GPUs know the setting: nothing is rounded before the product."""
+    """TPUs and GPUs have the setting: nothing is rounded before the product."""
     x, w = arrays((8, 16), (16, 8))
     with jax.default_matmul_precision("bfloat16"):
         traced = jax.jit(lambda x, w: matmul.einsum("ab,bc->ac", x, w)).trace(x, w)
@@ -61,7 +61,7 @@ def test_other_platforms_are_left_to_jax():
 
 
 def dots(config: ModelConfig, what: str) -> int:
-    """How many products of a train step have operands of this type."""
+    """Number of products of a train step with operands of this type."""
     config = Config(batch_size=2, model=config)
     state = jax.eval_shape(lambda: init_state(config))
     tokens = jax.ShapeDtypeStruct((1, 2, 32), jnp.int32)
@@ -83,7 +83,7 @@ def test_every_product_of_a_train_step_is_rounded():
 
 
 def losses(precision: str, steps: int = 40, mesh: MeshConfig | None = None) -> np.ndarray:
-    """Of a run on rows that repeat."""
+    """Losses of a run on rows that repeat."""
     tokens = np.random.default_rng(1).integers(0, 8, (1, 8, 33)).astype(np.int32)
     batch = {"tokens": tokens[..., :-1], "targets": tokens[..., 1:],
              "weights": np.ones((1, 8, 32), np.float32)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Do devices that share the work get what one alone would get, gradients too?"""
+"""Products over a mesh equal those of one device, with their gradients."""
 
 from functools import partial
 

@@ -1,5 +1,5 @@
-"""Are products in eight bits near those of floats, the same on every mesh, and really in eight bits
-on the chips that have them?
+"""Products in eight bits are close to those of floats, equal on every mesh, and compiled to eight
+bits for the chips that have them.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def test_the_gradient_goes_straight_through_what_is_rounded():
 
 
 def test_the_largest_of_a_row_is_no_tie():
-    """Where it becomes 127.5, a last bit decides between -127 and -128."""
+    """If it became 127.5, the last bit would decide between -127 and -128."""
     x = numbers(64, 32)
     found = quantized.quantize(x, "bd", "bf", "int8").qvalue
     np.testing.assert_array_equal(jnp.max(jnp.abs(found.astype(jnp.int32)), 1), 127)
@@ -123,7 +123,7 @@ def end(bits, seed):
 
 
 def losses(steps, bits, mesh=None, seed=0, **model):
-    """Of steps of a small model on this file, on one device or on a mesh of eight."""
+    """Losses of steps of a small model on this file, on one device or a mesh of eight."""
     text = np.frombuffer(Path(__file__).read_bytes(), np.uint8).astype(np.int32)
     model = ModelConfig(vocab_size=256, num_layers=1, dim=32, num_heads=4, mlp_dim=64,
                         attention="xla", dtype="float32", quantization=bits, **model)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What must be set before jax starts is set, and does what it is for."""
+"""Settings that must be made before jax starts, and their effects."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Does every device hold what the rules say, and is a layout that cannot be refused?"""
+"""Devices hold the parts that the rules give them; impossible layouts are refused."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Are the hosts of a job those that `scontrol show hostnames` prints, in every form of the list?"""
+"""Hosts of a job are those that `scontrol show hostnames` prints, in every form of the list."""
 
 import pytest
 

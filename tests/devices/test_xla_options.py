@@ -1,4 +1,4 @@
-"""Does each generation get the compiler's options of the table, and never one that it refuses?"""
+"""Each chip gets the compiler options of the table, and never one that its compiler refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def mesh():
 
 @pytest.fixture
 def for_cpu(monkeypatch):
-    """Sets what the table says of this machine."""
+    """Sets the options of the table for this machine."""
     monkeypatch.setattr(xla_options, "chip_name", lambda mesh: "cpu")
     return lambda options: monkeypatch.setitem(xla_options.TABLE, "cpu", options)
 
@@ -117,7 +117,7 @@ def test_what_the_environment_sets_stays_and_is_warned_of(mesh, for_cpu, capsys,
 
 @pytest.fixture
 def refused(monkeypatch):
-    """What a step ends with that is compiled with what is accepted."""
+    """The error of a step that is compiled with the accepted options."""
     monkeypatch.setattr(xla_options, "accepted", lambda mesh: {f"xla_of_{mesh.size}": True})
     return pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_of_")
 

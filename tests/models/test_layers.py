@@ -1,4 +1,4 @@
-"""The parts of a block do the mathematics that they name."""
+"""Layers: gelu and dropout against their definitions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Modules that are used alone: they check what they are made from and called with."""
+"""Modules used alone: checks of their options and arguments, attention, activations by layer."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Do experts say what a loop over tokens says, on every mesh, and is their balance measured?"""
+"""Mixture of experts equals a loop over tokens, on every mesh, and its balance is measured."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ def choices(layer, x):
 
 @jax.jit
 def slow(layer, x, kept=None):
-    """The definition: token by token and expert by expert; who was not asked counts nothing."""
+    """The definition, token by token and expert by expert."""
     config, act = layer.config, ACTIVATIONS[layer.config.activation]
     ids, weights = choices(layer, x)
     weights = weights if kept is None else jnp.where(kept, weights, 0)
@@ -74,7 +74,7 @@ def slow(layer, x, kept=None):
 
 
 def gradients(function, layer, x):
-    """(what it says, gradients of a sum over it) of layer and x."""
+    """(output, gradients of a sum over it by layer and x)."""
     target = jax.random.normal(jax.random.key(9), x.shape)
     score = lambda layer, x: (jnp.sum(jnp.square((y := function(layer, x)) - target)), y)
     (_, y), grads = jax.value_and_grad(score, (0, 1), has_aux=True)(layer, x)
@@ -128,7 +128,7 @@ def test_grouped_products_are_those_of_ragged_dot_whatever_the_sizes(sizes):
 
 
 def all_to(expert, config=CONFIG):
-    """A layer whose router prefers one expert, and after it the next, whatever the token says."""
+    """A layer whose router prefers one expert, and after it the next, for every token."""
     layer = made(config)
     router = np.zeros((D, E), np.float32)
     router[0, expert], router[0, (expert + 1) % E] = 2.0, 1.0

@@ -1,4 +1,4 @@
-"""Roles of parameters: said at birth, kept by whatever is done with the model."""
+"""Roles of parameters: set at creation, kept by all transformations of a model."""
 
 import jax
 import jax.numpy as jnp

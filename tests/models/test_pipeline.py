@@ -1,4 +1,4 @@
-"""Does a pipeline compute what one device does, in every kind of stack and beside other axes?"""
+"""A pipeline computes what one device does, in every kind of stack and beside other mesh axes."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Does a recurrent model remember what it should, for as long as it should, on any mesh?"""
+"""Recurrent models: gradients, resets of the state and carried states, on every mesh."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What does a layer see, in every kind of stack? By gradients and identities, without torch."""
+"""Masks of every kind of stack, checked by gradients and identities, without torch."""
 
 # Shapes: B batch, L length, S length of the encoder's input, D width.
 

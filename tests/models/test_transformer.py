@@ -1,4 +1,4 @@
-"""Does the core compute what it says, however it is run? Identities, exact or almost."""
+"""Identities of the Transformer, exact or up to rounding, in every way to run it."""
 
 # Shapes: B batch, L length, D width, K key heads, G query heads a key head, H head size.
 

@@ -1,4 +1,4 @@
-"""Is the loss the sum over target tokens that it says it is, whole or in chunks?"""
+"""The loss is the documented sum over target tokens, whole or in chunks."""
 
 # Shapes: B batch, L length, D model width, V vocabulary.
 
@@ -22,7 +22,7 @@ WEIGHTS = (rng.random((B, L)) < 0.7).astype(np.float32) * rng.choice([1.0, 0.5],
 
 
 def reference(z_loss=0.0, label_smoothing=0.0):
-    """(what is minimised, negative log-likelihood) by the formulas, float64."""
+    """(loss, negative log-likelihood) by the formulas, float64."""
     logits_BLV = X.astype(np.float64) @ TABLE.T.astype(np.float64)
     log_z_BL = np.log(np.exp(logits_BLV).sum(-1))
     nll_BL = log_z_BL - np.take_along_axis(logits_BLV, TARGETS[..., None], 2)[..., 0]

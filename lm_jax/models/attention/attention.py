@@ -18,6 +18,7 @@ from lm_jax.devices.products import contract, expand
 from lm_jax.models.arguments import ready
 from lm_jax.models.attention import context, kernels
 from lm_jax.models.attention.positions import Rotation, rotate
+from lm_jax.models.attention.softmax import MASKED_LOGIT
 from lm_jax.models.layers import Norm, add, constant, std_of, weight
 from lm_jax.models.parameter import hidden, vector
 
@@ -132,7 +133,7 @@ class Attention(nnx.Module):
         if mask is None:
             return kernels.Mask(causal=self.config.architecture == "decoder"), bias
         mask_BLS = kernels.boolean_mask(mask, "BLS")
-        masked = jnp.where(mask_BLS, 0.0, kernels.MASKED_LOGIT)[:, None, None]
+        masked = jnp.where(mask_BLS, 0.0, MASKED_LOGIT)[:, None, None]
         return kernels.Mask(causal=False), masked if bias is None else bias + masked
 
     def projections(

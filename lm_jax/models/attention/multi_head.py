@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from lm_jax.models.attention.kernels import MASKED_LOGIT, boolean_mask
+from lm_jax.models.attention.kernels import boolean_mask
+from lm_jax.models.attention.softmax import MASKED_LOGIT
 from lm_jax.models.layers import dropout as drop
 from lm_jax.models.layers import weight
 from lm_jax.models.parameter import hidden

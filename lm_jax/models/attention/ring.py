@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lm_jax.models.attention.ring_blocks import BLOCKS, MASKED_LOGIT
+from lm_jax.models.attention.ring_blocks import BLOCKS
+from lm_jax.models.attention.softmax import MASKED_LOGIT
 
 Arrays = tuple[jax.Array, ...]
 

@@ -17,7 +17,8 @@ import numpy as np
 from lm_jax.devices.matmul import einsum
 from lm_jax.errors import UserError
 from lm_jax.models.attention import kernels
-from lm_jax.models.attention.kernels import MASKED_LOGIT, Mask
+from lm_jax.models.attention.kernels import Mask
+from lm_jax.models.attention.softmax import MASKED_LOGIT
 from lm_jax.models.layers import softcap
 
 

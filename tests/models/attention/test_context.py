@@ -1,4 +1,4 @@
-"""Do devices that share the rows have equal shares of the work, and give them back in order?"""
+"""Devices that share rows have equal work, and their results come back in text order."""
 
 import jax
 import jax.numpy as jnp

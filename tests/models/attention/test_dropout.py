@@ -42,7 +42,7 @@ def dropped(scores, *qkv):
 
 
 def plainly(keep, rate, q, k, v):
-    """The same in the plain way, whose gradient is that of jax."""
+    """The same as a plain formula, whose gradient is that of jax."""
     scores = jnp.einsum("blkgh,bskh->bkgls", q, k) * H**-0.5
     scores = jnp.where(np.tri(L, dtype=bool), scores, -1e30)
     p = jnp.where(keep, jax.nn.softmax(scores) / (1 - rate), 0)

@@ -1,4 +1,4 @@
-"""Attention over a sequence that is cut over devices is attention over the whole of it."""
+"""Ring attention over a sequence that is cut over devices equals attention over the whole."""
 
 # Shapes: B batch, L length of the whole sequence, K key heads, G query heads a key head, H size.
 
@@ -29,13 +29,13 @@ def over(devices, function):
 
 
 def arrays(L: int, B=2, K=2, G=3, H=8):
-    """q, k, v, and a cotangent of what attention gives."""
+    """q, k, v, and a cotangent of the output."""
     shapes = (B, L, K, G, H), (B, L, K, H), (B, L, K, H), (B, L, K, G, H)
     return [jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in shapes]
 
 
 def documents(L: int):
-    """[2, L]: some that begin anywhere, one row with padding behind them."""
+    """Segments [2, L] that begin anywhere, one row with padding at its end."""
     ids_BL = np.cumsum(RNG.random((2, L)) < 4 / L, 1) + 1
     ids_BL[0, -L // 3 :] = 0
     return jnp.asarray(ids_BL, jnp.int32)

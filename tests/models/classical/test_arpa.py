@@ -1,4 +1,4 @@
-"""Do n-gram models survive a file, and does a wrong file say where it is wrong?"""
+"""ARPA files: n-gram models round-trip, and errors name the line."""
 
 import gzip
 import re

@@ -1,4 +1,4 @@
-"""Is the hidden Markov model what Rabiner defines? Against sums over all paths, and itself."""
+"""The hidden Markov model against Rabiner's definition, by sums over all paths, and itself."""
 
 import itertools
 

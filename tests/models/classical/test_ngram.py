@@ -1,4 +1,4 @@
-"""Is the n-gram model that of Chen and Goodman? Against hand counting and dictionaries."""
+"""The n-gram model of Chen and Goodman against hand counting and dictionaries."""
 
 import inspect
 import math
