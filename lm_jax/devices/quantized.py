@@ -70,7 +70,7 @@ def letters(equation: str) -> tuple[str, str, str]:
 
 def quantize(x: jax.Array, of: str, out: str, kind: str) -> Any:
     """x, with the letters `of`, in eight bits (a qwix.QArray). Along the axes that are summed over,
-    those not in `out`, it has one scale, which so can be taken out of the sum.
+    those not in `out`, it has one scale, so that the scale can be taken out of the sum.
     """
     kept = [axis for axis, letter in enumerate(of) if letter in out]
     return library().quantize(x.astype(jnp.float32), jnp.dtype(kind), channelwise_axes=kept,

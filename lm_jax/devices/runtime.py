@@ -33,10 +33,11 @@ def start() -> None:
 
     if settings.jax_compilation_cache_dir is None:
         try:
-            os.makedirs(cache_folder(), mode=0o700, exist_ok=True)
-        except OSError:
-            return  # a home that cannot be written: compiled anew each time, which is only slower
-        jax.config.update("jax_compilation_cache_dir", cache_folder())
+            folder = cache_folder()
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        except (OSError, RuntimeError):
+            return  # no home, or one that cannot be written: compiled anew, which is only slower
+        jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -73,10 +74,11 @@ def devices() -> list[Any]:
 
 
 def cache_folder() -> str:
-    """Default folder of compiled programs."""
+    """The folder of compiled programs. Raises RuntimeError for a user without a home directory."""
+    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return given
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
-    own = os.path.join(root, "lm_jax", "xla", processor())
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or own
+    return os.path.join(root, "lm_jax", "xla", processor())
 
 
 def processor() -> str:

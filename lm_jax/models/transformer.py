@@ -117,13 +117,26 @@ class Transformer(Network):
         return (cross_mask(batch, side), y_BSD), aux
 
     @sharding.whole_rows()
-    def init_cache(self, batch: int, length: int, **inputs: jax.Array) -> Cache:
+    def init_cache(
+        self,
+        batch: int,
+        length: int,
+        inputs: jax.Array | None = None,
+        input_segment_ids: jax.Array | None = None,
+        input_positions: jax.Array | None = None,
+    ) -> Cache:
         """An empty cache of `length` slots for `batch` rows: k and v [N, B, S, K, H], and the
         number of filled slots `length` [B].
 
-        inputs: those of an encoder_decoder, whose encoder is run here, once.
+        inputs, input_segment_ids, input_positions: [B, S], of an encoder_decoder, whose encoder is
+        run here, once. Raises TypeError for a model without one, UserError for one without inputs.
         """
         config = self.config
+        optional = {"inputs": inputs, "input_segment_ids": input_segment_ids,
+                    "input_positions": input_positions}  # fmt: skip
+        arrays = {name: x for name, x in optional.items() if x is not None}
+        if arrays and not self.conditional:
+            raise TypeError(f"{config.architecture}: has no encoder, which {[*arrays]} are for.")
         rows = (config.num_layers, batch, length, config.kv_heads)
         layers, batch_of = ("layers", "rows") if ways("layers") > 1 else (None, "batch")
         axes = (layers, batch_of, None, "heads", None)
@@ -131,8 +144,7 @@ class Transformer(Network):
         cache = {n: shard(jnp.zeros((*rows, H), config.dtype), *axes) for n, H in sizes.items()}
         cache["length"] = shard(jnp.zeros(batch, jnp.int32), "batch")
         if self.conditional:
-            start = {} if "inputs" not in inputs else {"tokens": inputs["inputs"][:, :1]}
-            (mask, y_BSD), _ = self.memory(start | inputs)
+            (mask, y_BSD), _ = self.memory({"tokens": jnp.zeros((batch, 1), jnp.int32), **arrays})
             # Kept by layer: the keys of the input are the same at every step.
             keys = lambda blocks, y_BSD: jax.vmap(lambda block: block.cross.keys(y_BSD))(blocks)
             over = by_stage(keys)(self.decoder.blocks, y_BSD)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from lm_jax.devices import runtime
@@ -58,5 +59,23 @@ def test_programs_of_other_processors_are_kept_elsewhere(monkeypatch):
     assert runtime.bfloat16_is_faster()
     monkeypatch.setattr(runtime, "installed", lambda _: "0.7.2")
     assert not runtime.bfloat16_is_faster()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
+    assert runtime.cache_folder() == "/mine"
+
+
+def test_a_user_without_a_home_compiles_without_a_cache(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime.Path, "home", home)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        runtime.start()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
     assert runtime.cache_folder() == "/mine"

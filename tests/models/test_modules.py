@@ -114,6 +114,16 @@ def test_an_encoder_decoder_without_inputs_is_refused_by_name():
         model(TOKENS, inputs=TOKENS[:, :6], input_segment_ids=jnp.ones_like(TOKENS))
 
 
+def test_a_cache_takes_inputs_for_an_encoder_alone():
+    with pytest.raises(TypeError, match=r"decoder: has no encoder, which \['inputs'\] are for"):
+        made().init_cache(2, 8, inputs=TOKENS)
+    model = made(architecture="encoder_decoder")
+    with pytest.raises(TypeError, match="input_segmet_ids"):
+        model.init_cache(2, 8, inputs=TOKENS, input_segmet_ids=TOKENS)
+    with pytest.raises(UserError, match=r"an encoder_decoder needs `inputs`"):
+        model.init_cache(2, 8)
+
+
 def test_positions_without_a_table_have_no_end():
     assert made()(jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 64)
 
@@ -140,6 +150,8 @@ def test_attention_works_on_defaults_and_with_a_boolean_mask():
     assert np.all(np.asarray(weights)[:, :, ~causal] == 0)
     with pytest.raises(TypeError, match="expected booleans"):
         attention(x_BLD, jnp.zeros((6, 6)))
+    with pytest.raises(TypeError, match=r"cache: needs a kernels\.Mask with q_places"):
+        attention(x_BLD, cache=attention.keys(x_BLD))
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

@@ -81,7 +81,7 @@ def test_a_checkpoint_holds_the_very_numbers(run):
     for name, table in wanted.items():
         assert found[name].tobytes() == table.tobytes(), name
     other = dataclasses.replace(lm.config.model, order=5)
-    with pytest.raises(CheckpointError, match="no table 'keys_5'"):
+    with pytest.raises(CheckpointError, match="no table 'above_5'"):
         NGram.from_tables(other, found, 256)
 
 

@@ -88,7 +88,10 @@ class Attention(nnx.Module):
         mask, bias = self.as_mask(mask, bias)
         q_BLKGH, k_BSKH, v_BSKH = self.projections(x_BLD, rotation, memory)
         if cache is not None:
-            assert mask.q_places is not None
+            if mask.q_places is None:
+                raise TypeError(
+                    "cache: needs a kernels.Mask with q_places, the slots of the queries."
+                )
             k_BSKH = append(cache["k"], k_BSKH, mask.q_places[:, 0])
             v_BSKH = append(cache["v"], v_BSKH, mask.q_places[:, 0])
             cache = {"k": k_BSKH, "v": v_BSKH}

@@ -59,22 +59,25 @@ class NGram:
 
     @classmethod
     def from_tables(
-        cls, config: ModelConfig, tables: dict[str, np.ndarray], bos_id: int
+        cls, config: ModelConfig, tables: dict[str, np.ndarray], bos_id: int | None
     ) -> "NGram":
         """The model with these `tables`; raises CheckpointError when they do not fit `config`."""
-        counts = KneserNey(config.order, config.vocab_size, bos_id)
         kinds = {"keys": np.int64, "prob": np.float64, "above": np.float64, "unigram": np.float64}
-        of = lambda name: (
+        orders = range(2, config.order + 1)
+        names = {f"{kind}_{k}" for k in orders for kind in ("keys", "prob", "above")}
+        if odd := sorted({"unigram", *names} ^ tables.keys()):
+            raise CheckpointError(
+                f"the checkpoint is not of n-grams of config.model.order={config.order}: it "
+                f"{'has' if odd[0] in tables else 'has no'} table {odd[0]!r}."
+            )
+        array = lambda name: (
             np.ascontiguousarray(tables[name]).reshape(-1).view(kinds[name.partition("_")[0]])
         )
-        try:
-            counts.unigram = of("unigram")
-            for k in range(2, config.order + 1):
-                counts.levels.append(Level(of(f"keys_{k}"), of(f"prob_{k}"), of(f"above_{k}")))
-        except KeyError as error:
-            raise CheckpointError(
-                f"the checkpoint has no table {error}: its n-grams are of another order."
-            ) from None
+        counts = KneserNey(config.order, config.vocab_size, bos_id)
+        counts.unigram = array("unigram")
+        counts.levels = [
+            Level(array(f"keys_{k}"), array(f"prob_{k}"), array(f"above_{k}")) for k in orders
+        ]
         if len(counts.unigram) != config.vocab_size:
             raise CheckpointError(
                 f"the checkpoint has {len(counts.unigram)} tokens, not "

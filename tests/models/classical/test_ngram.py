@@ -1,5 +1,6 @@
 """The n-gram model of Chen and Goodman against hand counting and dictionaries."""
 
+import dataclasses
 import inspect
 import math
 from collections import Counter, defaultdict
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from real_text import KENLM, LICENSE, documents
 
-from lm_jax.errors import DataError, UserError
+from lm_jax.config import ModelConfig
+from lm_jax.errors import CheckpointError, DataError, UserError
 from lm_jax.models.classical import ngram
+from lm_jax.models.classical.counted import NGram
 from lm_jax.models.classical.ngram import KneserNey
 
 BEGIN = "<begin>"
@@ -248,3 +251,13 @@ def test_an_id_outside_the_vocabulary_is_refused():
         KneserNey(2, 10).fit(np.array([3, 10]))
     with pytest.raises(DataError, match="document ends"):
         KneserNey(2, 10).fit(np.array([3, 4]), np.array([1]))
+
+
+def test_tables_of_another_order_are_refused():
+    documents = [np.array([0, 1, 2, 3, 1, 2])]
+    config = ModelConfig(architecture="ngram", order=3, vocab_size=4)
+    tables = NGram(config, KneserNey(3, 4).fit(documents)).tables()
+    assert len(NGram.from_tables(config, tables, None).counts.levels) == 2
+    for order, message in ((2, "it has table 'above_3'"), (4, "it has no table 'above_4'")):
+        with pytest.raises(CheckpointError, match=rf"config\.model\.order={order}: {message}"):
+            NGram.from_tables(dataclasses.replace(config, order=order), tables, None)
