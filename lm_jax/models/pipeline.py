@@ -79,15 +79,12 @@ def pipelined(
 
         def tick(carry, t):
             received, cache = carry
-            due = jnp.clip(t - here, 0, M * R - 1)
-            part = due // (G * R) * G + due % G
-            round = due % (G * R) // G
+            number, part, round = work_at(t - here, M, R, G)
             # An idle stage computes an unused result, from real activations, which cannot overflow.
             own = jnp.where((here == 0) & (round == 0), pick(x, part), received)
             old = pick(cache, part)
-            constant_part = pick(constant, part)
-            y, new, aux = run(own, pick(shared, part), round, (old, constant_part), part)
-            busy = due == t - here
+            y, new, aux = run(own, pick(shared, part), round, (old, pick(constant, part)), part)
+            busy = number == t - here
             new = jax.tree.map(lambda new, old: jnp.where(busy, new, old), new, old)
             put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, part, 0)
             cache = jax.tree.map(put, cache, new)
@@ -107,6 +104,13 @@ def pipelined(
         *jax.tree.map(summable, (x_BLD, shared)), layers, by_layer
     )
     return sharding.shard(y_BLD.astype(x_BLD.dtype), *sharding.stream(x_BLD.shape[2])), *rest
+
+
+def work_at(number: jax.Array, parts: int, rounds: int, group: int) -> tuple[jax.Array, ...]:
+    """(the nearest number of a piece of work that there is, its part, its round)."""
+    number = jnp.clip(number, 0, parts * rounds - 1)
+    part = number // (group * rounds) * group + number % group
+    return number, part, number % (group * rounds) // group
 
 
 def summable(x: jax.Array) -> jax.Array:
