@@ -132,13 +132,6 @@ def refusal(backend: str, q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -
     if backend == "xla":
         return ""
     splash, H = backend == "splash", q_BLKGH.shape[-1]
-    low, sizes = q_BLKGH.dtype in (jnp.bfloat16, jnp.float16), H % 8 == 0 and H <= 256
-    if not splash and not (low and sizes):
-        return (
-            f"needs bfloat16 and a head size that is a multiple of 8 up to 256, not "
-            f"{q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
-            "config.model.dtype=bfloat16."
-        )
     lacks = {
         "dropout of its probabilities (model.attention_dropout)": scores.key is not None,
         "a bias of the scores (relative, alibi, a mask of booleans)": scores.bias is not None,
@@ -148,7 +141,15 @@ def refusal(backend: str, q_BLKGH, k_BSKH, v_BSKH, mask: Mask, scores: Scores) -
     }
     if what := next((what for what, is_so in lacks.items() if is_so), ""):
         return f"cannot have {what}; set config.model.attention=xla."
-    return unequal_blocks(q_BLKGH.shape[1], k_BSKH.shape[1]) if splash else ""
+    if splash:
+        return unequal_blocks(q_BLKGH.shape[1], k_BSKH.shape[1])
+    if q_BLKGH.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 256:
+        return (
+            "needs bfloat16 and a head size that is a multiple of 8 up to 256, not "
+            f"{q_BLKGH.dtype} and {H}; set config.model.attention=xla or "
+            "config.model.dtype=bfloat16."
+        )
+    return ""
 
 
 def unequal_blocks(L: int, S: int) -> str:
