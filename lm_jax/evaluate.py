@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     )
     sizes: dict[str, Any] = {"window": window, "stride": stride, "batch_size": args.batch_size}
     frame = lm.framed(args.bos, args.eos)
-    pairs = lm.model.config.architecture == "encoder_decoder"
+    pairs = lm.model.conditional
     if idle := without_effect(args, pairs):
         about = "an encoder_decoder" if pairs else "held-out text"
         print(f"{', '.join(idle)}: without effect on {about}", file=sys.stderr, flush=True)

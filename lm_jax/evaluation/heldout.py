@@ -105,12 +105,12 @@ class Heldout:
         """(prompt, continuation) of each sample; none of an encoder, which generates no text."""
         config, tokenizer = self.config, self.store.tokenizer
         prompt = config.eval.prompt
-        if config.model.architecture == "encoder":
+        if not model.generates:
             return []
         kind, limit = config.model.architecture, config.model.max_length
         # An answer begins with one token; a continuation, with the whole prompt.
-        pairs = kind == "encoder_decoder"
-        begun = 1 if pairs else len(reading_of(tokenizer, kind).ids(tokenizer, prompt, kind))
+        reading = reading_of(tokenizer, kind)
+        begun = 1 if model.conditional else len(reading.ids(tokenizer, prompt, kind))
         length = min(config.eval.sample_tokens, limit - begun)
         samples = []
         for number in range(config.eval.samples if length > 0 else 0):
@@ -124,15 +124,15 @@ class Heldout:
         objective, which is not of the text alone.
         """
         config, store = self.config, self.store
-        kind, window = config.model.architecture, config.data.sequence_length
+        window = config.data.sequence_length
         total = store.num_tokens("heldout")
         if total > MAX_TOKENS:
             return {}
-        if kind == "encoder_decoder":
+        if model.conditional:
             pairs = self.loss(model, total)
             return {"loss": pairs.loss, "tokens": pairs.tokens, "examples": pairs.examples,
                     "perplexity": float(np.exp(pairs.loss))}  # fmt: skip
-        stride = window // 2 if config.eval.baselines and kind != "encoder" else window
+        stride = window // 2 if config.eval.baselines and model.generates else window
         result = evaluate_heldout(model, store, window, stride)
         figures = {"loss": result.loss, "tokens": result.tokens}
         if result.pseudo:

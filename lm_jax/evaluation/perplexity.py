@@ -22,7 +22,7 @@ def on_heldout(lm: Any, checkpoint: str, sizes: dict[str, Any]) -> tuple[str, An
     ]
     is_store = lambda path: path and (path_of(path, DataError) / "store.json").exists()
     path = next(filter(is_store, (recorded, *beside)), None)
-    pairs = lm.model.config.architecture == "encoder_decoder"
+    pairs = lm.model.conditional
     advice = (
         "an encoder_decoder is scored on the pairs of its run's store alone."
         if pairs

@@ -79,9 +79,8 @@ def test_a_run_that_was_moved_finds_its_store_beside_it(run, tmp_path):
 
 
 def test_a_model_of_pairs_is_not_sent_to_text_that_it_is_then_refused(lm):
-    model = types.SimpleNamespace(
-        config=dataclasses.replace(CONFIG.model, architecture="encoder_decoder")
-    )
+    config = dataclasses.replace(CONFIG.model, architecture="encoder_decoder")
+    model = types.SimpleNamespace(config=config, conditional=True)
     imported = dataclasses.replace(lm, model=model, metadata={})
     with pytest.raises(DataError, match="scored on the pairs of its run's store alone"):
         on_heldout(imported, "hf:t5", SIZES)

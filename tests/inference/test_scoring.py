@@ -150,8 +150,10 @@ def test_what_cannot_be_is_refused_before_the_text_is_read(architecture, sizes, 
         yield
 
     config = dataclasses.replace(CONFIG.model, architecture=architecture)
+    conditional = architecture == "encoder_decoder"
+    model = types.SimpleNamespace(config=config, generates=True, conditional=conditional)
     with pytest.raises(UserError, match=message):
-        evaluate(types.SimpleNamespace(config=config), Tokenizer("bytes"), texts(), **sizes)
+        evaluate(model, Tokenizer("bytes"), texts(), **sizes)
 
 
 def test_no_text_is_refused(model):
