@@ -1,6 +1,7 @@
 """Checks of a config that need no machine: bounds and choices, then what goes together."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from functools import partial
@@ -70,7 +71,9 @@ def has_prefix(config: Any) -> bool:
 def check_alone(model: Any) -> None:
     """Raises UserError when a ModelConfig that no run has parsed has a value that cannot work."""
     check_values(model, "config.model.")
-    check_model(types.SimpleNamespace(model=model))
+    config = types.SimpleNamespace(model=model)
+    check_model(config)
+    check_dropout(config)
 
 
 def check_model(config: Any) -> None:
@@ -209,8 +212,8 @@ def check_objective(config: Any) -> None:
                 f"config.model.architecture={model.architecture!r} cannot have {name}."
                 + nearest(name, allowed)
             )
-        if weight <= 0:
-            refuse(f"the weight of {name} must be above 0.")
+        if not 0 < weight < math.inf:
+            refuse(f"the weight of {name} must be a finite number above 0.")
         if name in OF_PAIRS and len(parts) > 1:
             refuse(f"{name} has pairs to tell apart, and cannot be mixed.")
         if name in OF_PAIRS and not model.pooler:
@@ -223,9 +226,9 @@ def mixture(objective: str) -> list[tuple[str, float]]:
     """'span_corruption:3,causal:1' -> [(name, weight)]; a name alone has weight 1."""
     parts = []
     for part in objective.split(","):
-        name, _, weight = part.strip().partition(":")
+        name, colon, weight = part.strip().partition(":")
         try:
-            parts.append((name, float(weight or 1)))
+            parts.append((name, float(weight) if colon else 1.0))
         except ValueError:
             raise UserError(
                 f"config.loss.objective={objective!r}: the weight {weight!r} is not a number."

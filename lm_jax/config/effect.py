@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from lm_jax.config.check import OF_PAIRS, mixture
 from lm_jax.config.field import walk
 
 COUNTED = (  # what n-grams, which are counted once, do not read
     "optimizer.", "loss.", "checkpoint.", "microbatches", "log_every", "data.packed",
     "data.shifted", "data.workers", "eval.every", "eval.tokens",
 )  # fmt: skip
+BY_DOCUMENT = ("seq2seq", *OF_PAIRS)  # objectives whose rows each hold one example
 OFF = (0, False, "", "none")  # values that ask for nothing
 
 
@@ -30,14 +32,18 @@ def without_effect(config: Any) -> list[str]:
 def across(config: Any) -> set[str]:
     """Dotted names of the options that have no effect because of an option of another group."""
     model, mesh = config.model, config.mesh
+    encoder = model.architecture == "encoder"  # it generates nothing
     idle = {
+        "data.packed": {name for name, _ in mixture(config.loss.objective)} <= {*BY_DOCUMENT},
         "loss.balance_loss": not model.num_experts,
         "loss.router_z_loss": not model.num_experts,
         "optimizer.shard_state": mesh.data == 1,
         "model.context_attention": mesh.context == 1,
         "model.pipeline_parts": mesh.stage == 1,
         "model.pipeline_rounds": mesh.stage == 1,
-        "eval.sample_tokens": model.architecture == "encoder",
+        "eval.samples": encoder,
+        "eval.sample_tokens": encoder,
+        "eval.prompt": encoder,
     }
     counted = COUNTED if model.architecture == "ngram" else ()
     names = {name for name, _, _ in walk(config) if name.startswith(counted)}

@@ -17,6 +17,7 @@ from lm_jax.config.values import expand_home, from_dict
 from lm_jax.errors import UserError
 
 ENDLESS = ("constant", "rsqrt")  # schedules without an end
+LEARNED = ("bpe", "unigram")  # tokenizers whose pieces are learned from the text
 PATHS = ("input", "store", "tokenizer")  # of config.data, in which ~ is the home folder
 
 
@@ -45,7 +46,7 @@ class DataConfig:
     tokenizer: str = training("bpe", choices=("bpe", "unigram", "bytes"), or_path=True)
     # pieces of the tokenizer that `input` trains: for Chinese and other scripts without spaces
     # about four a character, 16384 or more
-    vocab_size: int = training(4096, low=1, high=2**24, when=lambda d: d.tokenizer != "bytes")
+    vocab_size: int = training(4096, low=1, high=2**24, when=lambda d: d.tokenizer in LEARNED)
     text_field: str = training("text")  # of JSON lines and tfds records
     heldout_fraction: float = training(0.02, low=0, below=1)  # of the documents, for evaluation
     # of the input's records; above it, the input is refused

@@ -122,7 +122,10 @@ ENCODER = {"architecture": "encoder", "pooler": True, "token_types": 2}
     [
         ({}, "mlm", "'decoder' cannot have mlm. Allowed: causal, fim"),
         ({}, "casual", "'casual' is not known. Did you mean 'causal'"),
-        ({}, "causal:1,fim:0", "the weight of fim must be above 0"),
+        ({}, "causal:1,fim:0", "the weight of fim must be a finite number above 0"),
+        ({}, "causal:nan", "the weight of causal must be a finite number above 0"),
+        ({}, "causal:1,fim:inf", "the weight of fim must be a finite number above 0"),
+        ({}, "causal:", "the weight '' is not a number"),
         ({"architecture": "hmm"}, "fim", "'hmm' cannot have fim. Allowed: causal."),
         (ENCODER, "causal", "'encoder' cannot have causal. Allowed: mlm, bert, sop"),
         (ENCODER, "bert:2,mlm:1", "pairs to tell apart, and cannot be mixed"),

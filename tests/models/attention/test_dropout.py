@@ -83,6 +83,8 @@ def test_other_kernels_refuse_it_by_name(backend):
     values = {"model": {"attention": backend, "attention_dropout": 0.1}}
     with pytest.raises(UserError, match=r"config\.model\.attention_dropout=0\.1.*auto or xla"):
         Config.parse(values)
+    with pytest.raises(UserError, match=r"config\.model\.attention_dropout=0\.1.*auto or xla"):
+        Transformer(ModelConfig(**values["model"]), rngs=nnx.Rngs(0))
 
 
 def test_auto_takes_the_kernel_that_can():
