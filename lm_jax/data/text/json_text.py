@@ -49,7 +49,8 @@ def text_of_line(line: bytes, text_field: str, where: str, report: Report) -> st
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        report.refuse(where, "invalid UTF-8", f" (byte 0x{line[error.start]:02x})", len(line))
+        wrong = error.object[error.start]  # of what follows a byte order mark
+        report.refuse(where, "invalid UTF-8", f" (byte 0x{wrong:02x})", len(line))
         return ""
     except (ValueError, RecursionError):
         report.refuse(where, "not JSON", size=len(line))

@@ -51,17 +51,19 @@ def tfds_documents(
                 f"{nearest(text_field, record)}"
             )
         report.records += 1
-        value = record[text_field]
+        value, size = record[text_field], 0
         if isinstance(value, bytes):
-            advance(len(value))
+            size = len(value)
+            report.bytes += size
+            advance(size)
             try:
                 value = value.decode("utf-8")
             except UnicodeDecodeError:
-                report.refuse(where, "invalid UTF-8")
+                report.refuse(where, "invalid UTF-8", size=size)
                 continue
         if not isinstance(value, str):
-            report.refuse(where, f"field '{text_field}' is not text")
-        elif text := usable(value, where, report):
+            report.refuse(where, f"field '{text_field}' is not text", size=size)
+        elif text := usable(value, where, report, size):
             yield Document(text, where)
 
 

@@ -80,25 +80,30 @@ def unzstd(file: Any, path: str) -> Any:
             return True
 
         def readinto(self, buffer: Any) -> int:
-            while not self.plain:
-                self.packed = self.packed or file.read(1 << 17)
-                if not self.packed:
-                    if self.frame is not None:
-                        raise DataError(
-                            f"{path}: damaged or cut short (the zstd frame has no end)."
-                        )
-                    return 0
-                self.frame = self.frame or unpacker.decompressobj()
-                try:
-                    self.plain = memoryview(self.frame.decompress(self.packed))
-                except zstandard.ZstdError as error:
-                    raise DataError(f"{path}: damaged zstd file ({error}).") from None
-                self.packed = b""
-                if self.frame.eof:
-                    self.packed, self.frame = self.frame.unused_data, None
-            count = min(len(buffer), len(self.plain))
-            buffer[:count], self.plain = self.plain[:count], self.plain[count:]
-            return count
+            """Fills `buffer` as far as the file goes, over however many frames that takes."""
+            filled = 0
+            while filled < len(buffer) and (self.plain or self.unpack()):
+                count = min(len(buffer) - filled, len(self.plain))
+                buffer[filled : filled + count] = self.plain[:count]
+                self.plain, filled = self.plain[count:], filled + count
+            return filled
+
+        def unpack(self) -> bool:
+            """Unpacks more text, perhaps none, into `plain`; False at the end of the file."""
+            self.packed = self.packed or file.read(1 << 17)
+            if not self.packed:
+                if self.frame is not None:
+                    raise DataError(f"{path}: damaged or cut short (the zstd frame has no end).")
+                return False
+            self.frame = self.frame or unpacker.decompressobj()
+            try:
+                self.plain = memoryview(self.frame.decompress(self.packed))
+            except zstandard.ZstdError as error:
+                raise DataError(f"{path}: damaged zstd file ({error}).") from None
+            self.packed = b""
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+            return True
 
     return Reader()
 

@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+import zstandard
 
 from lm_jax.data.text import json_text
 from lm_jax.data.text.documents import Report
@@ -39,6 +40,20 @@ def test_json_is_read_by_its_content_under_any_name(tmp_path, name, content, kin
     assert texts(path, report) == ["x1", "x2"]
     assert report.kinds == {kind: 1}
     assert (report.records, report.bytes, report.lost) == (2, len(content), {})
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_the_kind_is_seen_over_the_borders_of_small_frames(tmp_path, pack):
+    path = tmp_path / ("a.txt.gz" if pack is gzip.compress else "a.txt.zst")
+    path.write_bytes(b"".join(pack(TWO[i : i + 4]) for i in range(0, len(TWO), 4)))
+    assert texts(path) == ["x1", "x2"]
+
+
+def test_the_wrong_byte_behind_a_byte_order_mark_is_the_one_that_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a\xffb"}\n' + TWO)
+    report = Report()
+    assert texts(tmp_path / "a.jsonl", report) == ["x1", "x2"]
+    assert report.examples == [f"{tmp_path}/a.jsonl:1: invalid UTF-8 (byte 0xff)"]
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ from lm_jax.errors import DataError
 report = Report()
 found = [d.text for d in documents(f"tfds:{folder}/made_up/1.0.0", report=report)]
 assert sorted(found) == [f"text number {i} é" for i in range(5)], found
-assert report.records == 5
+assert (report.records, report.bytes) == (5, sum(len(text.encode()) for text in found))
 assert [d.text for d in documents(f"tfds:{folder}/made_up/1.0.0:test")] == ["text number 7 é"]
 for spec, field, words in (
     (f"tfds:{folder}/made_up/1.0.0", "txt", "Did you mean 'text'"),
