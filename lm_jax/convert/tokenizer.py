@@ -11,8 +11,10 @@ from typing import Any
 
 from lm_jax.config import ModelConfig
 from lm_jax.data.tokens.frame import Frame, template_of
-from lm_jax.data.tokens.hf_tokenizer import ALPHABET, ROLES, HFTokenizer
+from lm_jax.data.tokens.hf_folder import ROLES
+from lm_jax.data.tokens.hf_tokenizer import HFTokenizer
 from lm_jax.data.tokens.load import load_tokenizer
+from lm_jax.data.tokens.pieces import ALPHABET
 from lm_jax.data.tokens.specials import decoder_start
 from lm_jax.data.tokens.tokenizer import NAMES, Tokenizer
 from lm_jax.errors import MachineError, UserError

@@ -67,7 +67,7 @@ def objective_names(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
     """Ids of the special tokens of the objectives ("<mask>", "<extra_id_0>") by name, as far as the
     model has them.
     """
-    specials = Specials.of(tokenizer, vocab_size)
+    specials = Specials.from_tokenizer(tokenizer, vocab_size)
     names = {name: specials.id(name) for name in NAMES}
     sentinels = range(specials.sentinels)
     names |= {f"<extra_id_{k}>": specials.last_sentinel - k for k in sentinels}

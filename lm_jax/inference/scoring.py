@@ -41,7 +41,7 @@ def masking_of(model: Any, tokenizer: Any) -> Masking | None:
     """Masking of this model: None unless it is an encoder."""
     if model.generates:
         return None
-    return Masking(Specials.of(tokenizer, model.config.vocab_size).id("<mask>"))
+    return Masking(Specials.from_tokenizer(tokenizer, model.config.vocab_size).id("<mask>"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tokenizer_rules import ids_of
 from lm_jax.convert import export_tokenizer
 from lm_jax.convert.tokenizer import splits
 from lm_jax.data.tokens import tokenizer_training
-from lm_jax.data.tokens.hf_tokenizer import decoder_steps, piece_bytes, prefix_of
+from lm_jax.data.tokens.pieces import decoder_steps, piece_bytes, prefix_of
 from lm_jax.data.tokens.tokenizer import KINDS, Tokenizer
 from lm_jax.data.tokens.tokenizer_training import SCORE_STEPS, train
 from lm_jax.errors import MachineError, UserError

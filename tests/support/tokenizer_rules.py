@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from lm_jax.data.tokens.hf_tokenizer import ALPHABET
+from lm_jax.data.tokens.pieces import ALPHABET
 
 
 def bpe_ids(model: dict, text: str) -> list[int]:

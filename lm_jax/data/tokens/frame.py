@@ -43,11 +43,11 @@ def frame_of(processor: Any) -> Frame:
     if kind in ("BertProcessing", "RobertaProcessing"):
         return Frame((processor["cls"][1],), (processor["sep"][1],))
     if kind == "TemplateProcessing":
-        return of_template(processor)
+        return frame_from_template(processor)
     raise DataError(f"post_processor {str(kind)[:40]!r} is not supported.")
 
 
-def of_template(processor: Mapping[str, Any]) -> Frame:
+def frame_from_template(processor: Mapping[str, Any]) -> Frame:
     """The frame of TemplateProcessing's `single`."""
     sides: list[list[int]] = [[], []]
     seen = 0

@@ -35,8 +35,8 @@ class Specials:
     own: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, tokenizer: Any, vocab_size: int) -> "Specials":
-        """Those of a model with this tokenizer."""
+    def from_tokenizer(cls, tokenizer: Any, vocab_size: int) -> "Specials":
+        """The special ids of a model with this tokenizer."""
         roles = {"mask": "<mask>", "cls": "<cls>", "sep": "<sep>"}
         own = {roles.get(name, name): i for name, i in tokenizer.specials.items()}
         own = {name: i for name, i in own.items() if name in NAMES or name.startswith("<extra_id_")}

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config.values import expand_home
-from lm_jax.data.tokens import hf_tokenizer
 from lm_jax.data.tokens.files import Blocks, LocalFiles, RemoteFiles, is_remote
+from lm_jax.data.tokens.hf_folder import ABOUT, COMPANIONS
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import DataError
@@ -36,8 +36,7 @@ FORMAT = "lm_jax token store 1"
 SPLITS = ("train", "heldout")
 # The first that is there says which tokenizer it is: that of Hugging Face has a tokenizer.json of
 # its own.
-TOKENIZER_FILES = (hf_tokenizer.ABOUT, "tokenizer.json", "tokenizer.model",
-                   *hf_tokenizer.COMPANIONS)  # fmt: skip
+TOKENIZER_FILES = (ABOUT, "tokenizer.json", "tokenizer.model", *COMPANIONS)
 CHECKED_AT_OPEN = 64 << 20  # bytes of a local file: a larger one is checked as it is read
 BLOCK = 1 << 16  # bytes that have a checksum
 
@@ -53,23 +52,7 @@ class TokenStore:
         """Opens; raises DataError naming the file that is missing, cut short or damaged."""
         self.path = expand_home(str(path))
         self.files: Any = RemoteFiles(self.path) if is_remote(self.path) else LocalFiles(self.path)
-        try:
-            self.manifest = json.loads(self.files.read("store.json"))
-        except (ValueError, FileNotFoundError):
-            raise DataError(
-                f"{self.path}: not a token store (no readable store.json);"
-                " python -m lm_jax.prepare makes one."
-            ) from None
-        if self.manifest.get("format") != FORMAT:
-            raise DataError(
-                f"{self.path}: format {self.manifest.get('format')!r}, this version reads"
-                f" {FORMAT!r}."
-            )
-        if fingerprint(self.manifest) != self.manifest["fingerprint"]:
-            raise DataError(
-                f"{self.path}/store.json: does not match its own fingerprint;"
-                " it was edited or damaged."
-            )
+        self.manifest = self.read_manifest()
         self.dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
         self.tokenizer_hash: str = self.manifest["tokenizer_hash"]
         self.fingerprint: str = self.manifest["fingerprint"]
@@ -87,6 +70,29 @@ class TokenStore:
                 "damage to its tokens goes unnoticed; python -m lm_jax.prepare makes them.",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The content of store.json; raises DataError unless it is one, whole and unchanged."""
+        try:
+            manifest = json.loads(self.files.read("store.json"))
+            found = manifest.get("format")
+        except (ValueError, OSError, AttributeError):
+            raise DataError(
+                f"{self.path}: not a token store (no readable store.json);"
+                " python -m lm_jax.prepare makes one."
+            ) from None
+        if found != FORMAT:
+            raise DataError(f"{self.path}: format {found!r}, this version reads {FORMAT!r}.")
+        try:
+            unchanged = fingerprint(manifest) == manifest["fingerprint"]
+        except (KeyError, AttributeError):
+            unchanged = False
+        if not unchanged:
+            raise DataError(
+                f"{self.path}/store.json: does not match its own fingerprint;"
+                " it was edited or damaged."
+            )
+        return manifest
 
     @classmethod
     def open(cls, path: Any) -> "TokenStore":

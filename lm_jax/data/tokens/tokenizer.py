@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,18 @@ class Tokenizer:
         """Ids [n] of `text`, in which a special token's own text ("</s>") is that token; `more`:
         ids of others by their text.
         """
-        names = {**self.names, **(more or {})}
+        return self.encode_around(text, {**self.names, **(more or {})}, self.encode)
+
+    @staticmethod
+    def encode_around(
+        text: str, names: Mapping[str, int], encode: Callable[[str], np.ndarray]
+    ) -> np.ndarray:
+        """Ids [n] of `text`: those of `names` where one is spelled, and what `encode` makes of the
+        text between.
+        """
         longest = sorted(names, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, longest))})", text)
-        ids = [[names[part]] if part in names else self.encode(part) for part in parts]
+        parts = re.split(f"({'|'.join(map(re.escape, longest))})", text) if names else [text]
+        ids = [[names[part]] if part in names else encode(part) for part in parts]
         return np.concatenate(ids).astype(np.int32)
 
     def encode(self, text: str) -> np.ndarray:

@@ -43,8 +43,9 @@ class Writer:
         text.
         """
         if ids.size and not (ids.min() >= 0 and ids.max() < self.tokenizer.vocab_size):
+            wrong = ids.min() if ids.min() < 0 else ids.max()
             raise DataError(
-                f"token id {ids.max()} in document {self.counts[split]['documents']} of {split}:"
+                f"token id {wrong} in document {self.counts[split]['documents']} of {split}:"
                 f" the tokenizer has {self.tokenizer.vocab_size}."
             )
         document = np.empty(ids.size + 2, self.dtype)
@@ -92,9 +93,10 @@ class Writer:
             upload(self.folder, self.path)
             return
         refuse_existing(self.path)
-        if os.path.isdir(self.path):
-            os.rmdir(self.path)
-        os.rename(self.folder, self.path)
+        target = os.path.realpath(self.path)  # an empty folder that is linked to is replaced
+        if os.path.isdir(target):
+            os.rmdir(target)
+        os.rename(self.folder, target)
 
     def __enter__(self) -> "Writer":
         return self
@@ -146,13 +148,15 @@ def refuse_existing(path: str) -> None:
             )
     elif os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         raise DataError(f"{path}: exists already; give another place or delete it.")
+    elif os.path.ismount(path):  # which no folder can be renamed to
+        raise DataError(f"{path}: is where a disk is mounted; give a folder below it.")
 
 
 def unfinished(path: str) -> Path:
     """A new hidden directory beside `path`; those that killed processes left there are deleted."""
     if is_remote(path):
         return Path(tempfile.mkdtemp(prefix="lm_jax-store-"))
-    target = Path(os.path.abspath(path))
+    target = Path(os.path.realpath(path))  # on its disk, where it can be renamed
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.unfinished-"
     for left in target.parent.iterdir():
@@ -167,7 +171,7 @@ def unfinished(path: str) -> Path:
 
 def discard(path: str) -> None:
     """Deletes the hidden directories of this process beside `path`, which is about to end."""
-    target = Path(os.path.abspath(path))
+    target = Path(os.path.realpath(path))
     for left in [] if is_remote(path) else target.parent.glob(".*"):
         if left.name.startswith(f".{target.name}.unfinished-{os.getpid()}-"):
             shutil.rmtree(left, ignore_errors=True)
@@ -186,9 +190,14 @@ def alive(pid: str) -> bool:
 
 def upload(folder: Path, url: str) -> None:
     """Copies the files of `folder` to `url`, store.json last: before it is there, there is no
-    store.
+    store. Raises MachineError.
     """
     kv = RemoteFiles(url).kv
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     for name in sorted(names, key=lambda n: n == "store.json"):
-        kv.write(name, (folder / name).read_bytes()).result()
+        content = (folder / name).read_bytes()
+        try:
+            kv.write(name, content).result()
+        except (ValueError, RuntimeError, OSError) as error:  # TensorStore's, of any status
+            why = " ".join(str(error).split())[:200].replace("\0", "")
+            raise MachineError(f"{url}: cannot write here ({why}).") from None

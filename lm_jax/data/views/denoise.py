@@ -47,7 +47,7 @@ class View(Windows, ABC):
         self.row_length = config.data.sequence_length
         self.config, self.loss = config, config.loss
         self.pairs = config.model.architecture == "encoder_decoder"
-        self.specials = Specials.of(store.tokenizer, config.model.vocab_size)
+        self.specials = Specials.from_tokenizer(store.tokenizer, config.model.vocab_size)
         self.specials.need(self.needs)
         length = self.raw_length()
         if length < 2:

@@ -15,8 +15,9 @@ from lm_jax import convert
 from lm_jax import prepare as prepare_module
 from lm_jax.config import DataConfig
 from lm_jax.data import inspect as store_inspect
-from lm_jax.data.tokens.hf_tokenizer import ABOUT, decoder_steps, piece_bytes, prefix_of
+from lm_jax.data.tokens.hf_folder import ABOUT
 from lm_jax.data.tokens.load import load_tokenizer
+from lm_jax.data.tokens.pieces import decoder_steps, piece_bytes, prefix_of
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.errors import DataError, UserError
 from lm_jax.inference.load import tokenizer_of

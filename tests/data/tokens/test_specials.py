@@ -35,7 +35,7 @@ def test_no_room_names_the_field_and_a_size_that_has_it():
 def test_a_tokenizer_that_has_them_keeps_its_own():
     extra = {f"<extra_id_{k}>": 99 - k for k in range(20)}
     tokenizer = SimpleNamespace(vocab_size=100, specials={"mask": 4, "cls": 0, "eos": 1, **extra})
-    specials = Specials.of(tokenizer, 100)
+    specials = Specials.from_tokenizer(tokenizer, 100)
     assert (specials.id("<mask>"), specials.id("<cls>")) == (4, 0)
     assert (specials.sentinels, specials.last_sentinel) == (20, 99)
     specials.need(("<mask>", "<cls>"), 20)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 
 import numpy as np
@@ -28,6 +29,43 @@ def test_documents_come_back_between_bos_and_eos(store):
         assert ids[-1] == tokenizer.eos_id
         assert tokenizer.decode(ids) == text
     assert [h["text"] for h in store.heldout()] == list(store.text("heldout"))
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "no JSON", '{"format": "lm_jax token store 1"}'])
+def test_what_is_no_store_is_one_line(tmp_path, manifest):
+    (tmp_path / "store.json").write_text(manifest)
+    for path in (tmp_path, tmp_path / "store.json"):  # a folder; a file
+        with pytest.raises(DataError, match=r"not a token store|its own fingerprint") as error:
+            TokenStore.open(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_store_may_be_made_in_an_empty_folder_that_is_linked_to(tmp_path, write_store):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_store(tmp_path / "link").verify()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "store.json").exists()
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    with pytest.raises(DataError, match=f"{tmp_path}: is where a disk is mounted"):
+        Writer(tmp_path, Tokenizer.byte_level())
+    assert not [*tmp_path.parent.glob(".*")]
+
+
+def test_a_url_that_takes_no_file_is_one_line(write_store):
+    with pytest.raises(MachineError, match="file:///proc/none: cannot write here") as error:
+        write_store("file:///proc/none")
+    assert "\n" not in str(error.value)
+
+
+def test_the_id_that_is_none_is_named(tmp_path):
+    with Writer(tmp_path / "store", Tokenizer.byte_level()) as writer:
+        for id in (-5, 259):
+            with pytest.raises(DataError, match=f"token id {id} in document 0 of train"):
+                writer.add("train", np.array([id, 3]), 2)
 
 
 def test_a_store_on_a_url_reads_the_same(tmp_path, write_store):
