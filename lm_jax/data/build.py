@@ -90,7 +90,9 @@ def check_vocabulary(data: DataConfig, vocab_size: int) -> None:
     `vocab_size`; reads no text.
     """
     given = given_tokenizer(data)
-    ids = given.vocab_size if given else 259 if data.tokenizer == "bytes" else data.vocab_size
+    if data.tokenizer == "bytes":
+        given = Tokenizer.byte_level()
+    ids = given.vocab_size if given else data.vocab_size
     if ids > vocab_size:
         what = "ids of" if given else "pieces of"
         raise DataError(

@@ -61,8 +61,10 @@ def examples(store: TokenStore, config: Config, count: int) -> Iterator[str]:
     if count <= 0:
         return
     windows = by_objective.make(store, "train", config, config.seed)
-    names = Names(store.tokenizer, Specials.of(store.tokenizer, config.model.vocab_size))
-    batch = windows.batch(0, count)
+    names = Names(
+        store.tokenizer, Specials.from_tokenizer(store.tokenizer, config.model.vocab_size)
+    )
+    batch = windows.rows(np.arange(count))
     for i in range(count):
         row = {name: value[i] for name, value in batch.items()}
         title = (
@@ -81,12 +83,16 @@ class Names:
 
     def __init__(self, tokenizer: Tokenizer, specials: Specials):
         self.tokenizer, self.specials = tokenizer, specials
-        self.own = {tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>", tokenizer.pad_id: "<pad>"}
+        roles = {"<bos>": tokenizer.bos_id, "<eos>": tokenizer.eos_id, "<pad>": tokenizer.pad_id}
+        ids = [*roles.values()]  # one with several roles has the tokenizer's own name
+        self.own = {i: name for name, i in roles.items() if ids.count(i) == 1}
 
     def __call__(self, token: int) -> str:
         if name := self.own.get(int(token)) or self.specials.name(int(token)):
             return name
         text = self.tokenizer.decode_bytes([token])
+        if not text:  # another special token of the tokenizer
+            return self.tokenizer.name_of(int(token))
         try:
             return repr(text.decode())[1:-1].replace(" ", "\u00b7")
         except UnicodeDecodeError:

@@ -67,7 +67,10 @@ def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Win
 def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """{name: (shape, dtype)} of an example under config.loss.objective, whatever the text is."""
     length = config.data.sequence_length
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, carry=False))
+    # Of bytes, which a model of fewer ids has no room for.
+    model = dataclasses.replace(config.model, vocab_size=max(config.model.vocab_size, 512))
+    data = dataclasses.replace(config.data, carry=False)
+    config = dataclasses.replace(config, data=data, model=model)
     with tempfile.TemporaryDirectory() as folder:
         with Writer(Path(folder) / "store", Tokenizer.byte_level()) as writer:
             for text in ("a\t" + length * "b", "c\t" + 2 * length * "d"):

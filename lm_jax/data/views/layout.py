@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+Ragged = tuple[np.ndarray, np.ndarray]  # pieces: (flat ids [sum(sizes)], sizes [k])
+Runs = tuple[Any, Any]  # (starts, lengths), [k] or a number for all; a start is an index for `read`
 
 
 def join(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -22,10 +24,8 @@ def read(ids: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.where(index < 0, ~index, ids[np.maximum(index, 0)])
 
 
-def weave(ids: np.ndarray, *runs: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(flat ids, sizes [k]) of pieces that are each made of `runs`: pairs (starts, lengths), [k]
-    or a number for all, where a start is an index for `read`.
-    """
+def weave(ids: np.ndarray, *runs: Runs) -> Ragged:
+    """Pieces that are each made of one run of `ids` after the other."""
     starts, lengths = (
         np.stack(np.broadcast_arrays(*x), 1).astype(np.int64) for x in zip(*runs, strict=True)
     )
@@ -89,46 +89,43 @@ def decoder_rows(
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def pair_rows(
-    sources: tuple[np.ndarray, np.ndarray],
-    targets: tuple[np.ndarray, np.ndarray],
+def encoder_decoder_rows(
+    sources: Ragged,
+    targets: Ragged,
     row: np.ndarray,
     shapes: tuple[tuple[int, int], tuple[int, int]],
     ids: tuple[int, int],
 ) -> Batch:
-    """An encoder-decoder's batch of pairs (what the encoder reads, what the decoder says).
+    """An encoder-decoder's batch from pairs (inputs of the encoder, targets of the decoder).
 
-    sources, targets: (tokens [sum(sizes)], sizes [k]); shapes: [n, S] of the encoder and [n, L] of
-    the decoder; ids: (what begins each piece of the decoder's inputs, and pad). The pieces
-    of a row see each other on neither side.
+    shapes: [n, S] of the encoder and [n, L] of the decoder; ids: (the first of each piece of the
+    decoder's inputs, pad). The pieces of a row see each other on neither side.
     """
     (start_id, pad_id), (source, source_sizes), (target, target_sizes) = ids, sources, targets
-    reads = Packing(row, source_sizes, *shapes[0])
-    says = Packing(row, target_sizes, *shapes[1])
-    segments = says.segments()
+    encoder = Packing(row, source_sizes, *shapes[0])
+    decoder = Packing(row, target_sizes, *shapes[1])
+    shifted = np.where(decoder.place == 0, start_id, np.roll(target, 1))
+    segments = decoder.segments()
     return {
-        "inputs": reads.put(source, pad_id),
-        "input_segment_ids": reads.segments(),
-        "input_positions": reads.put(reads.place),
-        "tokens": says.put(np.where(says.place == 0, start_id, np.roll(target, 1)), pad_id),
-        "targets": says.put(target, pad_id),
+        "inputs": encoder.put(source, pad_id),
+        "input_segment_ids": encoder.segments(),
+        "input_positions": encoder.put(encoder.place),
+        "tokens": decoder.put(shifted, pad_id),
+        "targets": decoder.put(target, pad_id),
         "segment_ids": segments,
-        "positions": says.put(says.place),
+        "positions": decoder.put(decoder.place),
         "weights": (segments > 0).astype(np.float32),
     }
 
 
-def one_row(
-    sources: tuple[np.ndarray, np.ndarray],
-    targets: tuple[np.ndarray, np.ndarray],
-    row: np.ndarray,
-    shape: tuple[int, int],
-    pad_id: int,
+def prefix_rows(
+    sources: Ragged, targets: Ragged, row: np.ndarray, shape: tuple[int, int], pad_id: int
 ) -> Batch:
     """The same pairs for a decoder alone: each target behind its source, which is its prefix."""
-    (source, reads), (target, says) = sources, targets
-    sizes = reads + says
+    (source, source_sizes), (target, target_sizes) = sources, targets
+    sizes = source_sizes + target_sizes
     begin = np.cumsum(sizes) - sizes
     ids = np.empty(sizes.sum(), np.int64)
-    ids[join(begin, reads)], ids[join(begin + reads, says)] = source, target
-    return decoder_rows(ids, row, sizes, reads, shape, pad_id)
+    ids[join(begin, source_sizes)] = source
+    ids[join(begin + source_sizes, target_sizes)] = target
+    return decoder_rows(ids, row, sizes, source_sizes, shape, pad_id)

@@ -12,29 +12,21 @@ from lm_jax.data.tokens.specials import SENTINELS, decoder_start
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.views import layout, noise
 from lm_jax.data.views.denoise import Pieces, View
-from lm_jax.data.views.layout import Batch, before, join, read, weave
+from lm_jax.data.views.layout import Batch, Ragged, Runs, before, join, read, weave
 from lm_jax.errors import DataError
 
 
 class PairView(View):
     """Views whose pieces are pairs."""
 
-    def paired(
-        self,
-        n: int,
-        row: np.ndarray,
-        sources: tuple[np.ndarray, np.ndarray],
-        targets: tuple[np.ndarray, np.ndarray],
-    ) -> Batch:
-        """The batch of `n` rows from pieces in `row` [k]; sources, targets: (flat ids, sizes
-        [k]).
-        """
+    def paired(self, n: int, row: np.ndarray, sources: Ragged, targets: Ragged) -> Batch:
+        """The batch of `n` rows from pieces in `row` [k]."""
         shape = (n, self.row_length)
         if not self.pairs:
-            return layout.one_row(sources, targets, row, shape, self.pad)
+            return layout.prefix_rows(sources, targets, row, shape, self.pad)
         shapes = (shape, (n, self.target_length()))
         start = decoder_start(self.store.tokenizer, self.config.model.decoder_start)
-        return layout.pair_rows(sources, targets, row, shapes, (start, self.pad))
+        return layout.encoder_decoder_rows(sources, targets, row, shapes, (start, self.pad))
 
 
 class Prefix(PairView):
@@ -167,14 +159,7 @@ class Spans(PairView):
         """[sum(count)]: words of a stream, `count` [k] for each piece."""
         return noise.words(np.repeat(p.key, count), stream, join(p.number, count))
 
-    def alternate(
-        self,
-        p: Pieces,
-        count: np.ndarray,
-        a: tuple[np.ndarray, np.ndarray],
-        b: tuple[np.ndarray, np.ndarray],
-        mode: str,
-    ) -> np.ndarray:
+    def alternate(self, p: Pieces, count: np.ndarray, a: Runs, b: Runs, mode: str) -> np.ndarray:
         """Flat ids of the pieces: the mode, `count` [k] times a run of `a` and one of `b`, eos."""
         sizes, head = 2 * count + 1 + bool(mode), int(bool(mode))
         begin = np.cumsum(sizes) - sizes
@@ -194,13 +179,9 @@ class Supervised(PairView):
     alone the target has at most half the row. Raises DataError on a document without a tab.
     """
 
-    def raw_length(self) -> int:
-        """Unused: documents are not cut into windows."""
-        return self.row_length
-
-    def __init__(self, store: TokenStore, split: str, config: Config, seed: int | None):
-        super().__init__(store, split, config, seed)
-        self.size = store.num_documents(split)
+    def count(self) -> int:
+        """Number of documents in the split: they are not cut into windows."""
+        return self.store.num_documents(self.split)
 
     def noised(self, example: np.ndarray, key: np.ndarray) -> Batch:
         """The batch of the windows `example` [n] under `key` [n] uint64."""

@@ -100,13 +100,7 @@ class Windows:
         self.store, self.split, self.length = store, split, length
         self.seed, self.packed, self.partial = seed, packed, partial
         self.shifted, self.num_tokens = shifted, store.num_tokens(split)
-        whole = (self.num_tokens - 1) // length - shifted
-        self.size = -(-(self.num_tokens - 1) // length) if partial else whole
-        if self.size < 1:
-            raise DataError(
-                f"{store.path}: {split} has {self.num_tokens} tokens, one window needs "
-                f"{length * (1 + shifted) + 1}; more text or a smaller config.data.sequence_length."
-            )
+        self.size = self.count()
         if consecutive and self.size < consecutive:
             raise DataError(
                 f"{store.path}: {split} has {self.size} windows of {length} tokens, less than one"
@@ -116,6 +110,18 @@ class Windows:
         self.size = self.stretch * consecutive or self.size
         # (epoch, block, its order): one tuple, so that threads may share these windows.
         self.permuted: tuple[int, int, np.ndarray] = (-1, -1, np.empty(0, np.int64))
+
+    def count(self) -> int:
+        """Number of windows in the split; raises DataError when there is none."""
+        whole = (self.num_tokens - 1) // self.length - self.shifted
+        size = -(-(self.num_tokens - 1) // self.length) if self.partial else whole
+        if size < 1:
+            raise DataError(
+                f"{self.store.path}: {self.split} has {self.num_tokens} tokens, one window needs "
+                f"{self.length * (1 + self.shifted) + 1}; more text or a smaller"
+                " config.data.sequence_length."
+            )
+        return size
 
     def __len__(self) -> int:
         """Examples an epoch."""

@@ -15,6 +15,13 @@ def config_of(architecture, objective, length=64, **model):
     return Config.parse(values | {"data": {"sequence_length": length}})
 
 
+def test_a_model_of_few_ids_has_rows_too():
+    config = config_of("encoder", "mlm", vocab_size=128)
+    check_rows(config, 2)
+    with pytest.raises(UserError, match=r"config\.data\.sequence_length=64: rows of 64 tokens"):
+        check_rows(config, 3)
+
+
 def test_targets_of_an_encoder_decoder_divide_or_the_nearest_length_is_named():
     config = config_of("encoder_decoder", "span_corruption", 512, max_length=1024)
     check_rows(config, 1)

@@ -26,7 +26,7 @@ def test_a_decoder_predicts_within_a_piece_and_not_its_prefix():
 
 
 def test_an_encoder_decoder_has_pieces_side_by_side():
-    batch = layout.pair_rows(
+    batch = layout.encoder_decoder_rows(
         (np.arange(10, 19), SIZES),
         (np.arange(20, 26), np.array([1, 2, 3])),
         ROW,

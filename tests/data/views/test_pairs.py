@@ -237,6 +237,12 @@ def test_a_document_with_a_tab_is_a_pair(translations, view, architecture):
         assert decode(said) == (out[:20] if architecture == "decoder" else out)
 
 
+@pytest.mark.parametrize("architecture", KINDS)
+def test_pairs_need_no_window_of_text(translations, view, architecture):
+    windows = view(translations, "seq2seq", 4096, architecture, True, 512)
+    assert sorted(windows.batch(0, 20)["example"].tolist()) == list(range(20))
+
+
 def test_a_document_without_a_tab_is_named(library, view):
     with pytest.raises(DataError, match=r"document \d+ of train has no tab"):
         view(library, "seq2seq", 64).batch(0, 100)
