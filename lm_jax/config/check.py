@@ -12,10 +12,10 @@ from lm_jax.config.mesh_check import check_mesh
 from lm_jax.config.model import RECURRENT, TRANSFORMERS
 from lm_jax.errors import UserError, nearest, need
 
-PAIRS = ("span_corruption", "prefix_lm", "ul2", "seq2seq")  # an input, and an answer to it
-OF_PAIRS = ("bert", "sop")  # of sentences, which the pooler tells apart
+PAIRS = ("span_corruption", "prefix_lm", "ul2", "seq2seq")  # of an input and a target
+OF_PAIRS = ("bert", "sop")  # pairs of sentences, which the pooler classifies
 DECODER = ("causal", "fim", *PAIRS)
-OBJECTIVES = {  # that an architecture can have; the first one is what an imported model is given
+OBJECTIVES = {  # of an architecture; an imported model gets the first one
     "decoder": DECODER,
     "encoder": ("mlm", *OF_PAIRS),
     "encoder_decoder": PAIRS,
@@ -40,7 +40,7 @@ def check(config: Any) -> None:
 
 
 def check_training(config: Any, sizes: Mapping[str, int]) -> None:
-    """`check` of a config to be trained, now that the sizes of its mesh are known."""
+    """`check` of a config to be trained, once the sizes of its mesh are known."""
     check(dataclasses.replace(config, mesh=type(config.mesh)(**sizes)))
     why = "a body without an output head learns nothing here; import it with new_head=True."
     need(config, config.model.head, "model.head", why)
@@ -63,7 +63,7 @@ def check_ring(config: Any) -> None:
 
 
 def has_prefix(config: Any) -> bool:
-    """Whether rows begin with text that all of the row sees: pairs, of a decoder alone."""
+    """Whether rows begin with a prefix that attention sees from both sides: pairs of a decoder."""
     pairs = any(name in PAIRS for name, _ in mixture(config.loss.objective))
     return pairs and config.model.architecture == "decoder"
 

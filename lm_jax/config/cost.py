@@ -6,8 +6,8 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # matrices of input and state that a la
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights that multiply a token: projections, of the experts those that it asks, router and
-    head; not the embedding lookup. Of an encoder_decoder: those of a token of each side.
+    """Weights that multiply a token: projections, router, the experts that it is routed to, and the
+    head; not the embedding lookup. For an encoder_decoder: a token of each side.
     """
     D, E = config.dim, config.num_experts
     if config.architecture in GATES:
@@ -25,8 +25,8 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     """Training FLOPs a token, 6 N + 12 L d T: the "full" convention of PaLM and nanoGPT, in which
     the causal mask saves nothing.
 
-    Of an encoder_decoder: a token of the decoder and one of the encoder, as if both sides had
-    `length` of them; the encoder runs for it, and the decoder's second attention looks at it.
+    For an encoder_decoder: a token of the decoder and one of the encoder, as if both sides had
+    `length` of them; the cross-attention of the decoder attends to the latter.
     """
     if config.architecture in (*GATES, "hmm"):
         return 6.0 * matmul_parameters(config)

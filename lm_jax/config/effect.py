@@ -17,7 +17,7 @@ def without_effect(config: Any) -> list[str]:
     """["loss.z_loss=0.001", ...]: the options that differ from their default, ask for something,
     and have no effect beside the others.
 
-    Within a group the facts of a field say so (config/field.py); `across` knows the rest.
+    Within a group the facts of each field decide (config/field.py), between groups `across`.
     """
     found, architecture = [], config.model.architecture
     idle = across(config)

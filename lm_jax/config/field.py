@@ -1,5 +1,5 @@
-"""Facts about each option, said once where it is defined: what it changes, its bounds, its choices,
-whether it may change on resume. Every list of options is derived from them.
+"""Facts about each option, stated once, at its definition: what it changes, its bounds, its
+choices, whether it may change on resume. Every list of options is derived from them.
 """
 
 import dataclasses

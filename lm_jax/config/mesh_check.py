@@ -86,15 +86,15 @@ def check_stages(config: Any) -> None:
     of = f" of whole periods of model.layer_pattern={model.kinds!r}" if period > 1 else ""
     for field in ("model.num_layers", "model.encoder_layers"):
         layers = value_of(config, field)
-        for name, asked, by in (
+        for name, parts, by in (
             ("mesh.stage", abs(stages), period),
             ("model.pipeline_rounds", rounds, abs(stages) * period),
         ):
-            fits = (n for n in range(asked, 0, -1) if n == 1 or layers % (n * by) == 0)
+            fits = (n for n in range(parts, 0, -1) if n == 1 or layers % (n * by) == 0)
             nearest = next(fits)
             need(
                 config,
-                nearest == asked,
+                nearest == parts,
                 name,
                 f"must cut config.{field}={layers} into equal parts{of}; nearest: {nearest}.",
             )

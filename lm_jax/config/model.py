@@ -101,7 +101,7 @@ class ModelConfig:
     relative_distance: int = logits(
         128, low=1, of=TRANSFORMERS, when=lambda m: m.positions == "relative"
     )
-    # keys that a query of a local layer sees, itself among them; 0: no limit
+    # keys that a query of a local layer attends to, its own included; 0: no limit
     window: int = logits(0, low=0, of=TRANSFORMERS)
     # l: local, g: global, repeated over the layers; needs a window
     layer_pattern: str = logits("l", of=TRANSFORMERS, when=lambda m: m.window > 0)
@@ -128,7 +128,7 @@ class ModelConfig:
     logit_scale: float = logits(
         1.0, above=0, of=NEURAL
     )  # of what the head reads (T5 1.0: dim ** -0.5)
-    # kinds of segment that an encoder tells apart (BERT: 2)
+    # kinds of segment, each with an embedding (BERT: 2)
     token_types: int = logits(0, low=0, high=2**16, of=NEURAL)
     head_transform: bool = logits(False, of=NEURAL)  # a layer and a norm before the head (BERT)
     head_bias: bool = logits(False, of=NEURAL)
@@ -182,9 +182,9 @@ class ModelConfig:
     embed_init_std: float = training(0.0, low=0, of=NEURAL)
     # what ends a residual branch starts at 0: a block starts as nothing
     zero_init: bool = training(False, of=TRANSFORMERS)
-    # of devices that share rows: ring sends keys round
+    # along mesh.context: gather all keys, or pass them round a ring
     context_attention: str = execution("gather", choices=("gather", "ring"), of=TRANSFORMERS)
-    # splash on TPU, cudnn on GPU, xla elsewhere and where it must be
+    # auto: splash on TPU, cudnn on GPU; xla elsewhere and where these cannot
     attention: str = execution("auto", choices=("auto", "xla", "splash", "cudnn"), of=TRANSFORMERS)
     # of the computation: bfloat16, on CPU float32; parameters are float32
     dtype: str = execution("auto", resume=False, choices=("auto", "float32", "bfloat16"), of=NEURAL)
@@ -193,9 +193,9 @@ class ModelConfig:
     matmul_precision: str = execution(
         "default", resume=False, choices=("default", "auto", "bfloat16", "float32"), of=NEURAL
     )
-    # What is computed again for the way back: none; dots: all but products with weights and what
-    # attention says; names: also products, but those of queries, keys and values; full: all;
-    # offload: all, and what each layer reads waits in the memory of the host.
+    # What the backward pass recomputes: none; dots: all but products with weights and the output of
+    # attention; names: these products too, but for queries, keys and values; full: all;
+    # offload: all, with the inputs of the layers kept in host memory.
     remat: str = execution(
         "none", choices=("none", "full", "dots", "names", "offload"), of=TRANSFORMERS
     )

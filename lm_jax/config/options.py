@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-def asks(*names: str) -> Callable[["LossConfig"], bool]:
-    """A condition: one of these is in the objective."""
+def has_objective(*names: str) -> Callable[["LossConfig"], bool]:
+    """A condition: the objective contains one of these."""
     return lambda loss: any(name in names for name, _ in check.mixture(loss.objective))
 
 
-def steps_by(*names: str) -> Callable[["OptimizerConfig"], bool]:
+def uses_optimizer(*names: str) -> Callable[["OptimizerConfig"], bool]:
     """A condition: the optimizer is one of these."""
     return lambda optimizer: optimizer.name in names
 
@@ -66,16 +66,16 @@ class LossConfig:
     objective: str = training("causal")  # or a mixture by weight: "span_corruption:3,causal:1"
     # of the tokens: masked (mlm, bert, sop) or in spans
     mask_rate: float = training(
-        0.15, low=0, below=1, when=asks("mlm", "bert", "sop", "span_corruption")
+        0.15, low=0, below=1, when=has_objective("mlm", "bert", "sop", "span_corruption")
     )
     # mlm: all pieces of a word or none
-    whole_word: bool = training(False, when=asks("mlm", "bert", "sop"))
+    whole_word: bool = training(False, when=has_objective("mlm", "bert", "sop"))
     # tokens of a span (T5, arXiv:1910.10683)
-    mean_span: float = training(3.0, low=1, when=asks("span_corruption"))
+    mean_span: float = training(3.0, low=1, when=has_objective("span_corruption"))
     # of the documents that are cut for infilling (arXiv:2207.14255)
-    fim_rate: float = training(0.5, low=0, high=1, when=asks("fim"))
+    fim_rate: float = training(0.5, low=0, high=1, when=has_objective("fim"))
     # of these, in the order suffix, prefix, middle
-    spm_rate: float = training(0.5, low=0, high=1, when=asks("fim"))
+    spm_rate: float = training(0.5, low=0, high=1, when=has_objective("fim"))
     balance_loss: float = training(0.01, low=0)  # times the load-balance loss of the experts
     router_z_loss: float = training(0.001, low=0)  # times log(Z)^2 of the router
     # share of the uniform distribution in a target (2017: 0.1)
@@ -94,11 +94,11 @@ class OptimizerConfig:
     # at the peak; muon: of the weights that are not matrices
     learning_rate: float = training(1e-3, low=0)
     # of the matrices of the blocks, when name is muon
-    muon_learning_rate: float = training(0.02, low=0, when=steps_by("muon"))
+    muon_learning_rate: float = training(0.02, low=0, when=uses_optimizer("muon"))
     # adafactor has none of these three, and lion no eps
-    b1: float = training(0.9, low=0, below=1, when=steps_by("adamw", "lion", "muon"))
-    b2: float = training(0.95, low=0, below=1, when=steps_by("adamw", "lion", "muon"))
-    eps: float = training(1e-8, low=0, high=1, when=steps_by("adamw", "muon"))
+    b1: float = training(0.9, low=0, below=1, when=uses_optimizer("adamw", "lion", "muon"))
+    b2: float = training(0.95, low=0, below=1, when=uses_optimizer("adamw", "lion", "muon"))
+    eps: float = training(1e-8, low=0, high=1, when=uses_optimizer("adamw", "muon"))
     # over mesh.data too (ZeRO-1): less memory, one more gather a step
     shard_state: bool = execution(False)
     weight_decay: float = training(0.1, low=0)

@@ -21,8 +21,8 @@ from lm_jax.errors import DataError, MachineError
 def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None) -> str:
     """Makes the token store `output` from the text `data.input` and returns its path.
 
-    `tokenizer`: an existing one, else `data.tokenizer` and `data.vocab_size` say which is taken or
-    trained.
+    `tokenizer`: an existing one; by default `data.tokenizer`, trained with `data.vocab_size` pieces
+    unless it names a directory.
     The store is the same for any number of cores. Raises DataError (unusable text; something is at
     `output`) or MachineError (disk), and then leaves nothing behind. `seed` is kept in the
     metadata only: the split follows the text.
@@ -45,7 +45,7 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
             parts = corpus.split()
             if tokenizer is None:
                 size = sum(p.end - p.begin for p in parts if p.split == "train")
-                say(data, min(size, SAMPLE_BYTES))
+                announce_training(data, min(size, SAMPLE_BYTES))
                 sample = [*corpus.sample(parts, SAMPLE_BYTES)]
                 if data.tokenizer != "bytes" and (line := advice(sample, data.vocab_size)):
                     print(line, file=sys.stderr, flush=True)
@@ -86,8 +86,8 @@ def given_tokenizer(data: DataConfig) -> Tokenizer | None:
 
 
 def check_vocabulary(data: DataConfig, vocab_size: int) -> None:
-    """Raises DataError when the tokenizer that `data` asks for has more ids than a model of
-    `vocab_size`; reads no text.
+    """Raises DataError when the tokenizer of `data` has more ids than a model of `vocab_size`;
+    reads no text.
     """
     given = given_tokenizer(data)
     if data.tokenizer == "bytes":
@@ -103,8 +103,8 @@ def check_vocabulary(data: DataConfig, vocab_size: int) -> None:
 
 
 def write(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
-    """Encodes every part on all cores, in order; how many texts do not come back from their ids,
-    which is 0 unless the tokenizer is one that is not lossless.
+    """Encodes every part on all cores, in order. Returns the number of texts that their ids do not
+    restore: 0 for a lossless tokenizer.
     """
     from lm_jax.data.tokens.tokenizer import cores
     from lm_jax.progress import Progress
@@ -168,8 +168,8 @@ def encode(corpus: Any, batch: list[Any], tokenizer: Any) -> list[tuple[bytes, A
     return list(zip(texts, found, strict=True))
 
 
-def say(data: DataConfig, size: int) -> None:
-    """A line before the wait for SentencePiece, which tells nothing itself."""
+def announce_training(data: DataConfig, size: int) -> None:
+    """Prints how long SentencePiece, which shows no progress, will take for `size` bytes."""
     if data.tokenizer != "bytes":
         about = f"{data.tokenizer}, {data.vocab_size} pieces, {size / 1e6:.1f} MB"
         seconds = max(1, round(size / (8e5 if data.tokenizer == "bpe" else 3e5)))

@@ -31,7 +31,7 @@ def batches(
 
 
 class BatchAt:
-    """step -> batch; a class and not a closure because worker processes get it by pickle."""
+    """Maps a step to its batch; a class, not a closure, because worker processes unpickle it."""
 
     def __init__(self, windows: Windows, batch_size: int, microbatches: int, shard: Shard):
         self.windows, self.batch_size = windows, batch_size
@@ -57,9 +57,7 @@ class Batches:
         import grain
 
         batch_at = BatchAt(windows, batch_size, microbatches, shard)
-        batch_at(
-            start_step
-        )  # what cannot be (a batch that does not divide) is said here, not in a thread
+        batch_at(start_step)  # an impossible batch is refused here, not in a thread
         steps = grain.MapDataset.range(start_step, STEPS).map(batch_at)
         if workers:
             parse_flags()

@@ -37,7 +37,7 @@ class Corpus:
         self.sources: list[str] = []
         self.keys: list[bytes] = []
         self.ends: list[int] = [0]
-        self.found: dict[str, Any] = {"exact_duplicates": 0, "near_duplicates": 0}
+        self.statistics: dict[str, Any] = {"exact_duplicates": 0, "near_duplicates": 0}
         self.signatures: list[np.ndarray] = []
 
     def __enter__(self) -> "Corpus":
@@ -59,13 +59,15 @@ class Corpus:
                 self.data.input, self.data.text_field, self.report, progress.add
             ):
                 tidied = clean.tidy(document.text)
-                self.found["tidied"] = self.found.get("tidied", 0) + (tidied != document.text)
+                self.statistics["tidied"] = self.statistics.get("tidied", 0) + (
+                    tidied != document.text
+                )
                 text = tidied.encode()
                 key = clean.digest(text)
                 if not tidied.strip():
                     self.report.skipped["blank text"] += 1
                 elif key in seen:
-                    self.found["exact_duplicates"] += 1
+                    self.statistics["exact_duplicates"] += 1
                 else:
                     seen.add(key)
                     self.keys.append(key)
@@ -90,8 +92,8 @@ class Corpus:
         links, similarity = duplicates.pairs(np.stack(self.signatures))
         group = duplicates.groups(count, links)
         kept = duplicates.groups(count, links[similarity >= duplicates.SAME]) == np.arange(count)
-        self.found["near_duplicates"] = int(count - kept.sum())
-        self.found["groups_of_similar_documents"] = int(
+        self.statistics["near_duplicates"] = int(count - kept.sum())
+        self.statistics["groups_of_similar_documents"] = int(
             (np.bincount(group[kept], minlength=count) > 1).sum()
         )
         fraction = self.data.heldout_fraction
@@ -107,7 +109,7 @@ class Corpus:
             for i, source in enumerate(self.sources)
             if kept[i]
         ]
-        self.found["heldout"] = "whole documents, in the order of their hashes"
+        self.statistics["heldout"] = "whole documents, in the order of their hashes"
         if fraction and not chosen.any():
             parts = self.cut_largest(parts, fraction)
         if not any(part.split == "train" for part in parts):
@@ -122,7 +124,7 @@ class Corpus:
         text = self.text(part).decode()
         share = min(0.5, fraction * sum(sizes) / sizes[largest])
         middle = part.begin + len(text[: int(len(text) * (1 - share))].encode())
-        self.found["heldout"] = f"the last {share:.1%} of the characters of {part.source}"
+        self.statistics["heldout"] = f"the last {share:.1%} of the characters of {part.source}"
         halves = [
             dataclasses.replace(part, end=middle),
             dataclasses.replace(part, split="heldout", begin=middle, source=f"{part.source} (end)"),
@@ -133,8 +135,8 @@ class Corpus:
         """UTF-8 of a part; safe from several threads."""
         return os.pread(self.file.fileno(), part.end - part.begin, part.begin)
 
-    def sample(self, parts: list[Part], most: int) -> Iterator[str]:
-        """At most `most` bytes of training text, from documents all over the input."""
+    def sample(self, parts: list[Part], max_bytes: int) -> Iterator[str]:
+        """At most `max_bytes` of training text, from documents all over the input."""
         # In the order of the texts' hashes, not of their names: the same text anywhere, the same
         # tokenizer.
         order = sorted(
@@ -144,12 +146,12 @@ class Corpus:
             ),
         )
         for part in order:
-            size = min(most, part.end - part.begin)
+            size = min(max_bytes, part.end - part.begin)
             yield self.text(dataclasses.replace(part, end=part.begin + size)).decode(
                 errors="ignore"
             )
-            most -= size
-            if most <= 0:
+            max_bytes -= size
+            if max_bytes <= 0:
                 return
 
     def about(self) -> dict[str, Any]:
@@ -163,5 +165,5 @@ class Corpus:
             "bad_examples": self.report.examples,
             "skipped": dict(self.report.skipped),
             "inputs": inputs.recorded(self.report),
-            **self.found,
+            **self.statistics,
         }

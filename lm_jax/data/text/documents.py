@@ -53,16 +53,16 @@ class Report:
         if count:
             self.skipped[reason] += count
 
-    def check(self, most: float, setting: str = "config.data.max_bad_fraction") -> None:
-        """Raises DataError where more than the fraction `most` of the records, or of the bytes,
+    def check(self, max_fraction: float, setting: str = "config.data.max_bad_fraction") -> None:
+        """Raises DataError where more than `max_fraction` of the records, or of the bytes,
         was refused. `setting`: what the error calls this threshold.
         """
         bad, lost = self.bad.total(), self.lost.total()
         for number, total, unit in ((bad, self.records, "records"), (lost, self.bytes, "bytes")):
-            if number > most * total:
+            if number > max_fraction * total:
                 raise DataError(
-                    f"{number} of {total} {unit} cannot be used, more than {setting}={most:g}"
-                    f" allows: {'; '.join(self.examples[:3])}"
+                    f"{number} of {total} {unit} cannot be used, more than"
+                    f" {setting}={max_fraction:g} allows: {'; '.join(self.examples[:3])}"
                     + ("; ..." if len(self.examples) > 3 else ".")
                 )
 

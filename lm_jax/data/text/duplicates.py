@@ -5,26 +5,12 @@ indentation, line breaks and the language of the text do not matter.
 import numpy as np
 
 HASHES = 128  # values of a signature: a similarity J is estimated to sqrt(J (1 - J) / 128)
-
-
-BAND = 3  # values that must agree for two documents to be compared: found with 99.6 % at J = 0.5
-
-
+BAND = 3  # values of a band; documents that share a band are compared: 99.6 % of those at J = 0.5
 BANDS = HASHES // BAND
-
-
 SIMILAR = 0.5  # documents from here on stay on one side of the split
-
-
 SAME = 0.8  # of those from here on one is kept (Lee et al., 2021, arXiv:2107.06499)
-
-
 LOWER = bytes(range(256)).lower()
-
-
 WHITE = bytes(range(33))
-
-
 EMPTY = np.uint32(0xFFFFFFFF)
 
 

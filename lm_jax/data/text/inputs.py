@@ -10,8 +10,8 @@ from lm_jax.errors import DataError, MachineError
 
 
 def recorded(report: Report) -> dict[str, Any]:
-    """Record of an input for its store: {"count": files, "files": {path: [bytes, time of the last
-    change in ns, digest]}} of the first of them.
+    """Record of an input for its store: {"count": number of files, "files": {path: [bytes, time of
+    the last change in ns, digest]}}, of the first MAX_FILES.
     """
     return {"count": report.kinds.total(), "files": report.files}
 

@@ -21,9 +21,8 @@ from lm_jax.data.text.kinds import ARRAY, HEAD, LINES, OBJECTS, PLAIN, kind_of
 from lm_jax.data.text.unpack import Counting, binary, unpacked
 from lm_jax.errors import DataError, MachineError
 
-MAX_DOCUMENT = (
-    64 << 20
-)  # bytes: a longer file is cut before a newline, a longer JSON line is refused
+# Bytes: a longer file is cut before a newline, a longer JSON line is refused.
+MAX_DOCUMENT = 64 << 20
 NEWLINE = b"\n"
 # Not in the documents of `stdlib`: what is not the library, or is not installed by every
 # distribution of Python.
@@ -36,8 +35,8 @@ def documents(
     report: Report | None = None,
     advance: Callable[[float], None] = lambda n: None,
 ) -> Iterator[Document]:
-    """The documents of `spec` in a fixed order; `advance(bytes)` is told what was read (see
-    `total_bytes`).
+    """The documents of `spec` in a fixed order; `advance` is called with the number of bytes
+    read (see `total_bytes`).
 
     spec: a file, a folder (every file below it that is not hidden), a glob, `stdlib` (the sources
     of Python's standard library on this machine and the topics of its reference),

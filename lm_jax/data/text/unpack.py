@@ -25,11 +25,11 @@ SIGNATURES = {
     b"\xfe\xff": "UTF-16 text",
 }
 
-CONTROL = bytes((*range(7), *range(14, 27)))  # what text has next to never
+CONTROL = bytes((*range(7), *range(14, 27)))  # control characters that are rare in text
 
 
 class Counting(io.RawIOBase):
-    """A file that tells `advance` how many bytes were read, and hashes them.
+    """A file that reports the bytes read to `advance`, and hashes them.
 
     Attributes: count, bytes so far; digest, a hashlib object of them.
     """
@@ -67,7 +67,7 @@ def unzstd(file: Any, path: str) -> Any:
     """A reader of zstd frames; raises DataError when they are damaged or cut short."""
     import zstandard
 
-    # zstd refuses windows over 128 MiB unless asked; its longest is 2 GiB (zstd --long=31).
+    # By default zstd refuses windows over 128 MiB; the longest is 2 GiB (zstd --long=31).
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
 
     # Not the library's stream_reader: that one takes a file that is cut short for one that ends.

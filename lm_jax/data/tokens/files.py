@@ -38,8 +38,8 @@ def path_of(path: Any, error: type[UserError] = CheckpointError) -> Any:
 
 class Blocks:
     """The blocks of a file, `size` bytes each, with their CRC-32: which have been read and are as
-    they were written. Damaged bytes are found when they are first read, for the price of a pass
-    over the file (3 GB a second), spread over the first epoch.
+    they were written. Damage is detected when a block is first read, at the cost of one pass over
+    the file (3 GB a second), spread over the first epoch.
     """
 
     def __init__(self, name: str, length: int, sums: np.ndarray, size: int):
@@ -149,8 +149,7 @@ class RemoteFiles:
 
     def wrong_size(self, name: str, expected: int) -> str:
         """Why a file is not of the size that is expected; "" when it is."""
-        # A key-value store does not tell a size: the last byte must be there and the one behind it
-        # not.
+        # A key-value store reports no sizes: the last byte must exist and the next one must not.
         if not self.exists(name):
             return "missing"
         if expected and not self.has_byte(name, expected - 1):

@@ -30,8 +30,8 @@ class Frame:
 def frame_of(processor: Any) -> Frame:
     """The frame that a post-processor of a tokenizer.json puts around a text; raises DataError.
 
-    It alone says so in transformers 5: add_bos_token and add_eos_token of a tokenizer_config.json
-    are not read where there is a tokenizer.json.
+    In transformers 5 it alone decides: add_bos_token and add_eos_token of a tokenizer_config.json
+    are ignored where there is a tokenizer.json.
     """
     kind = processor.get("type") if processor else None
     if kind in (None, "ByteLevel"):  # which moves offsets only

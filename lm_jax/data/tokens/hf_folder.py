@@ -8,11 +8,11 @@ from lm_jax.data.tokens.tokenizer import MAX_FILE_BYTES
 from lm_jax.errors import DataError
 
 ABOUT = "lm_jax_tokenizer.json"  # ours, beside their tokenizer.json
-# What else a directory says of its tokenizer; it goes where the tokenizer goes.
+# Other files of the tokenizer, which are copied with it.
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
               "chat_template.json")  # fmt: skip
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
-# What the tokenizer classes of transformers call them, for directories that do not say it.
+# Names in the tokenizer classes of transformers, for directories that give none.
 USUAL = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
     "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
@@ -53,8 +53,8 @@ def read_object(path: Any) -> dict[str, Any]:
 
 
 def roles_in(folder: Any) -> dict[str, str | int]:
-    """Token or id of each role, as tokenizer_config.json, special_tokens_map.json or config.json
-    say.
+    """Token or id of each role, from tokenizer_config.json, special_tokens_map.json or
+    config.json.
     """
     found: dict[str, str | int] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):

@@ -1,8 +1,8 @@
 """Tokenizers of Hugging Face: a tokenizer.json, by the `tokenizers` library (extra `hf`), behind
 the interface of Tokenizer.
 
-Encoding is theirs. Decoding is ours, as everywhere: one byte string an id, from the piece and the
-decoder that tokenizer.json names.
+The library encodes. Decoding is lm_jax's own: one byte string an id, from the piece and the decoder
+of tokenizer.json (pieces.py).
 """
 
 import functools
@@ -33,9 +33,9 @@ class HFTokenizer(Tokenizer):
 
     `encode` adds no specials, and text that looks like one is text: ids are those of transformers
     with add_special_tokens=False and split_special_tokens=True. (LlamaTokenizer of transformers 5
-    follows its own rules instead of an older tokenizer.json: what it saves anew says them.) Take
-    ids of specials from `specials`. It has them by role (bos, eos, pad, unk, cls, sep, mask,
-    decoder_start) as far as the directory names them, and by their own text ("<extra_id_0>").
+    follows its own rules instead of those of an older tokenizer.json; a newly saved one has them.)
+    Take ids of specials from `specials`, which has them by role (bos, eos, pad, unk, cls, sep,
+    mask, decoder_start) as far as the directory names them, and by their text ("<extra_id_0>").
 
     bos_id, eos_id, pad_id are always ids: a text begins with bos, else cls, else the decoder's
     start, else eos; ends with eos, else sep, else bos; and is padded with pad, else eos.

@@ -15,7 +15,7 @@ LETTERS = (
 )
 UNSPACED = re.compile(f"[{LETTERS}]")
 PARTS = re.compile(f"[{LETTERS}]+|[^{LETTERS}]+")
-MIN_SHARE = 0.1  # of a text's characters, above which its vocabulary is spoken of
+MIN_SHARE = 0.1  # of a text's characters, above which its vocabulary is advised on
 PIECES_A_CHARACTER = 4  # that such a text wants: 3,500 Chinese characters, 16,384 pieces
 MAX_ADVICE = 32_768
 

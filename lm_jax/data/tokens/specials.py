@@ -8,13 +8,12 @@ from typing import Any
 from lm_jax.errors import UserError
 
 NAMES = ("<mask>", "<cls>", "<sep>", "<pre>", "<suf>", "<mid>", "[R]", "[S]", "[X]")
-SENTINELS = 100  # the most; T5 has as many
+MAX_SENTINELS = 100  # as many as T5 has
 
 
 def decoder_start(tokenizer: Any, rule: str) -> int:
-    """The id from which the decoder of an encoder-decoder writes: the tokenizer's own (a
-    config.json's decoder_start_token_id), else pad (T5, Raffel et al. 2020) or bos, as the rule,
-    config.model.decoder_start, says.
+    """The first input of an encoder-decoder's decoder: the tokenizer's own (decoder_start_token_id
+    of a config.json), else pad (T5, Raffel et al. 2020) or bos, by config.model.decoder_start.
     """
     own = tokenizer.specials.get("decoder_start")
     if own is not None:
@@ -47,9 +46,11 @@ class Specials:
         """Number of sentinels."""
         if "<extra_id_0>" in self.own:
             last = self.own["<extra_id_0>"]
-            follow = (k for k in range(SENTINELS) if self.own.get(f"<extra_id_{k}>") != last - k)
-            return next(follow, SENTINELS)
-        return max(0, min(SENTINELS, self.vocab_size - self.first - len(NAMES)))
+            follow = (
+                k for k in range(MAX_SENTINELS) if self.own.get(f"<extra_id_{k}>") != last - k
+            )
+            return next(follow, MAX_SENTINELS)
+        return max(0, min(MAX_SENTINELS, self.vocab_size - self.first - len(NAMES)))
 
     @property
     def last_sentinel(self) -> int:

@@ -1,6 +1,6 @@
 """The token store: flat little-endian files of token ids and document ends, with random access.
 
-    store.json         sizes, checksums, hash of the tokenizer, what cleaning found; written last
+    store.json         sizes, checksums, hash of the tokenizer, statistics of cleaning; written last
     <split>.tokens     uint16 (uint32 for a large vocabulary); a document is [bos] ids [eos]
     <split>.ends       uint64, one past the last token of each document
     <split>.sums       uint32, CRC-32 of each block of <split>.tokens, checked as it is read
@@ -34,8 +34,7 @@ from lm_jax.errors import DataError
 
 FORMAT = "lm_jax token store 1"
 SPLITS = ("train", "heldout")
-# The first that is there says which tokenizer it is: that of Hugging Face has a tokenizer.json of
-# its own.
+# The first that exists identifies the tokenizer: a Hugging Face one has a tokenizer.json as well.
 TOKENIZER_FILES = (ABOUT, "tokenizer.json", "tokenizer.model", *COMPANIONS)
 CHECKED_AT_OPEN = 64 << 20  # bytes of a local file: a larger one is checked as it is read
 BLOCK = 1 << 16  # bytes that have a checksum
@@ -45,7 +44,7 @@ class TokenStore:
     """Random access to the tokens of a store; picklable (a worker process opens it again).
 
     Attributes: path, splits, dtype, tokenizer_hash, fingerprint (identifies the data: contents and
-    tokenizer), metadata (what preparing found), tokenizer.
+    tokenizer), metadata (of preparing), tokenizer.
     """
 
     def __init__(self, path: Any):

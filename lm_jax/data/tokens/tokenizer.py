@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 64 << 20
 MAX_CHUNK = 1 << 16  # characters that are encoded in one go
 
 # Pieces hold a newline only at their start (tokenizer_training.LINE): so a text can be cut before
-# any run of newlines and the parts encoded apart, with the same ids as the whole.
+# any run of newlines and the parts encoded separately, with the same ids as the whole.
 CUT = re.compile(r"(?<!\n)\n")
 SPACE = "\u2581"  # SentencePiece writes a space so; the sign itself is kept as three bytes
 NAMES = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}  # of special tokens
@@ -186,10 +186,10 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(json.dumps(about, indent=1) + "\n")
 
     def check_hash(self, folder: Any, expected: Any) -> None:
-        """Raises DataError when this is not the tokenizer that the files in `folder` speak of."""
+        """Raises DataError when the hash that the files in `folder` record is another."""
         if self.hash != expected:
             raise DataError(
-                f"{folder}: tokenizer hash is {self.hash[:12]}, its file says"
+                f"{folder}: tokenizer hash is {self.hash[:12]}, its file has"
                 f" {str(expected)[:12]}: damaged or exchanged."
             )
 
@@ -232,8 +232,8 @@ def replaced(ids: list[int], run: list[int], one: int) -> list[int]:
 
 
 def chunks(text: str) -> list[str]:
-    """Parts of `text` that are encoded apart: cut before newlines, and anywhere after MAX_CHUNK
-    characters.
+    """Parts of `text` that are encoded separately: cut before newlines, and anywhere after
+    MAX_CHUNK characters.
 
     Short parts keep the encoder fast (its queue grows with the part) and give every thread
     something to do.

@@ -9,7 +9,7 @@ from lm_jax.data.views import by_objective
 from lm_jax.errors import UserError
 
 BLOCKS = {"splash": 128}  # tokens in the smallest block of an attention kernel
-NEAR = 32  # lengths above and below the one asked for, among which one that divides is looked for
+NEAR = 32  # a length that divides is searched this far above and below the configured one
 
 
 def check_rows(config: Config, context: int) -> None:
@@ -36,7 +36,7 @@ def misfit(config: Config, context: int) -> tuple[str, int, int] | None:
     """(name, length, what it must be a multiple of) of the first array that does not divide.
 
     Where tokens see only those before them a device has an early and a late piece (context.order),
-    which a ring multiplies apart.
+    which a ring multiplies separately.
     """
     model, shapes = config.model, by_objective.shapes(config)
     block, ring = BLOCKS.get(model.attention, 1), model.context_attention == "ring"

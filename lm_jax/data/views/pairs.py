@@ -1,14 +1,14 @@
 """Views with an input and an answer: prefix LM, span corruption, and pairs that the text itself
 holds.
 
-For an encoder-decoder the two are apart: inputs and targets. A decoder alone has them in one row,
-where all that is read is `prefix` and only what is said counts.
+For an encoder-decoder the two are separate arrays: inputs and targets. A decoder alone has them in
+one row, where the input is the `prefix` and only the answer has weight.
 """
 
 import numpy as np
 
 from lm_jax.config import Config
-from lm_jax.data.tokens.specials import SENTINELS, decoder_start
+from lm_jax.data.tokens.specials import MAX_SENTINELS, decoder_start
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.views import layout, noise
 from lm_jax.data.views.denoise import Pieces, View
@@ -30,11 +30,12 @@ class PairView(View):
 
 
 class Prefix(PairView):
-    """prefix_lm: each piece is cut at a random token; what is before it is read, the rest is said
-    (T5, arXiv:1910.10683, section 3.2.3).
+    """prefix_lm: each piece is cut at a random token into its input and its target (T5,
+    arXiv:1910.10683, section 3.2.3).
 
-    share: of a piece, said in the mean: 1 to 2 share n tokens, all as likely. mode: a special in
-    front. Pieces keep their own eos and get no other: a text that the window cuts does not end.
+    share: mean share of a piece that is its target: 1 to 2 share n tokens, uniformly. mode: a
+    special token in front. Pieces keep their own eos and get no other: a text that the window cuts
+    does not end.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Prefix(PairView):
         """For the encoder, the mode takes a place."""
         return self.row_length - (bool(self.mode) and self.pairs)
 
-    def said(self, p: Pieces, size: np.ndarray) -> np.ndarray:
+    def target_sizes(self, p: Pieces, size: np.ndarray) -> np.ndarray:
         """[k]: how many of the `size` [k] tokens of each piece are targets; not all of them."""
         most = np.maximum(np.rint(2 * self.share * size).astype(np.int64) - 1, 1)
         return np.minimum(
@@ -71,18 +72,18 @@ class Prefix(PairView):
             size = np.minimum(p.size, L + 1 - mode - before(p.row, p.size + mode))
             p, size = p.only(size > 0), size[size > 0]
             ids, sizes = weave(p.ids, front, (p.begin, size))
-            given = sizes - self.said(p, size)
+            given = sizes - self.target_sizes(p, size)
             return layout.decoder_rows(ids, p.row, sizes, given, (n, L), self.pad)
         p = self.pieces(example, key, self.length)
         p = p.only(p.size - p.opens > 1)
         begin, size = p.begin + p.opens, p.size - p.opens
-        said = self.said(p, size)
-        sources = weave(p.ids, front, (begin, size - said), (~self.eos, 1))
-        return self.paired(n, p.row, sources, weave(p.ids, (begin + size - said, said)))
+        target = self.target_sizes(p, size)
+        sources = weave(p.ids, front, (begin, size - target), (~self.eos, 1))
+        return self.paired(n, p.row, sources, weave(p.ids, (begin + size - target, target)))
 
 
 class Spans(PairView):
-    """span_corruption: random spans give way to sentinels, and are the targets, each behind its
+    """span_corruption: sentinels replace random spans, which are the targets, each behind its
     sentinel (T5, arXiv:1910.10683, section 3.1.4).
 
     A piece of n tokens, without its document's bos and eos, gives n - noise + spans + 1 inputs and
@@ -104,24 +105,24 @@ class Spans(PairView):
         loss, L, self.mode = config.loss, config.data.sequence_length, mode
         self.needs = (mode,) if mode else ()
         counts = noise.span_counts(
-            2 * L + 2, rate or loss.mask_rate, mean or loss.mean_span, SENTINELS
+            2 * L + 2, rate or loss.mask_rate, mean or loss.mean_span, MAX_SENTINELS
         )
         self.noise, self.spans = counts
         some = self.noise > 0
-        self.read = np.where(some, np.arange(2 * L + 3) - self.noise + self.spans + 1, 0)
-        self.read += some * bool(mode)
-        self.say = np.where(some, self.noise + self.spans + 1, 0)
+        self.inputs = np.where(some, np.arange(2 * L + 3) - self.noise + self.spans + 1, 0)
+        self.inputs += some * bool(mode)
+        self.targets = np.where(some, self.noise + self.spans + 1, 0)
         super().__init__(store, split, config, seed)
         self.specials.need(self.needs, int(self.spans[self.length]))
 
-    def fitting(self, read: np.ndarray, say: np.ndarray) -> np.ndarray:
-        """The longest pieces [k] that need at most `read` [k] inputs and `say` [k] targets; of a
-        decoder alone, at most `read` of both together.
+    def fitting(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Sizes [k] of the longest pieces with at most `inputs` [k] inputs and `targets` [k]
+        targets; of a decoder alone, with at most `inputs` of both together.
         """
         if not self.pairs:
-            return np.searchsorted(self.read + self.say, read, "right") - 1
-        longest = np.searchsorted(self.read, read, "right") - 1
-        return np.minimum(longest, np.searchsorted(self.say, say, "right") - 1)
+            return np.searchsorted(self.inputs + self.targets, inputs, "right") - 1
+        longest = np.searchsorted(self.inputs, inputs, "right") - 1
+        return np.minimum(longest, np.searchsorted(self.targets, targets, "right") - 1)
 
     def raw_length(self) -> int:
         """The longest piece that a row holds."""
@@ -130,17 +131,17 @@ class Spans(PairView):
 
     def target_length(self) -> int:
         """Length of such a piece's answer; of a decoder alone, of the row."""
-        return int(self.say[self.length]) if self.pairs else self.row_length
+        return int(self.targets[self.length]) if self.pairs else self.row_length
 
     def noised(self, example: np.ndarray, key: np.ndarray) -> Batch:
         """The batch of the windows `example` [n] under `key` [n] uint64."""
         p = self.pieces(example, key, self.length)
         size = p.size - p.opens - p.closes
         if self.pairs:
-            room = self.row_length - before(p.row, self.read[size])
+            room = self.row_length - before(p.row, self.inputs[size])
         else:
-            room = self.row_length + 1 - before(p.row, (self.read + self.say)[size])
-        left = self.target_length() - before(p.row, self.say[size])
+            room = self.row_length + 1 - before(p.row, (self.inputs + self.targets)[size])
+        left = self.target_length() - before(p.row, self.targets[size])
         size = np.minimum(size, self.fitting(room, left))
         p, size = p.only(size > 1), size[size > 1]
         count, hidden = self.spans[size], self.noise[size]
@@ -152,7 +153,7 @@ class Spans(PairView):
         sentinel = (number - self.specials.last_sentinel - 1, np.ones_like(number))  # ~(last - k)
         source = self.alternate(p, count, (kept, gap), sentinel, self.mode)
         target = self.alternate(p, count, sentinel, (kept + gap, span), "")
-        sides = (source, self.read[size]), (target, self.say[size])
+        sides = (source, self.inputs[size]), (target, self.targets[size])
         return self.paired(len(example), p.row, *sides)
 
     def each(self, p: Pieces, count: np.ndarray, stream: int) -> np.ndarray:
@@ -188,14 +189,14 @@ class Supervised(PairView):
         del key
         texts = [self.text(document) for document in example.tolist()]
         found = self.store.tokenizer.encode_batch([side for pair in texts for side in pair], 1)
-        most = (self.row_length,) * 2
+        room = (self.row_length,) * 2
         sources, targets = [], []
         for source, target in zip(found[::2], found[1::2], strict=True):
             if not self.pairs:
-                said = min(len(target) + 1, (self.row_length + 1) // 2)
-                most = (self.row_length + 1 - said, said)
-            sources.append(np.append(source[: most[0] - 1], self.eos))
-            targets.append(np.append(target, self.eos)[: most[1]])
+                size = min(len(target) + 1, (self.row_length + 1) // 2)
+                room = (self.row_length + 1 - size, size)
+            sources.append(np.append(source[: room[0] - 1], self.eos))
+            targets.append(np.append(target, self.eos)[: room[1]])
         n = len(example)
         sides = ((np.concatenate(x), np.array([len(i) for i in x])) for x in (sources, targets))
         return self.paired(n, np.arange(n), *sides)

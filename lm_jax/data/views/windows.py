@@ -77,9 +77,9 @@ class Windows:
     from step to step: row r of batch s is window r * n + s mod n, in order, of the n that each row
     has of the split (the rest of it, less than a batch, is left out); positions then count on from
     window to window, and are 0 where the state must start anew. shifted: the windows of an epoch
-    begin so many tokens later, less than `length`, as (seed, epoch) say, so that no token always
-    has the same context; an epoch is one window shorter, and leaves out other tokens each time.
-    Raises DataError when the split holds less than one window, or than one a row.
+    begin later by a number of tokens below `length`, drawn from (seed, epoch), so that no token
+    always has the same context; an epoch is one window shorter, and leaves out other tokens each
+    time. Raises DataError when the split holds less than one window, or than one a row.
     """
 
     consecutive = 0  # also of views that have no such order
