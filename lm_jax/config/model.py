@@ -30,21 +30,18 @@ class ModelConfig:
     architecture: str = logits("decoder", choices=ARCHITECTURES)
     # at least the tokenizer's size; a multiple of 128 is fastest
     vocab_size: int = logits(4096, low=1, high=2**24)
-    num_layers: int = logits(
-        4, low=1, high=2**16, of=NEURAL
-    )  # of the decoder, or of the only stack
+    # of the decoder, or of the only stack
+    num_layers: int = logits(4, low=1, high=2**16, of=NEURAL)
     # of the encoder of an encoder_decoder; 0: num_layers
     encoder_layers: int = logits(0, low=0, high=2**16, of=("encoder_decoder",))
     dim: int = logits(256, low=1, high=2**20, of=(*NEURAL, "hmm"))  # width of the residual stream
     num_heads: int = logits(4, low=1, high=2**16, of=TRANSFORMERS)  # query heads
     # key and value heads, a divisor of num_heads; 0: num_heads
     num_kv_heads: int = logits(0, low=0, high=2**16, of=TRANSFORMERS)
-    head_dim: int = logits(
-        0, low=0, high=2**16, of=TRANSFORMERS
-    )  # of queries and keys; 0: dim / num_heads
-    value_dim: int = logits(
-        0, low=0, high=2**16, of=TRANSFORMERS
-    )  # of values; 0: as queries and keys
+    # of queries and keys; 0: dim / num_heads
+    head_dim: int = logits(0, low=0, high=2**16, of=TRANSFORMERS)
+    # of values; 0: as queries and keys
+    value_dim: int = logits(0, low=0, high=2**16, of=TRANSFORMERS)
     # 0: 4 dim, or 8/3 dim rounded up to a multiple of 64 when gated
     mlp_dim: int = logits(0, low=0, high=2**24, of=TRANSFORMERS)
     max_length: int = logits(1024, low=1, high=2**30)  # the most positions that the model may see
@@ -53,9 +50,8 @@ class ModelConfig:
     # before a branch; post: after the sum (2017); sandwich: around it; output: after the
     # branch alone (OLMo 2)
     norm_order: str = logits("pre", choices=("pre", "post", "sandwich", "output"), of=TRANSFORMERS)
-    norm_offset: float = logits(
-        0.0, low=-10, high=10, of=NEURAL
-    )  # the scale is this plus a weight (Gemma: 1)
+    # the scale is this plus a weight (Gemma: 1)
+    norm_offset: float = logits(0.0, low=-10, high=10, of=NEURAL)
     final_norm: bool = logits(True, of=NEURAL)  # after the last block
     embed_norm: bool = logits(False, of=NEURAL)  # after the embeddings (BERT)
     qk_norm: bool = logits(False, of=TRANSFORMERS)  # RMSNorm of each query and key head (Qwen 3)
@@ -66,28 +62,27 @@ class ModelConfig:
         choices=("rope", "learned", "sinusoidal", "relative", "alibi", "none"),
         of=TRANSFORMERS,
     )
+    # number of the first learned position (RoBERTa: 2)
     position_offset: int = logits(
         0, low=0, of=TRANSFORMERS, when=lambda m: m.positions == "learned"
-    )  # number of the first learned position (RoBERTa: 2)
+    )
     rope_theta: float = logits(10_000.0, above=0, of=TRANSFORMERS, when=rotary)
     rope_scaling: str = logits(
         "none", choices=("none", "linear", "llama3", "yarn"), of=TRANSFORMERS, when=rotary
     )
+    # how many times longer than the original context
     rope_factor: float = logits(
         1.0, above=0, of=TRANSFORMERS, when=scaled("linear", "llama3", "yarn")
-    )  # how many times longer than the original context
+    )
     # llama3 and yarn: the context of pretraining
     rope_original_length: int = logits(
         8192, low=1, high=2**30, of=TRANSFORMERS, when=scaled("llama3", "yarn")
     )
-    # llama3: the two bounds between which it interpolates,
+    # llama3: the two bounds between which it interpolates, in turns per original context
     rope_low_frequency: float = logits(1.0, above=0, of=TRANSFORMERS, when=scaled("llama3"))
-    rope_high_frequency: float = logits(
-        4.0, above=0, of=TRANSFORMERS, when=scaled("llama3")
-    )  # in turns per original context
-    rope_beta_fast: float = logits(
-        32.0, above=0, of=TRANSFORMERS, when=scaled("yarn")
-    )  # yarn: the same two bounds
+    rope_high_frequency: float = logits(4.0, above=0, of=TRANSFORMERS, when=scaled("llama3"))
+    # yarn: the same two bounds
+    rope_beta_fast: float = logits(32.0, above=0, of=TRANSFORMERS, when=scaled("yarn"))
     rope_beta_slow: float = logits(1.0, above=0, of=TRANSFORMERS, when=scaled("yarn"))
     # yarn: of cos and sin; 0: 0.1 ln(rope_factor) + 1
     rope_attention_factor: float = logits(0.0, low=0, of=TRANSFORMERS, when=scaled("yarn"))
@@ -95,9 +90,10 @@ class ModelConfig:
     rope_local_theta: float = logits(
         0.0, low=0, of=TRANSFORMERS, when=lambda m: rotary(m) and m.has_local_layers
     )
+    # positions "relative": T5's biases
     relative_buckets: int = logits(
         32, low=1, high=2**16, of=TRANSFORMERS, when=lambda m: m.positions == "relative"
-    )  # positions "relative": T5's biases
+    )
     relative_distance: int = logits(
         128, low=1, of=TRANSFORMERS, when=lambda m: m.positions == "relative"
     )
@@ -106,9 +102,8 @@ class ModelConfig:
     # l: local, g: global, repeated over the layers; needs a window
     layer_pattern: str = logits("l", of=TRANSFORMERS, when=lambda m: m.window > 0)
     attn_scale: float = logits(0.0, low=0, of=TRANSFORMERS)  # of q k; 0: head_dim ** -0.5
-    attn_softcap: float = logits(
-        0.0, low=0, of=TRANSFORMERS
-    )  # scores are cap tanh(score / cap) (Gemma 2); 0: off
+    # scores are cap tanh(score / cap) (Gemma 2); 0: off
+    attn_softcap: float = logits(0.0, low=0, of=TRANSFORMERS)
     logit_softcap: float = logits(0.0, low=0, of=NEURAL)  # the same of the logits
     activation: str = logits(
         "silu", choices=("silu", "gelu", "gelu_tanh", "relu"), of=NEURAL,
@@ -125,16 +120,14 @@ class ModelConfig:
     tie_embeddings: bool = logits(True, of=NEURAL)
     # of the token embeddings (Gemma and the Transformer: sqrt(dim))
     embed_scale: float = logits(1.0, above=0, of=NEURAL)
-    logit_scale: float = logits(
-        1.0, above=0, of=NEURAL
-    )  # of what the head reads (T5 1.0: dim ** -0.5)
+    # of the input of the head (T5 1.0: dim ** -0.5)
+    logit_scale: float = logits(1.0, above=0, of=NEURAL)
     # kinds of segment, each with an embedding (BERT: 2)
     token_types: int = logits(0, low=0, high=2**16, of=NEURAL)
     head_transform: bool = logits(False, of=NEURAL)  # a layer and a norm before the head (BERT)
     head_bias: bool = logits(False, of=NEURAL)
-    pooler: bool = logits(
-        False, of=("encoder",)
-    )  # a layer on the first token, and two logits for pairs (BERT)
+    # a layer on the first token, and two logits for pairs (BERT)
+    pooler: bool = logits(False, of=("encoder",))
     # feed-forward layers that a router chooses from; 0: one, no router
     num_experts: int = logits(0, low=0, high=2**16, of=TRANSFORMERS)
     experts_per_token: int = logits(
@@ -146,20 +139,19 @@ class ModelConfig:
     )
     # tokens an expert takes, in fair shares; 0: all (dropless)
     capacity_factor: float = logits(0.0, low=0, of=TRANSFORMERS, when=lambda m: m.num_experts > 0)
-    # Who comes first under a capacity. tokens: all choices of a token, then of the next (Switch).
-    # choices: the first choices of all tokens, then the second ones (GShard).
+    # priority under a capacity; tokens: all choices of a token, then of the next (Switch); choices:
+    # the first choices of all tokens, then the second ones (GShard)
     capacity_order: str = logits(
         "tokens",
         choices=("tokens", "choices"),
         of=TRANSFORMERS,
         when=lambda m: m.num_experts > 0 and m.capacity_factor > 0,
     )
-    # What the decoder of an encoder_decoder begins with: bos; pad (T5). A tokenizer whose directory
-    # names a decoder_start_token_id has that.
+    # first input of the decoder of an encoder_decoder: bos; pad (T5); the decoder_start_token_id of
+    # a tokenizer's directory comes before both
     decoder_start: str = training("bos", choices=("bos", "pad"), of=("encoder_decoder",))
-    order: int = logits(
-        5, low=1, high=6, of=("ngram",)
-    )  # of an ngram, 1 to 6: tokens of its longest
+    # of an ngram, 1 to 6: tokens of its longest
+    order: int = logits(5, low=1, high=6, of=("ngram",))
     # of the embeddings, and of what each branch adds
     dropout: float = training(0.0, low=0, below=1, of=NEURAL)
     # of the attention probabilities (BERT, T5); on xla alone
@@ -168,7 +160,7 @@ class ModelConfig:
     activation_dropout: float = training(
         0.0, low=0, below=1, of=TRANSFORMERS, when=lambda m: m.num_experts == 0
     )
-    # of what a stack gives, after its last norm (T5)
+    # of the output of a stack, after its last norm (T5)
     output_dropout: float = training(0.0, low=0, below=1, of=TRANSFORMERS)
     # standard deviation of new weights; 0: by the sizes of each, see init_fan (T5)
     init_std: float = training(0.02, low=0, of=NEURAL)
@@ -176,11 +168,11 @@ class ModelConfig:
     init_fan: str = training(
         "in", choices=("in", "average"), of=NEURAL, when=lambda m: m.init_std == 0
     )
-    # what ends a residual branch: / sqrt(2 layers) (GPT-2)
+    # the last projection of a residual branch is born / sqrt(2 layers) (GPT-2)
     init_depth_scaling: bool = training(True, of=NEURAL)
     # of the token embeddings (T5: 1); 0: init_std, or 0.02
     embed_init_std: float = training(0.0, low=0, of=NEURAL)
-    # what ends a residual branch starts at 0: a block starts as nothing
+    # the last projection of a residual branch is born at 0: a block starts as the identity
     zero_init: bool = training(False, of=TRANSFORMERS)
     # along mesh.context: gather all keys, or pass them round a ring
     context_attention: str = execution("gather", choices=("gather", "ring"), of=TRANSFORMERS)
@@ -199,9 +191,8 @@ class ModelConfig:
     remat: str = execution(
         "none", choices=("none", "full", "dots", "names", "offload"), of=TRANSFORMERS
     )
-    scan_unroll: int = execution(
-        1, low=1, of=TRANSFORMERS
-    )  # layers a scan step; num_layers: no loop at all
+    # layers a scan step; num_layers: no loop at all
+    scan_unroll: int = execution(1, low=1, of=TRANSFORMERS)
     # Training with products in eight bits (Qwix): none; int8, fp8: those of states and weights;
     # int8_full, fp8_full: also those of gradients and weights.
     quantization: str = execution(
@@ -210,9 +201,10 @@ class ModelConfig:
         choices=("none", "int8", "int8_full", "fp8", "fp8_full"),
         of=TRANSFORMERS,
     )
+    # which weights', of these
     quantized: str = execution(
         "attn,mlp,experts", resume=False, of=TRANSFORMERS, when=lambda m: m.quantization != "none"
-    )  # which weights', of these
+    )
     # Parts of a batch that follow each other through the stages of mesh.stage: so many, or the
     # next lower number that divides it. More wait less, and fewer rows are multiplied at once.
     pipeline_parts: int = execution(0, low=0, of=TRANSFORMERS)  # 0: 4 a stage, over all rounds

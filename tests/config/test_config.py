@@ -1,4 +1,4 @@
-"""Is a config exactly what it says, and refused before anything else when it cannot be?"""
+"""A config is parsed exactly, and refused in one line before anything else is done."""
 
 import dataclasses
 import pathlib

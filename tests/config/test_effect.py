@@ -1,14 +1,10 @@
 """Options that change nothing are named, and no others."""
 
-import runpy
-from pathlib import Path
-
 import pytest
+from scaled import NAMES, published
 
 from lm_jax.config import Config
 from lm_jax.config.effect import without_effect
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def idle(model=None, loss=None, optimizer=None, **more):
@@ -55,9 +51,6 @@ def test_what_turns_something_off_is_honoured_where_there_is_nothing():
     assert idle({"architecture": "lstm", "positions": "none", "gated": False}) == set()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_every_option_of_the_configs_here_has_an_effect(path):
-    module = runpy.run_path(str(path))
-    for size in module.get("SIZES", {None: None}):
-        config = module["get_config"](*([size] if size else []))
-        assert without_effect(Config.parse(config)) == []
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_of_the_configs_here_has_an_effect(name):
+    assert without_effect(published(name)) == []

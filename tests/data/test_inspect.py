@@ -1,4 +1,4 @@
-"""Does `prepare --show` print what the model will see?"""
+"""`prepare --show` prints what the model will see."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""How much memory of the host do export and import take beside the weights?"""
+"""Peak host memory of export and import beside the weights."""
 
 import tracemalloc
 

@@ -1,4 +1,4 @@
-"""Which words does a test count? Lines of real text as ids, and what KenLM made of them."""
+"""Lines of real text as ids, and the probabilities that KenLM estimated from them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Are duplicates found, and do they stay on one side of the split?"""
+"""Duplicates are found, and near-duplicates stay on one side of the split."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Is a text that was edited under the same name seen, and one that was only touched not?"""
+"""A text that was edited under the same name is noticed; one that was only touched is the same."""
 
 import json
 import os

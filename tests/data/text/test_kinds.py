@@ -1,4 +1,4 @@
-"""Is a file read as what it is, under any name, or refused by name?"""
+"""A file is read as what it is, under any name, or refused by name."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Is every record of an input read, or named with its file and line?"""
+"""Every record of an input is read, or named with its file and line."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Is damage to a store that is too large to be read at open found as it is read?"""
+"""Damage to a store that is too large to be read at open is found as it is read."""
 
 import numpy as np
 import pytest

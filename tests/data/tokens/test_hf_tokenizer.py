@@ -1,4 +1,4 @@
-"""Is a tokenizer.json used as any other tokenizer? With a small program in place of the library;
+"""A tokenizer.json has the interface of any other tokenizer. A small program replaces the library;
 tests/parity/test_tokenizers.py has the library.
 """
 

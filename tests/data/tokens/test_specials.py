@@ -1,4 +1,4 @@
-"""Do the ids of the objectives lie where they should?"""
+"""The special ids of the objectives lie above those of the tokenizer."""
 
 from types import SimpleNamespace
 

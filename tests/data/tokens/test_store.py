@@ -1,4 +1,4 @@
-"""Does a store give back what was written, and refuse what is damaged?"""
+"""A store gives back what was written, and refuses what is damaged."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Is a tokenizer lossless, stable and refused when it is another one?"""
+"""A tokenizer is lossless and stable, and refused when it is another one."""
 
 import inspect
 import pickle

@@ -1,4 +1,4 @@
-"""Does the decoder of an encoder-decoder begin as it is told, in training, text and exports?"""
+"""config.model.decoder_start begins the decoder's inputs in training, generation and exports."""
 
 import dataclasses
 from types import SimpleNamespace

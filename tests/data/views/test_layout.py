@@ -1,4 +1,4 @@
-"""Do pieces lie where they should?"""
+"""Pieces are joined, packed and shifted to the right places."""
 
 import numpy as np
 

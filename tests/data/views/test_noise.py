@@ -1,4 +1,4 @@
-"""Is chance the same everywhere, and are the shares those of the papers?"""
+"""Random numbers are the same everywhere, and the shares are those of the papers."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""Are pairs of spans what they are labelled as, half of them each?"""
+"""Pairs of spans are what they are labelled as, half of them each."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Is every window seen once an epoch, in an order that depends on nothing but the seed?"""
+"""Every window is seen once an epoch, in an order that depends on nothing but the seed."""
 
 import numpy as np
 import pytest
