@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,28 +155,40 @@ def refuse_existing(path: str) -> None:
 
 
 def unfinished(path: str) -> Path:
-    """A new hidden directory beside `path`; those that killed processes left there are deleted."""
+    """A new hidden directory beside `path`; those that killed processes of this machine left there
+    are deleted.
+    """
     if is_remote(path):
         return Path(tempfile.mkdtemp(prefix="lm_jax-store-"))
     target = Path(os.path.realpath(path))  # on its disk, where it can be renamed
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.unfinished-"
-    for left in target.parent.iterdir():
-        if not left.name.startswith(prefix):
-            continue
-        if not alive(left.name[len(prefix) :].split("-")[0]):
+    for left, pid in left_behind(target):
+        if not alive(pid):
             shutil.rmtree(left, ignore_errors=True)
-    folder = target.parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".{target.name}.unfinished-{platform.node()}~{os.getpid()}-{secrets.token_hex(4)}"
+    folder = target.parent / name
     folder.mkdir()
     return folder
 
 
 def discard(path: str) -> None:
     """Deletes the hidden directories of this process beside `path`, which is about to end."""
-    target = Path(os.path.realpath(path))
-    for left in [] if is_remote(path) else target.parent.glob(".*"):
-        if left.name.startswith(f".{target.name}.unfinished-{os.getpid()}-"):
-            shutil.rmtree(left, ignore_errors=True)
+    if not is_remote(path):
+        for left, pid in left_behind(Path(os.path.realpath(path))):
+            if pid == str(os.getpid()):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def left_behind(target: Path) -> Iterator[tuple[Path, str]]:
+    """(hidden directory, process number) of those beside `target` that this machine made: on a
+    shared disk, the processes of others cannot be seen from here.
+    """
+    prefix = f".{target.name}.unfinished-"
+    for path in sorted(target.parent.glob(".*")):
+        if path.name.startswith(prefix):
+            host, _, rest = path.name.removeprefix(prefix).rpartition("~")
+            if host == platform.node():
+                yield path, rest.split("-")[0]
 
 
 def alive(pid: str) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import platform
 
 import numpy as np
 import pytest
@@ -46,6 +47,22 @@ def test_a_store_may_be_made_in_an_empty_folder_that_is_linked_to(tmp_path, writ
     write_store(tmp_path / "link").verify()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "store.json").exists()
+
+
+def test_what_a_killed_process_left_is_deleted_but_for_those_of_other_machines(
+    tmp_path, write_store, monkeypatch
+):
+    monkeypatch.setattr(writer_module, "alive", lambda pid: pid == "1")
+    host = platform.node()
+    left = [tmp_path / f".store.unfinished-{who}-ab" for who in
+            (f"{host}~999", f"{host}~1", "another-host~999")]  # fmt: skip
+    for folder in left:
+        folder.mkdir()
+    write_store(tmp_path / "store")
+    assert [folder.exists() for folder in left] == [False, True, True]
+    mine = writer_module.unfinished(str(tmp_path / "other"))
+    writer_module.discard(str(tmp_path / "other"))
+    assert not mine.exists()
 
 
 def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, monkeypatch):
