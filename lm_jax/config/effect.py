@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from lm_jax.config.check import OF_PAIRS, mixture
 from lm_jax.config.field import walk
 
 COUNTED = (  # what n-grams, which are counted once, do not read
     "optimizer.", "loss.", "checkpoint.", "microbatches", "log_every", "data.packed",
     "data.shifted", "data.workers", "eval.every", "eval.tokens",
 )  # fmt: skip
-BY_DOCUMENT = ("seq2seq", *OF_PAIRS)  # objectives whose rows each hold one example
 OFF = (0, False, "", "none")  # values that ask for nothing
 
 
@@ -34,7 +32,6 @@ def across(config: Any) -> set[str]:
     model, mesh = config.model, config.mesh
     encoder = model.architecture == "encoder"  # it generates nothing
     idle = {
-        "data.packed": {name for name, _ in mixture(config.loss.objective)} <= {*BY_DOCUMENT},
         "loss.balance_loss": not model.num_experts,
         "loss.router_z_loss": not model.num_experts,
         "optimizer.shard_state": mesh.data == 1,

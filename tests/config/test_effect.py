@@ -37,8 +37,6 @@ def idle(model=None, loss=None, optimizer=None, **more):
         ({"model": {"rope_factor": 2.0, "layer_pattern": "lg"}},
          {"model.rope_factor", "model.layer_pattern"}),
         ({"data": {"tokenizer": "./DIR", "vocab_size": 512}}, {"data.vocab_size"}),
-        ({"data": {"packed": False}, "loss": {"objective": "seq2seq"}}, {"data.packed"}),
-        ({"data": {"packed": False}, "loss": {"objective": "seq2seq,causal"}}, set()),
         ({"model": {"architecture": "encoder"}, "loss": {"objective": "mlm"},
           "eval": {"samples": 2, "prompt": "a"}}, {"eval.samples", "eval.prompt"}),
     ],
