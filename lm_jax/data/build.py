@@ -51,7 +51,7 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
                     print(line, file=sys.stderr, flush=True)
                 tokenizer = train(data.tokenizer, sample, data.vocab_size)
             with Writer(output, tokenizer) as writer:
-                lost = write(corpus, parts, tokenizer, writer)
+                lost = encode_parts(corpus, parts, tokenizer, writer)
                 writer.finish(
                     {
                         "data": dataclasses.asdict(data),
@@ -102,7 +102,7 @@ def check_vocabulary(data: DataConfig, vocab_size: int) -> None:
         )
 
 
-def write(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
+def encode_parts(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
     """Encodes every part on all cores, in order. Returns the number of texts that their ids do not
     restore: 0 for a lossless tokenizer.
     """
@@ -125,8 +125,8 @@ def write(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
         Progress("encoding", sum(p.end - p.begin for p in parts)) as progress,
         ThreadPoolExecutor(cores()) as pool,
     ):
-        for batch in batches(parts):
-            pending.append((batch, pool.submit(encode, corpus, batch, tokenizer)))
+        for batch in batched(parts):
+            pending.append((batch, pool.submit(encode_batch, corpus, batch, tokenizer)))
             if len(pending) > 2 * cores():
                 finish(*pending.popleft())
         for each in pending:
@@ -140,7 +140,7 @@ def write(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
     return lost
 
 
-def batches(parts: Iterable[Any]) -> Iterator[list[Any]]:
+def batched(parts: Iterable[Any]) -> Iterator[list[Any]]:
     """Runs of parts of about a quarter megabyte together."""
     batch, size = [], 0
     for part in parts:
@@ -153,7 +153,7 @@ def batches(parts: Iterable[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def encode(corpus: Any, batch: list[Any], tokenizer: Any) -> list[tuple[bytes, Any]]:
+def encode_batch(corpus: Any, batch: list[Any], tokenizer: Any) -> list[tuple[bytes, Any]]:
     """[(text, ids)] of `batch`; raises DataError when a lossless tokenizer loses some of it."""
     texts = [corpus.text(part) for part in batch]
     # One thread each, since the batches have one each; a large document alone may use all.

@@ -75,7 +75,7 @@ def examples(store: TokenStore, config: Config, count: int) -> Iterator[str]:
             title += f", pair_label {row['pair_label']}"
         if row.get("prefix", np.zeros(1)).any():
             title += f", {row['prefix'].sum()} {{prefix}}"
-        yield "\n".join(["", title, *read(row, names), *columns(row, names)])
+        yield "\n".join(["", title, *encoder_lines(row, names), *decoder_lines(row, names)])
 
 
 class Names:
@@ -99,7 +99,7 @@ class Names:
             return repr(text)[2:-1]
 
 
-def read(row: dict[str, np.ndarray], names: Names) -> Iterator[str]:
+def encoder_lines(row: dict[str, np.ndarray], names: Names) -> Iterator[str]:
     """Lines with the pieces that the encoder reads."""
     if "inputs" not in row:
         return
@@ -116,7 +116,7 @@ def read(row: dict[str, np.ndarray], names: Names) -> Iterator[str]:
     yield from (line, "")
 
 
-def columns(row: dict[str, np.ndarray], names: Names) -> Iterator[str]:
+def decoder_lines(row: dict[str, np.ndarray], names: Names) -> Iterator[str]:
     """Pairs of lines: the piece of each input (in braces: of the prefix), and under it that of its
     target (in brackets: weight 0).
     """

@@ -70,12 +70,12 @@ class HFTokenizer(Tokenizer):
         for name in {"unk"} & self.roles.keys():  # it stands for no text, whatever it is called
             pieces[self.roles[name]] = b""
         self.specials, self.names = {**special, **self.roles}, special
-        self.bos_id = self.first("bos", "cls", "decoder_start", "eos", "sep")
-        self.eos_id = self.first("eos", "sep", "bos", "cls")
+        self.bos_id = self.id_of_first("bos", "cls", "decoder_start", "eos", "sep")
+        self.eos_id = self.id_of_first("eos", "sep", "bos", "cls")
         self.pad_id = self.roles.get("pad", self.eos_id)
         self.prefix = prefix_of(steps)
         canonical = json.dumps(definition, sort_keys=True)
-        self.keep(pieces, ["hf", canonical, sorted(self.roles.items())])
+        self.set_tables(pieces, ["hf", canonical, sorted(self.roles.items())])
         options = json.loads(self.files.get("tokenizer_config.json", b"{}"))
         self.splits_specials = options.get("split_special_tokens") is True
         self.frame = frame_of(definition.get("post_processor"))
@@ -86,7 +86,7 @@ class HFTokenizer(Tokenizer):
         found = self.encode_batch(PROBES)
         self.lossless = all(map(self.restores, utf8(PROBES), found))
 
-    def first(self, *roles: str) -> int:
+    def id_of_first(self, *roles: str) -> int:
         """The id of the first of `roles` that there is; raises DataError."""
         for role in roles:
             if role in self.roles:

@@ -73,9 +73,9 @@ class Tokenizer:
                 raise DataError("the tokenizer has no byte fallback: it cannot be lossless.")
         self.names = {NAMES[role]: i for role, i in self.specials.items()}
         self.frame = self.document_frame
-        self.keep(pieces, [kind, [p.hex() for p in pieces], scores])
+        self.set_tables(pieces, [kind, [p.hex() for p in pieces], scores])
 
-    def keep(self, pieces: list[bytes], definition: Any) -> None:
+    def set_tables(self, pieces: list[bytes], definition: Any) -> None:
         """Sets the tables that decoding needs, and the hash of `definition` (JSON)."""
         self.pieces = pieces
         self.vocab_size = len(pieces)

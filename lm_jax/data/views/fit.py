@@ -28,7 +28,7 @@ def check_rows(config: Config, context: int) -> None:
             f"config.data.sequence_length={config.data.sequence_length}: rows of {length} {name} "
             f"(config.loss.objective={config.loss.objective!r}) must be a multiple of {step} for "
             f"config.mesh.context={context} and config.model.attention={config.model.attention!r}"
-            f"{'; or set that to xla' if blocks else nearest(config, context)}."
+            f"{'; or set that to xla' if blocks else nearest_length(config, context)}."
         )
 
 
@@ -49,7 +49,7 @@ def misfit(config: Config, context: int) -> tuple[str, int, int] | None:
     return None
 
 
-def nearest(config: Config, context: int) -> str:
+def nearest_length(config: Config, context: int) -> str:
     """Advice: the nearest config.data.sequence_length that divides."""
     own, most = config.data.sequence_length, config.model.max_length
     for length in (own + sign * by for by in range(1, NEAR) for sign in (-1, 1)):

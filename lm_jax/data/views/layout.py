@@ -10,7 +10,8 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 Ragged = tuple[np.ndarray, np.ndarray]  # pieces: (flat ids [sum(sizes)], sizes [k])
-Runs = tuple[Any, Any]  # (starts, lengths), [k] or a number for all; a start is an index for `read`
+# (starts, lengths), [k] or a number for all; a start is an index for `gather_ids`.
+Runs = tuple[Any, Any]
 
 
 def join(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -19,7 +20,7 @@ def join(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
-def read(ids: np.ndarray, index: np.ndarray) -> np.ndarray:
+def gather_ids(ids: np.ndarray, index: np.ndarray) -> np.ndarray:
     """ids[index], where an index ~i (negative) stands for the id i itself."""
     return np.where(index < 0, ~index, ids[np.maximum(index, 0)])
 
@@ -29,7 +30,7 @@ def weave(ids: np.ndarray, *runs: Runs) -> Ragged:
     starts, lengths = (
         np.stack(np.broadcast_arrays(*x), 1).astype(np.int64) for x in zip(*runs, strict=True)
     )
-    return read(ids, join(starts.reshape(-1), lengths.reshape(-1))), lengths.sum(1)
+    return gather_ids(ids, join(starts.reshape(-1), lengths.reshape(-1))), lengths.sum(1)
 
 
 def before(group: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from lm_jax.data.tokens.specials import MAX_SENTINELS, decoder_start
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.views import layout, noise
 from lm_jax.data.views.denoise import Pieces, View
-from lm_jax.data.views.layout import Batch, Ragged, Runs, before, join, read, weave
+from lm_jax.data.views.layout import Batch, Ragged, Runs, before, gather_ids, join, weave
 from lm_jax.errors import DataError
 
 
@@ -170,7 +170,7 @@ class Spans(PairView):
         inner = join(begin + head, 2 * count)
         starts[inner] = np.stack([a[0], b[0]], 1).reshape(-1)
         lengths[inner] = np.stack([a[1], b[1]], 1).reshape(-1)
-        return read(p.ids, join(starts, lengths))
+        return gather_ids(p.ids, join(starts, lengths))
 
 
 class Supervised(PairView):

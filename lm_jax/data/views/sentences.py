@@ -84,7 +84,7 @@ class SentencePairs(Masked):
         ids, first, second = self.spans(key, Span(chosen, label, start, size, a, most))
         cls, sep = ((~self.specials.id(name), 1) for name in ("<cls>", "<sep>"))
         pairs, sizes = weave(ids, cls, first, sep, second, sep)
-        return self.laid(n, key, pairs, sizes, first[1], label)
+        return self.pair_rows(n, key, pairs, sizes, first[1], label)
 
     def spans(self, key: np.ndarray, span: Span) -> tuple[np.ndarray, tuple, tuple]:
         """(flat ids, run of A, run of B): B is the rest of the span, or where `label` as many
@@ -111,7 +111,7 @@ class SentencePairs(Masked):
         ids = self.store.gather(self.split, first, width)
         return np.arange(n) * width + start - first, ids.reshape(-1)
 
-    def laid(
+    def pair_rows(
         self,
         n: int,
         key: np.ndarray,
