@@ -15,6 +15,7 @@ from lm_jax.config.field import facts_of
 from lm_jax.config.values import differences
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.tokens.tokenizer import Tokenizer
+from lm_jax.data.views import by_objective
 from lm_jax.devices import versions
 from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
 
@@ -126,20 +127,26 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
             f"config.model.vocab_size={config.model.vocab_size}: smaller than the {size} tokens of "
             f"the store {path}; set it to {-(-size // 128) * 128} (a multiple of 128)."
         )
-    rows = (store.num_tokens("train") - 1) // data.sequence_length
-    if rows < 1:
+    check_lengths(store, config)
+    return store
+
+
+def check_lengths(store: Any, config: Config) -> None:
+    """Raises DataError when a split of the store holds less than one example."""
+    data = config.data
+    needed = data.sequence_length + 1 if by_objective.cuts_text(config.loss.objective) else 1
+    if (count := store.num_tokens("train")) < needed:
         raise DataError(
-            f"{path}: {store.num_tokens('train')} training tokens do not fill one window of "
+            f"{store.path}: {count} training tokens do not fill one window of "
             f"config.data.sequence_length={data.sequence_length}; give more text or shorten it."
         )
-    if store.num_tokens("heldout") <= data.sequence_length:
+    if (count := store.num_tokens("heldout")) < needed:
         raise DataError(
-            f"{path}: {store.num_tokens('heldout')} held-out tokens do not fill one window of "
+            f"{store.path}: {count} held-out tokens do not fill one window of "
             f"config.data.sequence_length={data.sequence_length}; raise "
             f"config.data.heldout_fraction="
             f"{data.heldout_fraction:g} in a new --workdir, or give more text."
         )
-    return store
 
 
 def discard_unfinished(workdir: str | os.PathLike, config: Config) -> None:

@@ -119,6 +119,9 @@ def test_a_store_that_does_not_fit_the_model_is_refused(tmp_path):
     long = {"model": {"max_length": 1024}, "data": {"sequence_length": 1024}}
     with pytest.raises(DataError, match="do not fill one window"):
         rundir.open_store(tmp_path, changed(**long), prepare=True)
+    # Examples of pairs are documents.
+    pairs = changed(**long, loss={"objective": "seq2seq"})
+    assert rundir.open_store(tmp_path, pairs, prepare=True)
     write_store(tmp_path / "none" / "data", CONFIG.data, held=0)
     with pytest.raises(DataError, match=r"0 held-out tokens do not fill .*heldout_fraction"):
         rundir.open_store(tmp_path / "none", CONFIG, prepare=True)

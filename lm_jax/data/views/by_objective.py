@@ -64,6 +64,12 @@ def make(store: TokenStore, split: str, config: Config, seed: int | None) -> Win
     return members[0] if len(members) == 1 else Mixture(members, weights, seed)
 
 
+def cuts_text(objective: str) -> bool:
+    """Whether examples of the objective are windows of the text, and not whole documents."""
+    views = (view for name, _ in mixture(objective) for view in VIEWS[name])
+    return any(getattr(view, "func", view) is not Supervised for view in views)
+
+
 def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """{name: (shape, dtype)} of an example under config.loss.objective, whatever the text is."""
     length = config.data.sequence_length
