@@ -67,9 +67,10 @@ def test_what_a_killed_process_left_is_deleted_but_for_those_of_other_machines(
 
 def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
-    with pytest.raises(DataError, match=f"{tmp_path}: is where a disk is mounted"):
-        Writer(tmp_path, Tokenizer.byte_level())
-    assert not [*tmp_path.parent.glob(".*")]
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(DataError, match=f"{tmp_path}/disk: is where a disk is mounted"):
+        Writer(tmp_path / "disk", Tokenizer.byte_level())
+    assert [*tmp_path.iterdir()] == [tmp_path / "disk"]
 
 
 def test_a_url_that_takes_no_file_is_one_line(write_store):
