@@ -14,6 +14,7 @@ from logging import getLogger
 import jax
 from absl import logging
 from etils import epath
+from orbax.checkpoint import type_handlers
 
 from lm_jax.errors import CheckpointError, UserError
 
@@ -37,6 +38,17 @@ for _logger in (logging.get_absl_logger(), getLogger("asyncio")):
             or logging.get_verbosity() >= logging.DEBUG
         )
     )
+
+
+# Replicas of an array share the writing of it where each then writes as much. By default they share
+# every array, a norm's scale too, and each slice is a program to compile at the first save.
+MIN_SLICE_BYTES = 2**20
+
+
+def array_handlers() -> type_handlers.TypeHandlerRegistry:
+    """Registry of Orbax with the handler of jax.Array alone: a state has no other type."""
+    handler = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
+    return type_handlers.create_type_handler_registry((jax.Array, handler))
 
 
 @contextlib.contextmanager

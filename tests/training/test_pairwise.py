@@ -135,7 +135,7 @@ def run(row, forks, stores, folder, exported=False):
     assert "Traceback" not in log.read_text(), shown()
 
 
-@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("exported", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_combination_goes_through_every_verb(exported, forks, stores, tmp_path):
     row = exchanged()[0] if exported else sampled()[0][0]
     run(row, forks, stores, tmp_path / "row", exported)

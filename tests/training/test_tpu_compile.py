@@ -87,8 +87,15 @@ def effort(request):
 
 
 @pytest.mark.usefixtures("effort")
-@pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x2"])
-@pytest.mark.parametrize("name", ["gpt2_124m", "llama3_8b"])
+@pytest.mark.parametrize(
+    ("name", "topology"),
+    [
+        ("gpt2_124m", "v5e:4x4"),
+        ("llama3_8b", "v5p:2x2x2"),
+        pytest.param("gpt2_124m", "v5p:2x2x2", marks=pytest.mark.slow),
+        pytest.param("llama3_8b", "v5e:4x4", marks=pytest.mark.slow),
+    ],
+)
 def test_train_step_compiles_for_tpu_with_splash_attention(name, topology):
     changes = {"model__num_layers": 2, "batch_size": 16} if name == "llama3_8b" else {}
     step = traced(load(name, **changes), topology)
