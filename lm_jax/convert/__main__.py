@@ -6,13 +6,14 @@ certificate.json beside the weights.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from lm_jax import cli
+from lm_jax.convert.values import GENERATION
 from lm_jax.devices import runtime
 from lm_jax.errors import UserError
 
@@ -80,18 +81,22 @@ def export(lm: Any, path: Path, family: str) -> dict[str, Any]:
     if lm.tokenizer is not None:
         frame = prompt_frame(lm.frame, kind) if lm.trained_here else lm.tokenizer.frame
         convert.export_tokenizer(lm.tokenizer, draft, frame)
-        keep_stop_ids(draft, lm.metadata.get("stop_ids", []))
+    keep_generation(draft, lm.metadata)
     certificate = convert.certify(draft, lm.model, lm.tokenizer, frame)
     draft.replace(path)
     return certificate
 
 
-def keep_stop_ids(path: Path, ids: Sequence[int]) -> None:
-    """Writes the ids that end an answer into generation_config.json, where there are several."""
-    if len(ids) > 1:
-        file = path / "generation_config.json"
-        values = json.loads(file.read_text()) | {"eos_token_id": list(ids)}
-        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+def keep_generation(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes what an imported model came with where transformers reads how to generate: the ids
+    that end an answer, which may be others than the tokenizer's own, into config.json and
+    generation_config.json, and the settings of the latter.
+    """
+    ends = list(metadata.get("stop_ids", []))
+    ids = {"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}
+    for name, settings in (("config.json", {}), (GENERATION, metadata.get("generation", {}))):
+        values = json.loads((path / name).read_text()) | dict(settings) | ids
+        (path / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

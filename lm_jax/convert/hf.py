@@ -30,9 +30,9 @@ from lm_jax.convert.safetensors_file import (
     write,
 )
 from lm_jax.convert.tokenizer import special_ids
-from lm_jax.convert.values import short
+from lm_jax.convert.values import GENERATION, short
 from lm_jax.data.tokens.tokenizer import Tokenizer
-from lm_jax.devices.sharding import mesh_is_set
+from lm_jax.devices.sharding import AXES, mesh_is_set, need_axes
 from lm_jax.errors import CheckpointError, MachineError, UserError
 from lm_jax.models import Transformer
 from lm_jax.run.checkpoint import flatten
@@ -152,7 +152,7 @@ def export_hf(
         write(draft, shapes, get, shard_bytes)
         for name, content in (
             ("config.json", values),
-            ("generation_config.json", {"_from_model_config": True, **{k: values[k] for k in ids}}),
+            (GENERATION, {"_from_model_config": True, **{k: values[k] for k in ids}}),
         ):
             (draft / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         draft.replace(path)
@@ -269,6 +269,7 @@ def match(
 def abstract(config: ModelConfig, where: str) -> Transformer:
     """The model's shapes and shardings, nothing computed."""
     if mesh_is_set():
+        need_axes(*AXES)
         check_model(config, where, jax.sharding.get_abstract_mesh().shape)
     config = dataclasses.replace(config, attention_dropout=0.0)  # only training has another kernel
     return jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))

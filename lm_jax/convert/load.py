@@ -1,15 +1,20 @@
 """Hugging Face directories as language models."""
 
 import contextlib
-import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from lm_jax.config import from_model
+from lm_jax.convert.safetensors_file import read_json
+from lm_jax.convert.values import GENERATION
 from lm_jax.errors import CheckpointError
 from lm_jax.inference.language_model import WINDOW, LanguageModel
+
+# Files of a tokenizer that transformers turns into a tokenizer.json as it reads them.
+OLDER = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
 def load_hf(name: str, new_head: bool = False) -> LanguageModel:
@@ -25,10 +30,14 @@ def load_hf(name: str, new_head: bool = False) -> LanguageModel:
         from lm_jax.convert.tokenizer import import_tokenizer
 
         tokenizer = import_tokenizer(directory)
+    elif older := [name for name in OLDER if (Path(directory) / name).is_file()]:
+        print(unread_tokenizer(directory, older[0]), file=sys.stderr, flush=True)
     config = from_model(model_config, min(model_config.max_length, WINDOW), Path(directory).name)
     metadata: dict[str, Any] = {"family": family.model_type, "source": directory}
     if ends := stop_ids(Path(directory)):
         metadata["stop_ids"] = ends
+    if settings := json_of(Path(directory) / GENERATION):
+        metadata["generation"] = settings
     return LanguageModel(model, tokenizer, config, 0, f"hf:{directory}", metadata)
 
 
@@ -53,16 +62,29 @@ def find(name: str) -> str:
     )
 
 
+def unread_tokenizer(directory: str, name: str) -> str:
+    """The line about a tokenizer without its tokenizer.json."""
+    return (
+        f"{directory}: no tokenizer.json, so the model knows ids, no text; transformers makes one "
+        f"of {name}: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    )
+
+
 def stop_ids(path: Path) -> list[int]:
     """The ids at which generation ends in transformers: those of generation_config.json, else of
     config.json; [] where neither names one.
     """
-    for name in ("generation_config.json", "config.json"):
-        try:
-            found = json.loads((path / name).read_text())["eos_token_id"]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
+    for name in (GENERATION, "config.json"):
+        found = json_of(path / name).get("eos_token_id")
         ids = found if isinstance(found, list) else [found]
         if ids and all(type(i) is int and i >= 0 for i in ids):
             return ids
     return []
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none that can be read, as in transformers."""
+    try:
+        return read_json(path)
+    except (CheckpointError, OSError):
+        return {}

@@ -218,8 +218,13 @@ def shown(data: bytes) -> str:
 def special_ids(tokenizer: Any, config: ModelConfig) -> dict[str, int | None]:
     """The ids that begin, end and pad a text, and that a decoder starts from; null, or transformers
     would take its own defaults.
+
+    No token pads where the tokenizer has none of its own for it: torch gives the embedding of
+    pad_token_id no gradient, and the end of a text, which pads here, needs one.
     """
     ids = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
+    if isinstance(tokenizer, HFTokenizer) and "pad" not in tokenizer.roles:
+        ids["pad"] = None
     if config.architecture == "encoder_decoder":
         start = None if tokenizer is None else decoder_start(tokenizer, config.decoder_start)
         ids["decoder_start"] = start

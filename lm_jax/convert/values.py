@@ -6,6 +6,7 @@ from typing import Any
 from lm_jax.config.values import typed
 from lm_jax.errors import UserError, nearest
 
+GENERATION = "generation_config.json"
 MOST = 2**31  # no size of a model is larger; also keeps a hostile config.json from long loops
 MOST_FLOAT = 1e12  # nor a rotary base, the largest number of a model
 

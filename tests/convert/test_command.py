@@ -53,6 +53,32 @@ def test_the_same_files_come_back(run, checkpoint, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_what_ends_an_answer_and_how_to_generate_come_back(run, copy, tmp_path):
+    # An instruct model ends its turns with another token than the tokenizer's texts.
+    source = copy("qwen2", options=lambda values: values | {"eos_token_id": 7})
+    settings = {"do_sample": True, "eos_token_id": 7, "temperature": 0.6}
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    assert run(f"--from={source}", f"--to={tmp_path / 'made'}")[0] == 0
+    assert run(f"--from={tmp_path / 'made'}", f"--to={tmp_path / 'out'}")[0] == 0
+    config, found = (
+        json.loads((tmp_path / "out" / name).read_text())
+        for name in ("config.json", "generation_config.json")
+    )
+    assert config["eos_token_id"] == 7
+    assert settings.items() <= found.items()
+
+
+def test_a_tokenizer_of_an_older_form_is_not_passed_over_in_silence(copy, capsys):
+    source = copy("t5")
+    assert lm_jax.load(f"hf:{source}").tokenizer is None
+    assert "tokenizer.json" not in capsys.readouterr().err
+    (source / "spiece.model").write_bytes(b"")
+    assert lm_jax.load(f"hf:{source}").tokenizer is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no tokenizer.json, so the model knows ids, no text" in line
+    assert "of spiece.model: AutoTokenizer" in line
+
+
 @pytest.mark.skipif(
     bool(importlib.util.find_spec("transformers")), reason="transformers is installed here"
 )

@@ -7,10 +7,12 @@ import types
 import pytest
 from tokenizer_rules import ids_of
 
+from lm_jax.config import ModelConfig
 from lm_jax.convert import export_tokenizer
-from lm_jax.convert.__main__ import keep_stop_ids
+from lm_jax.convert.__main__ import keep_generation
 from lm_jax.convert.same_tokenizer import texts_with_specials
-from lm_jax.convert.tokenizer import prompt_frame
+from lm_jax.convert.tokenizer import prompt_frame, special_ids
+from lm_jax.convert.values import GENERATION
 from lm_jax.data.tokens.frame import Frame, frame_of
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
@@ -101,10 +103,24 @@ def test_texts_of_the_certificate_spell_every_special_token(source):
     assert texts[2] == "<|start|>user\nHow are you?<|end|>user\nHow are you?"
 
 
-def test_several_ids_that_end_an_answer_are_kept(tmp_path):
-    file = tmp_path / "generation_config.json"
-    file.write_text('{"eos_token_id": 1, "pad_token_id": 0}')
-    keep_stop_ids(tmp_path, [1])
-    assert json.loads(file.read_text())["eos_token_id"] == 1
-    keep_stop_ids(tmp_path, [1, 5])
-    assert json.loads(file.read_text()) == {"eos_token_id": [1, 5], "pad_token_id": 0}
+@pytest.mark.parametrize(("ends", "expected"), [([5], 5), ([1, 5], [1, 5]), ([], 1)])
+def test_the_ids_that_end_an_answer_and_the_settings_of_generation_are_kept(
+    tmp_path, ends, expected
+):
+    ours = {"eos_token_id": 1, "pad_token_id": None}
+    for name in ("config.json", GENERATION):
+        (tmp_path / name).write_text(json.dumps(ours))
+    keep_generation(tmp_path, {"stop_ids": ends, "generation": {"temperature": 0.6}})
+    found = [json.loads((tmp_path / name).read_text()) for name in ("config.json", GENERATION)]
+    kept = ours | {"eos_token_id": expected}
+    assert found == [kept, kept | {"temperature": 0.6}]
+
+
+def test_the_end_of_a_text_does_not_pad_where_it_goes_out(source):
+    # torch gives the embedding of pad_token_id no gradient.
+    tokenizer = load_tokenizer(source)
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (1, 1)
+    ids = special_ids(tokenizer, ModelConfig())
+    assert ids == {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    own = special_ids(Tokenizer.byte_level(), ModelConfig())
+    assert own == {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
