@@ -65,7 +65,7 @@ def slurm_tasks() -> int:
     """Number of processes that `srun` started together with this one; 1 elsewhere. (A batch script
     has SLURM_NTASKS and SLURM_PROCID as well, but is a single process.)
     """
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def gke_hosts() -> int:

@@ -138,13 +138,25 @@ def whole_rows() -> Iterator[None]:
 
 def rule(name: str) -> str | tuple[str, ...] | None:
     """The mesh axes of a logical name in the mesh in use."""
+    axes, mesh = RULES[name], jax.sharding.get_abstract_mesh()
+    need_axes(*((axes,) if isinstance(axes, str) else axes))
     if name not in ("length", "tokens"):
-        return RULES[name]
+        return axes
     # An axis of one device is left out of types: else keys and values would be resharded.
-    alone = jax.sharding.get_abstract_mesh().shape.get(RULES["length"], 1) == 1
+    alone = mesh.shape.get(RULES["length"], 1) == 1
     if alone or ROWS_ARE_WHOLE.get():
         return None if name == "length" else RULES["batch"]
-    return RULES[name]
+    return axes
+
+
+def need_axes(*axes: str) -> None:
+    """Raises UserError when the mesh in use lacks one of `axes`: it is another program's."""
+    names = jax.sharding.get_abstract_mesh().axis_names
+    if mesh_is_set() and not set(axes) <= set(names):
+        raise UserError(
+            f"the mesh in use (jax.set_mesh) has the axes {', '.join(names)}, lm_jax's has "
+            f"{', '.join(AXES)}; set none, or one of lm_jax.devices.sharding.make_mesh."
+        )
 
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:

@@ -1,16 +1,23 @@
 """Devices hold the parts that the rules give them; impossible layouts are refused."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 
-from lm_jax.config import MeshConfig
+from lm_jax.config import MeshConfig, ModelConfig
 from lm_jax.config.mesh_check import BATCH_AXES, check_batch
+from lm_jax.convert import import_hf
 from lm_jax.devices import sharding
 from lm_jax.devices.sharding import as_in, make_mesh, shard, spec, spread
 from lm_jax.errors import UserError
+from lm_jax.models import Transformer
+
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,22 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
         return
     with pytest.raises(UserError, match=f"config.batch_size={batch_size}: must be .*{nearest}"):
         check_batch(batch_size, microbatches, mesh.shape)
+
+
+@pytest.mark.parametrize("axes", [("data",), ("data", "model")])
+def test_a_mesh_of_another_program_is_refused_in_one_line(axes):
+    shape = (8,) if len(axes) == 1 else (4, 2)
+    theirs = jax.make_mesh(shape, axes, axis_types=(AxisType.Explicit,) * len(axes))
+    model = lambda: Transformer(ModelConfig(vocab_size=64, dim=16), rngs=nnx.Rngs(0))
+    with (
+        jax.set_mesh(theirs),
+        pytest.raises(UserError, match=f"the axes {', '.join(axes)}, lm_jax"),
+    ):
+        model()
+    with jax.set_mesh(theirs), pytest.raises(UserError, match="set none, or one of lm_jax"):
+        import_hf(GOLDEN / "qwen2")
+    with jax.set_mesh(jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))):
+        model()  # the compiler's own layout: as without a mesh
 
 
 def test_two_logical_axes_on_one_mesh_axis_are_refused():
