@@ -21,9 +21,9 @@ class Reading:
 
     frame: special tokens around a text; those after it are for an encoder only, since a decoder is
     to go on. stop_ids: tokens that end an answer. spelled: whether a special token's own text in a
-    prompt ("</s>") is that token; more: ids of such tokens that the tokenizer does not know.
-    all_ids: whether an answer may hold special tokens, as in transformers, where they are left out
-    of the text.
+    prompt ("</s>") is that token; what stands before a text is then not put there twice. more: ids
+    of such tokens that the tokenizer does not know. all_ids: whether an answer may hold special
+    tokens, as in transformers, where they are left out of the text.
     """
 
     frame: Frame
@@ -39,8 +39,11 @@ class Reading:
         text = tidy(prompt)  # as training text was
         ids = tokenizer.encode_specials(text, self.more) if self.spelled else (
             tokenizer.encode(text))  # fmt: skip
-        after = self.frame.after if architecture == "encoder_decoder" else ()
-        ids = Frame(self.frame.before, after).around(ids)
+        before, after = self.frame.before, self.frame.after
+        # A conversation that the chat template wrote begins with BOS, and has one.
+        if self.spelled and before and tuple(ids[: len(before)].tolist()) == before:
+            before = ()
+        ids = Frame(before, after if architecture == "encoder_decoder" else ()).around(ids)
         return ids if ids.size else np.array([tokenizer.bos_id], np.int32)
 
     def allowed(self, tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:

@@ -96,6 +96,10 @@ def test_special_tokens_are_read_where_a_prompt_may_spell_them(imported):
     assert read("<|im|>a</s>", True) == [2, 3, 1]
     assert read("<|im|>a</s>", False) == [3]
     assert read("", False) == [0]  # a model must be given something
+    lm = imported(BOS)
+    assert (read("<s>a", True), read("a<s>", True)) == ([0, 3], [0, 3, 0])  # one BOS, not two
+    assert read("<s><s>a", True) == [0, 0, 3]  # two, where the prompt says so
+    assert read("<s>a", False) == [0, 3]
     own = Tokenizer("bytes")
     assert own.encode_specials("a</s><b", {"<mask>": 260}).tolist() == [97, 257, *b"<b"]
     assert own.encode_specials("<mask>", {"<mask>": 260}).tolist() == [260]
