@@ -149,6 +149,9 @@ def greedy(model: Transformer, theirs: Any, said: np.ndarray, read: Any) -> tupl
         decoder_start_token_id=int(said[0, 0]) if both else None,
     )  # fmt: skip
     asked = {"input_ids": read, "decoder_input_ids": said} if both else {"input_ids": said}
+    # Every id is read: without a mask, generate takes those of pad_token_id, which may be BOS, for
+    # padding.
+    asked["attention_mask"] = np.ones_like(asked["input_ids"])
     written = theirs.generate(**{name: torch.tensor(x) for name, x in asked.items()})
     return ours, written.numpy()[0, said.shape[1] :]
 

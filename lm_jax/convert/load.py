@@ -76,7 +76,7 @@ def stop_ids(path: Path) -> list[int]:
     """
     for name in (GENERATION, "config.json"):
         found = json_of(path / name).get("eos_token_id")
-        ids = found if isinstance(found, list) else [found]
+        ids: list[Any] = found if isinstance(found, list) else [found]
         if ids and all(type(i) is int and i >= 0 for i in ids):
             return ids
     return []

@@ -12,7 +12,7 @@ import lm_jax
 from lm_jax import convert
 from lm_jax.config import Config
 from lm_jax.convert.__main__ import export
-from lm_jax.convert.certificate import TEXT
+from lm_jax.convert.certificate import TEXT, greedy
 from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.load import load_tokenizer
 from lm_jax.data.tokens.tokenizer import Tokenizer
@@ -43,6 +43,13 @@ def test_an_export_is_proven_by_logits_and_greedy_tokens(lm, tmp_path):
     assert certificate["versions"]["transformers"]
     saved = json.loads((tmp_path / "out" / "certificate.json").read_text())
     assert saved == json.loads(json.dumps(certificate))
+
+
+def test_an_id_that_pads_elsewhere_is_read_like_any_other(lm):
+    # BOS is 0 in many a tokenizer, and pad_token_id of the comparison is 0, too.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / "qwen3_tied").eval()
+    ours, other = greedy(lm.model, theirs, np.array([[0, 5, 6, 0, 7]]), None)
+    assert ours.tolist() == other.tolist()
 
 
 def broken_weight(found):
