@@ -47,6 +47,7 @@ def join(address: str = "", count: int = 0, index: int = -1) -> None:
     if all(given):
         named = {"coordinator_address": address, "num_processes": count, "process_id": index}
     elif slurm_tasks() > 1 and not tpu_is_here() and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        slurm.need_task()
         meeting = slurm.coordinator()  # SLURM tells jax the rest
         named = {"coordinator_address": meeting} if meeting else {}
     try:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from lm_jax.errors import UserError
 
 MAX_HOSTS = 1 << 16
+OF_A_TASK = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 PIECE = re.compile(r"\[([^\[\]]*)\]|([^\[\],\s]+)")
 
 
@@ -51,6 +52,18 @@ def numbers(inside: str, text: str) -> list[str]:
     return found
 
 
+def need_task(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError where `srun` set a part only of what it tells each task, as in a shell that
+    took over some of the environment of a job.
+    """
+    if lacking := [name for name in OF_A_TASK if not environment.get(name)]:
+        raise UserError(
+            f"SLURM_STEP_NUM_TASKS={environment.get('SLURM_STEP_NUM_TASKS')} without "
+            f"{', '.join(lacking)}: not a task of srun. Start it by srun; or, to run alone, unset "
+            "SLURM_STEP_NUM_TASKS."
+        )
+
+
 def coordinator(environment: Mapping[str, str] = os.environ) -> str:
     """HOST:PORT of the coordinator of a job step: its first host, at a port derived from the job's
     number; "" where SLURM does not name the hosts.
@@ -61,5 +74,5 @@ def coordinator(environment: Mapping[str, str] = os.environ) -> str:
     text = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     if not text:
         return ""
-    port = 65535 - 2**12 + 1 + int(environment.get("SLURM_JOB_ID", "0")) % 2**12
+    port = 65535 - 2**12 + 1 + int(environment.get("SLURM_JOB_ID") or 0) % 2**12
     return f"{host_names(text)[0]}:{port}"

@@ -40,6 +40,7 @@ def test_a_huge_list_costs_bounded_memory():
 
 def test_the_processes_of_a_step_meet_at_its_first_host(monkeypatch):
     step = {"SLURM_JOB_ID": "4100", "SLURM_STEP_NODELIST": "n[002-003]-ib0", "SLURM_NTASKS": "2",
+            "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
             "SLURM_JOB_NODELIST": "n[001-003]-ib0", "SLURM_STEP_NUM_TASKS": "2"}  # fmt: skip
     assert slurm.coordinator(step) == "n002-ib0:61444"
     assert slurm.coordinator({}) == ""
@@ -55,3 +56,20 @@ def test_the_processes_of_a_step_meet_at_its_first_host(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     hosts.join()
     assert "coordinator_address" not in asked[1], "a launcher that knows better"
+
+
+def test_a_shell_with_a_part_of_the_environment_of_a_job_is_told_so(monkeypatch):
+    monkeypatch.setattr(hosts, "tpu_is_here", lambda: False)
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    for name in slurm.OF_A_TASK:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_STEP_NUM_TASKS", "4")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=r"SLURM_NTASKS, SLURM_PROCID, .* not a task of srun.*unset"
+    ):
+        hosts.join()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "")
+    assert hosts.slurm_tasks() == 1
+    hosts.join()
+    assert slurm.coordinator({"SLURM_JOB_ID": "", "SLURM_STEP_NODELIST": "a"}) == "a:61440"
