@@ -4,6 +4,7 @@ the loop.
 
 import contextlib
 import dataclasses
+import multiprocessing
 import signal
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def train(
     writes an XProf trace of a few steps. In the main thread, SIGTERM and Ctrl-C save first, and
     Ctrl-C raises KeyboardInterrupt then; in another thread, signals are left alone.
     """
+    refuse_import()
     config = requested if isinstance(requested, Config) else Config.parse(requested)
     if profile and config.steps <= hooks.TRACED.start:
         raise UserError(
@@ -56,6 +58,17 @@ def train(
     except Stopped as stopped:
         print(stopped, flush=True)
         return EXIT_PREEMPTED
+
+
+def refuse_import() -> None:
+    """Raises UserError in a process of config.data.workers that is importing the program's script,
+    where a run would begin again.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "train: config.data.workers are processes that import this script, and it trains as it "
+            "is imported; put the call under `if __name__ == '__main__':`."
+        )
 
 
 def set_up(requested: Config, workdir: str, requests: Requests, dry_run: bool, check: bool,

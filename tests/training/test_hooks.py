@@ -1,8 +1,10 @@
 """What the loop calls between its steps, and when."""
 
 import dataclasses
+import multiprocessing
 import shlex
 import signal
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -86,6 +88,14 @@ def test_a_config_dict_trains_in_a_thread_and_signals_stay_as_they_are(tmp_path,
         start.train({"stepz": 1}, str(tmp_path))
     assert start.train(config, str(tmp_path)) == 0  # it is finished
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_a_worker_that_imports_the_script_does_not_train_there(tmp_path, monkeypatch):
+    child = types.SimpleNamespace(_inheriting=True)  # as in a spawned process that imports __main__
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: child)
+    with pytest.raises(UserError, match="if __name__ == '__main__'"):
+        start.train(CONFIG, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 class Removal(hooks.Hook):
