@@ -45,7 +45,7 @@ def one(name, topology, batch, remat, effort):
     print(f"== {name} {topology} batch {batch or 'of the config'} {remat}", flush=True)
     topology = chips.parse(topology)
     config = Config.parse(importlib.import_module(name).get_config())
-    config = request.anywhere(config, batch, remat)
+    config = request.for_search(config, batch, remat)
     plans = search.search(config, topology, remat)
     every = {key(plan.config): plan.config for plan in plans}
     for _, tried in search.candidates(config, topology, remat):

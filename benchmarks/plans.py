@@ -61,7 +61,7 @@ def predicted(config, topology, mesh, batch="--batch=0"):
         exec(compile(code.read(), file, "exec"), scope)
     values = scope["get_config"](*([argument] if argument else []))
     topology = chips.parse(topology)
-    config = request.asked(
+    config = request.for_topology(
         Config.parse(values), topology, "" if mesh == "config" else mesh, int(batch)
     )
     return estimate.estimate(config, topology).memory.total

@@ -12,6 +12,8 @@ that clouds have are understood, too: v5litepod-16, tpu-v6e-slice:4x8, a3-highgp
 """
 
 import json
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,87 +49,100 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
     """Exit code 0, or 1 where nothing fits; raises UserError."""
     del argv
-    asked = flags.FLAGS
-    if asked.config is None:
-        raise UserError("--config: missing. Name a file, e.g. --config=configs/llama3_8b.py.")
-    if not asked.topology:
-        raise UserError("--topology: missing. Name chip and shape, e.g. --topology=v5p:4x4x4.")
+    given = flags.FLAGS
+    check_flags(given)
     from lm_jax.devices import chips
     from lm_jax.plan import request, terms
 
-    price, deadline = terms.prices(asked.price), terms.days(asked.deadline)
-    config = Config.parse(asked.config)
-    tokens = asked.tokens or config.steps * (asked.batch or config.batch_size) * (
+    price, deadline = terms.prices(given.price), terms.days(given.deadline)
+    config = Config.parse(given.config)
+    tokens = given.tokens or config.steps * (given.batch or config.batch_size) * (
         config.data.sequence_length
     )
-    topology = None if asked.topology == "auto" else chips.parse(asked.topology)
-    if topology and asked.mesh:
-        own = "" if asked.mesh == "config" else asked.mesh
-        config = request.asked(config, topology, own, asked.batch, asked.remat)
+    topology = None if given.topology == "auto" else chips.parse(given.topology)
+    if topology and given.mesh:
+        mesh = "" if given.mesh == "config" else given.mesh
+        config = request.for_topology(config, topology, mesh, given.batch, given.remat)
     else:
-        config = request.anywhere(config, asked.batch, asked.remat)
+        config = request.for_search(config, given.batch, given.remat)
     runtime.start()  # nothing before it needed jax
     if not topology:
-        return ranked(everywhere(config, asked, tokens, price, deadline), tokens, price, asked)
-    if not asked.mesh:
-        return ranked(searched(config, asked, topology), tokens, price, asked)
+        plans = search_topologies(config, given, tokens, price, deadline)
+        return print_ranking(plans, tokens, price, given)
+    if not given.mesh:
+        return print_ranking(search_meshes(config, given, topology), tokens, price, given)
     if topology.chip.is_tpu:
-        return measured(config, topology, tokens, price.get(topology.chip.name, 0.0), asked)
+        return print_measured(config, topology, tokens, price.get(topology.chip.name, 0.0), given)
     from lm_jax.plan import estimate, search
 
-    return ranked([search.Plan(estimate.estimate(config, topology))], tokens, price, asked)
+    return print_ranking([search.Plan(estimate.estimate(config, topology))], tokens, price, given)
 
 
-def searched(config: Config, asked: Any, topology: Any) -> list[Any]:
+def check_flags(given: Any) -> None:
+    """Raises UserError at a flag that cannot work; prints a line at one without effect."""
+    if given.config is None:
+        raise UserError("--config: missing. Name a file, e.g. --config=configs/llama3_8b.py.")
+    if not given.topology:
+        raise UserError("--topology: missing. Name chip and shape, e.g. --topology=v5p:4x4x4.")
+    if not math.isfinite(given.tokens):
+        raise UserError(f"--tokens={given.tokens}: must be a finite number.")
+    if given.plot and not Path(given.plot).parent.is_dir():
+        raise UserError(f"--plot={given.plot}: {Path(given.plot).parent} is no folder.")
+    if given.deadline and given.topology != "auto":
+        print(f"--deadline={given.deadline}: passed over, only --topology=auto chooses by it",
+              file=sys.stderr)  # fmt: skip
+
+
+def search_meshes(config: Config, given: Any, topology: Any) -> list[Any]:
     """All plans for a topology, the best of them compiled where there is a compiler for it."""
     from lm_jax.plan import search
 
-    plans = search.search(config, topology, asked.remat)
-    return search.compiled(plans, asked.compile) if topology.chip.is_tpu else plans
+    plans = search.search(config, topology, given.remat)
+    return search.compiled(plans, given.compile) if topology.chip.is_tpu else plans
 
 
-def everywhere(config: Config, asked: Any, tokens: float, price: dict[str, float],
-               deadline: float) -> list[Any]:  # fmt: skip
+def search_topologies(config: Config, given: Any, tokens: float, price: dict[str, float],
+                      deadline: float) -> list[Any]:  # fmt: skip
     """The best plan of each chip and slice size that is fast enough, the cheapest first."""
     from lm_jax.plan import ranking, search
 
-    plans = search.everywhere(config, asked.remat)
-    return ranking.affordable(plans, tokens, price, deadline)
+    plans = ranking.affordable(search.everywhere(config, given.remat), tokens, price, deadline)
+    if not plans:
+        raise UserError(f"--deadline={given.deadline}: no slice that there is is fast enough.")
+    return plans
 
 
-def ranked(plans: list[Any], tokens: float, price: dict[str, float], asked: Any) -> int:
+def print_ranking(plans: list[Any], tokens: float, price: dict[str, float], given: Any) -> int:
     """Prints plans; 0 where the first one fits."""
     from lm_jax.plan import ranking
 
-    auto = asked.topology == "auto"
-    if not plans:
-        raise UserError(f"--deadline={asked.deadline}: no slice that there is is fast enough.")
-    if asked.plot:
-        Path(asked.plot).write_text(ranking.page(plans, f"{plans[0].config.name}: plans"), "utf-8")
-    if asked.json:
-        of = lambda plan: price.get(plan.estimate.topology.chip.name, 0.0)
-        print(json.dumps({"plans": [ranking.as_dict(p, tokens, of(p)) for p in plans]}))
+    auto = given.topology == "auto"
+    if given.plot:
+        Path(given.plot).write_text(ranking.page(plans, f"{plans[0].config.name}: plans"), "utf-8")
+    if given.json:
+        price_of = lambda plan: price.get(plan.estimate.topology.chip.name, 0.0)
+        print(json.dumps({"plans": [ranking.as_dict(p, tokens, price_of(p)) for p in plans]}))
     else:
         print(ranking.text(plans, tokens, price, auto))
     return 0 if plans[0].fits else 1
 
 
-def measured(config: Config, topology: Any, tokens: float, price: float, asked: Any) -> int:
-    """Compiles one plan and prints what it is; 0 where it fits."""
-    from lm_jax.plan import apart, measure, roofline, show
+def print_measured(config: Config, topology: Any, tokens: float, price: float, given: Any) -> int:
+    """Compiles one plan and prints its figures; 0 where it fits."""
+    from lm_jax.plan import compiler_process, estimate, measure, ranking, roofline, search, show
 
-    found = apart.measure(config, topology)
+    # Before the compiler's minutes: a model without an estimate has no page.
+    estimated = estimate.estimate(config, topology) if given.plot else None
+    found = compiler_process.measure(config, topology)
     needed = measure.model_flops(config)
     runs = {
         name: roofline.forecast(topology, step, config.tokens_per_step, needed, tokens, price)
         for name, step in (found.moved.times.ends if found.moved else {}).items()
     }
-    if asked.plot:
-        from lm_jax.plan import estimate, ranking, search
-
-        plan = search.Plan(estimate.estimate(config, topology), found)
-        Path(asked.plot).write_text(ranking.page([plan], f"{config.name}: a plan"), "utf-8")
-    if asked.json:
+    if estimated:
+        plan = search.Plan(estimated, found)
+        Path(given.plot).write_text(ranking.page([plan], f"{config.name}: a plan"), "utf-8")
+    if given.json:
         print(json.dumps(show.as_dict(config, topology, found, runs)))
     else:
         print(show.text(config, topology, found, runs))

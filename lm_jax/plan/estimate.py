@@ -43,20 +43,26 @@ class Estimate:
         return self.memory.total <= self.topology.chip.device_hbm
 
 
-def part_of(config: Config, topology: Topology) -> Part:
-    """A device's part of `config`, whose mesh has no -1. Raises UserError for a model without
-    blocks. On a GPU, attention is taken to save and do what the kernel of a TPU does.
-    """
+def check_estimable(config: Config) -> None:
+    """Raises UserError where only the compiler has figures: no Transformer, or a pipeline."""
     if (kind := config.model.architecture) not in TRANSFORMERS:
         raise UserError(
             f"config.model.architecture={kind!r}: there is no estimate of it, but of decoder, "
-            "encoder and encoder_decoder; name a --mesh, and it is compiled."
+            "encoder and encoder_decoder; name a TPU and a --mesh, without --plot, and it is "
+            "compiled."
         )
     if config.mesh.stage > 1:
         raise UserError(
             f"config.mesh.stage={config.mesh.stage}: there is no estimate of a pipeline; name a "
-            "--mesh and a TPU, without --plot, and it is compiled."
+            "TPU and a --mesh, without --plot, and it is compiled."
         )
+
+
+def part_of(config: Config, topology: Topology) -> Part:
+    """A device's share of a step of `config`, whose mesh has no -1; raises as `check_estimable`.
+    On a GPU, attention is assumed to save and compute what the kernel of a TPU does.
+    """
+    check_estimable(config)
     model = resolved(config.model, "tpu", has_prefix(config), config.mesh.context > 1)
     config = dataclasses.replace(config, model=model)
     return Part(config, LANES if topology.chip.is_tpu else 1)

@@ -5,6 +5,7 @@ import dataclasses
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config.check import check_ring
 from lm_jax.config.mesh_check import FAR_AXES, check_batch, check_mesh, fill_mesh, large_axes
+from lm_jax.config.model import NEURAL
 from lm_jax.devices.chips import Topology
 from lm_jax.errors import UserError, nearest
 
@@ -27,18 +28,13 @@ def mesh_of(text: str) -> MeshConfig:
     return MeshConfig(**sizes)
 
 
-def asked(
+def for_topology(
     config: Config, topology: Topology, mesh: str = "", batch: int = 0, remat: str = ""
 ) -> Config:
     """`config` with what the flags change, on all devices of a topology: the mesh has no -1 left.
 
     Raises UserError at the first field that cannot work there.
     """
-    if config.model.architecture in ("ngram", "hmm"):
-        raise UserError(
-            f"config.model.architecture={config.model.architecture!r}: is no network of "
-            "matrix products; plan is for those."
-        )
     config = with_flags(config, mesh_of(mesh) if mesh else config.mesh, batch, remat)
     each = f" ({topology.chip.devices} a chip)" if topology.chip.devices > 1 else ""
     filled = fill_mesh(config.mesh, topology.devices, f"{each} of {topology}")
@@ -47,13 +43,18 @@ def asked(
     return config
 
 
-def anywhere(config: Config, batch: int = 0, remat: str = "") -> Config:
+def for_search(config: Config, batch: int = 0, remat: str = "") -> Config:
     """`config` with what the flags change, whatever the mesh is. Raises UserError."""
     return with_flags(dataclasses.replace(config, microbatches=1), MeshConfig(), batch, remat)
 
 
 def with_flags(config: Config, mesh: MeshConfig, batch: int, remat: str) -> Config:
-    """`config` with this mesh and, where they are said, these; checked."""
+    """`config` with this mesh and, where they are given, this batch and policy; checked."""
+    if (kind := config.model.architecture) not in NEURAL:
+        raise UserError(
+            f"config.model.architecture={kind!r}: is no network of matrix products; plan is for "
+            f"those: {', '.join(NEURAL)}."
+        )
     values = config.to_dict() | {"mesh": dataclasses.asdict(mesh)}
     values |= {"batch_size": batch} if batch else {}
     values["model"] |= {"remat": remat} if remat else {}

@@ -15,8 +15,8 @@ from lm_jax.config.field import facts_of
 from lm_jax.config.mesh_check import BATCH_AXES
 from lm_jax.devices.chips import CHIPS, Topology
 from lm_jax.errors import UserError
-from lm_jax.plan import apart, request
-from lm_jax.plan.estimate import Estimate, estimate, part_of
+from lm_jax.plan import compiler_process, request
+from lm_jax.plan.estimate import Estimate, check_estimable, estimate, part_of
 from lm_jax.plan.measure import Measured
 from lm_jax.plan.memory import memory
 from lm_jax.plan.roofline import Times
@@ -26,7 +26,7 @@ from lm_jax.plan.roofline import Times
 REMAT = tuple(policy for policy in facts_of(ModelConfig)["remat"].choices if policy != "offload")
 SOME = 12  # plans that do not fit, where none does
 LONG = 16_384  # tokens from which on devices may share a row
-MOST_CHIPS = 4096  # of a topology that is looked at where none is named
+MAX_CHIPS = 4096  # of the topologies that are searched where none is named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +169,8 @@ def compiled(plans: Sequence[Plan], count: int) -> list[Plan]:
 def with_compiler(plan: Plan) -> Plan:
     """The plan and what the compiler says of it."""
     try:
-        return Plan(plan.estimate, apart.measure(plan.config, plan.estimate.topology))
-    except (jax.errors.JaxRuntimeError, apart.CompilerError) as error:
+        return Plan(plan.estimate, compiler_process.measure(plan.config, plan.estimate.topology))
+    except (jax.errors.JaxRuntimeError, compiler_process.CompilerError) as error:
         return Plan(plan.estimate, failed=" ".join(str(error).split())[:120])
 
 
@@ -179,7 +179,7 @@ def topologies() -> Iterator[Topology]:
     for chip in CHIPS.values():
         shape = [1] * (chip.dims - 2) + [2, 2] if chip.is_tpu else [chip.host]
         hosts = 1
-        while math.prod(shape) <= chip.max_chips and math.prod(shape) * hosts <= MOST_CHIPS:
+        while math.prod(shape) <= chip.max_chips and math.prod(shape) * hosts <= MAX_CHIPS:
             # Clouds write the shortest slice of three dimensions 2x2x1.
             yield Topology(chip, tuple(shape if 1 not in shape[:-1] else shape[::-1]), hosts)
             if chip.is_tpu:
@@ -189,7 +189,10 @@ def topologies() -> Iterator[Topology]:
 
 
 def everywhere(config: Config, remat: str = "") -> list[Plan]:
-    """The best plan that fits of each topology, in the order of `topologies`."""
+    """The best plan that fits of each topology, in the order of `topologies`. Raises UserError
+    where none fits on any.
+    """
+    check_estimable(config)
     found = []
     for topology in topologies():
         try:
@@ -197,4 +200,9 @@ def everywhere(config: Config, remat: str = "") -> list[Plan]:
         except UserError:  # too many devices for this batch
             continue
         found += [best] if best.fits else []
+    if not found:
+        raise UserError(
+            f"config.batch_size={config.batch_size}: no slice of up to {MAX_CHIPS} chips has room "
+            "for a step of it; try a smaller one, or --remat=full."
+        )
     return found

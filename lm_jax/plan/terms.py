@@ -1,7 +1,9 @@
-"""The terms of a run: prices and deadline, as --price and --deadline say them."""
+"""Parsers of the flags --price and --deadline."""
+
+import math
 
 from lm_jax.devices.chips import CHIPS, NAMES
-from lm_jax.errors import UserError
+from lm_jax.errors import UserError, nearest
 
 
 def prices(text: str) -> dict[str, float]:
@@ -9,22 +11,26 @@ def prices(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.strip().rpartition(":")
-        try:
-            chip = NAMES[name].name if name in NAMES else name
-            found |= dict.fromkeys((chip,) if name else CHIPS, float(value))
-        except ValueError:
-            raise UserError(f"--price={text}: {value!r} is not a number of USD.") from None
         if name and name not in NAMES:
-            raise UserError(f"--price={text}: no chip {name!r}. Allowed: {', '.join(CHIPS)}.")
+            raise UserError(f"--price={text}: no chip {name!r}.{nearest(name, CHIPS)}")
+        try:
+            price = float(value)
+        except ValueError:
+            price = math.nan
+        if not 0 <= price < math.inf:
+            raise UserError(f"--price={text}: {value!r} is not a number of USD, at least 0.")
+        found |= dict.fromkeys((NAMES[name].name,) if name else CHIPS, price)
     return found
 
 
 def days(text: str) -> float:
     """'30d' or '12h' in days, 0 for ''; raises UserError."""
-    unit = {"d": 1.0, "h": 1 / 24}.get(text[-1:], 0.0)
+    if not text:
+        return 0.0
     try:
-        if not text or (unit and float(text[:-1]) > 0):
-            return float(text[:-1] or 0) * unit
-    except ValueError:
-        pass
-    raise UserError(f"--deadline={text}: write days or hours, e.g. 30d or 12h.")
+        found = float(text[:-1]) * {"d": 1.0, "h": 1 / 24}[text[-1]]
+    except (ValueError, KeyError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise UserError(f"--deadline={text}: write days or hours, e.g. 30d or 12h.")
+    return found

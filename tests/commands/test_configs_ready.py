@@ -47,9 +47,9 @@ def test_a_config_can_be_planned_on_its_own_mesh(name):
     config, topology = published(name), chips.parse("v5p:4x4x4")
     if config.model.architecture in ("hmm", "ngram"):
         with pytest.raises(UserError, match="is no network"):
-            request.asked(config, topology)
+            request.for_topology(config, topology)
         return
-    found = request.asked(config, topology, batch=divided(config.batch_size, topology.devices))
+    found = request.for_topology(config, topology, batch=divided(config.batch_size, topology.devices))
     assert math.prod(dataclasses.astuple(found.mesh)) == topology.devices
 
 

@@ -16,9 +16,10 @@ import pytest
 from lm_jax.config import Config
 from lm_jax.devices.chips import parse
 from lm_jax.errors import UserError
-from lm_jax.plan import apart, measure
+from lm_jax.plan import __main__ as command
+from lm_jax.plan import compiler_process, measure
 from lm_jax.plan.flops import Flops
-from lm_jax.plan.request import asked
+from lm_jax.plan.request import for_topology
 from lm_jax.plan.roofline import Times
 from lm_jax.training import ahead_of_time
 
@@ -55,7 +56,7 @@ def run(monkeypatch, call):
     """The command, of one mesh."""
     pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")
     monkeypatch.setattr(ahead_of_time.Step, "compile", lambda self: Compiled())
-    monkeypatch.setattr(apart, "measure", measure.measure)  # where it is replaced
+    monkeypatch.setattr(compiler_process, "measure", measure.measure)  # where it is replaced
     return partial(call, config=SMALL, topology="v5e:2x2", mesh="fsdp:4")
 
 
@@ -68,7 +69,7 @@ def test_a_plan_for_programs_is_one_json_object(run):
     assert found["memory"]["temporaries"] == 4e9
     assert found["moved"]["sent"] == {"fsdp": 2 * 2**22 * 3 / 4}
     assert found["moved"]["traffic"] == 2 * 2**22
-    config = asked(Config.parse(SMALL), parse("v5e:2x2"), "fsdp:4")
+    config = for_topology(Config.parse(SMALL), parse("v5e:2x2"), "fsdp:4")
     assert found["memory"]["parameters"] == pytest.approx(parameters(config) / 4, rel=0.01)
     assert found["memory"]["optimizer"] == pytest.approx(2 * found["memory"]["parameters"], rel=0.1)
     assert found["all_flops"]["products"] == 4 * found["flops"]["products"]
@@ -123,18 +124,30 @@ def test_another_error_of_the_compiler_is_shown_as_it_is(run, monkeypatch):
         ({"topology": ""}, "--topology: missing"),
         ({"config": None}, "--config: missing"),
         ({"mesh": "fsdp:8"}, "does not make 4 devices of v5e:2x2"),
+        ({"tokens": float("nan")}, "--tokens=nan: must be a finite number"),
+        ({"plot": "no/such/folder/plan.html"}, "--plot=.*: no/such/folder is no folder"),
+        ({"plot": "plan.html", "mesh": "stage:4"}, "stage=4: there is no estimate of a pipeline"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(run, given, why):
+def test_what_cannot_be_planned_is_refused_before_the_compiler_starts(run, monkeypatch, given, why):
+    monkeypatch.setattr(compiler_process, "measure", None)
     with pytest.raises(UserError, match=why):
         run(**given)
+
+
+@pytest.mark.parametrize(("topology", "lines"), [("h100:8", 1), ("auto", 0)])
+def test_a_deadline_that_nothing_is_chosen_by_is_passed_over_with_a_line(capsys, topology, lines):
+    given = {"config": SMALL, "topology": topology, "tokens": 0.0, "plot": "", "deadline": "30d"}
+    command.check_flags(types.SimpleNamespace(**given))
+    err = capsys.readouterr().err
+    assert err.count("\n") == err.count("--deadline=30d: passed over") == lines
 
 
 def test_a_field_that_cannot_work_is_refused_before_jax_is_there():
     code = (
         "import sys; from lm_jax.devices import chips; from lm_jax.plan import request; "
         "from lm_jax.config import Config\n"
-        "try: request.asked(Config(), chips.parse('v5e:4x4'), 'fsdp:16', 100)\n"
+        "try: request.for_topology(Config(), chips.parse('v5e:4x4'), 'fsdp:16', 100)\n"
         "except Exception as error: print(error, {'jax', 'numpy'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
@@ -146,8 +159,8 @@ def test_a_real_step_is_compiled_and_measured():
     pytest.importorskip("libtpu", reason="pip install 'lm_jax[test]' brings libtpu")
     model = {**SMALL["model"], "attention": "auto", "remat": "full", "num_layers": 3}
     topology = parse("v5p:2x2x1")
-    config = asked(Config.parse({**SMALL, "model": model}), topology, "fsdp:2,tensor:2")
-    found = apart.measure(config, topology)
+    config = for_topology(Config.parse({**SMALL, "model": model}), topology, "fsdp:2,tensor:2")
+    found = compiler_process.measure(config, topology)
     assert found.fits
     assert not found.unknown
     assert found.flops.attention > 0
@@ -167,8 +180,10 @@ def test_a_compiler_that_aborts_is_one_line_with_what_it_said(monkeypatch):
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda command, **more: run([command[0], "-c", script],
                                                                        **more))  # fmt: skip
-    with pytest.raises(apart.CompilerError, match=r"aborts \(signal 6\).* Check failed: a == b;"):
-        apart.measure(config, topology)
+    with pytest.raises(
+        compiler_process.CompilerError, match=r"aborts \(signal 6\).* Check failed: a == b;"
+    ):
+        compiler_process.measure(config, topology)
 
 
 def test_what_is_measured_comes_back_from_another_process_as_it_was():
@@ -178,14 +193,14 @@ def test_what_is_measured_comes_back_from_another_process_as_it_was():
     for there in (moved, None):
         found = measure.Measured(memory, flops, flops, there, ("one",), 3.5, ("set it",))
         text = json.dumps(dataclasses.asdict(found), default=float)
-        assert apart.of_dict(json.loads(text)) == found
+        assert compiler_process.from_dict(json.loads(text)) == found
 
 
 def test_what_is_refused_in_a_process_of_its_own_is_refused_here():
     topology = parse("v5e:2x2")
-    config = asked(Config.parse(SMALL), topology, "fsdp:4")
+    config = for_topology(Config.parse(SMALL), topology, "fsdp:4")
     with pytest.raises(UserError, match="batch_size=6: must be divisible by 4"):
-        apart.measure(dataclasses.replace(config, batch_size=6), topology)
+        compiler_process.measure(dataclasses.replace(config, batch_size=6), topology)
 
 
 def test_the_command_looks_for_no_tpu_where_there_is_none():

@@ -5,7 +5,7 @@ import pytest
 from lm_jax.config import Config, MeshConfig
 from lm_jax.devices.chips import parse
 from lm_jax.errors import UserError
-from lm_jax.plan.request import asked, mesh_of
+from lm_jax.plan.request import for_search, for_topology, mesh_of
 
 LLAMA = {"batch_size": 128, "model": {"num_heads": 32, "num_kv_heads": 8, "dim": 4096}}
 
@@ -15,10 +15,10 @@ def config(**changes):
 
 
 def test_flags_replace_what_the_config_says():
-    found = asked(config(), parse("v5p:4x4x4"), "fsdp:16,tensor:4", 32, "full")
+    found = for_topology(config(), parse("v5p:4x4x4"), "fsdp:16,tensor:4", 32, "full")
     assert found.mesh == MeshConfig(data=1, fsdp=16, expert=1, tensor=4)
     assert (found.batch_size, found.model.remat) == (32, "full")
-    kept = asked(config(mesh={"data": 1, "fsdp": -1}), parse("v5p:4x4x4"))
+    kept = for_topology(config(mesh={"data": 1, "fsdp": -1}), parse("v5p:4x4x4"))
     assert kept.mesh == MeshConfig(data=1, fsdp=64)
     assert (kept.batch_size, kept.model.remat) == (128, "none")
 
@@ -44,10 +44,12 @@ def test_a_mesh_is_sizes_by_axis():
 )
 def test_what_cannot_work_is_refused_by_its_field(topology, flags, why):
     with pytest.raises(UserError, match=why):
-        asked(config(), parse(topology), **flags)
+        for_topology(config(), parse(topology), **flags)
 
 
 @pytest.mark.parametrize("kind", ["ngram", "hmm"])
 def test_a_model_that_is_no_network_has_no_step_to_plan(kind):
     with pytest.raises(UserError, match=f"'{kind}': is no network"):
-        asked(Config.parse({"model": {"architecture": kind}}), parse("v5e:4x4"))
+        for_topology(Config.parse({"model": {"architecture": kind}}), parse("v5e:4x4"))
+    with pytest.raises(UserError, match=f"'{kind}': is no network"):  # no advice to name a mesh
+        for_search(Config.parse({"model": {"architecture": kind}}))

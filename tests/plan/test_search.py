@@ -14,7 +14,7 @@ from lm_jax.config import Config, MeshConfig
 from lm_jax.config.check import check
 from lm_jax.devices.chips import parse
 from lm_jax.errors import UserError
-from lm_jax.plan import apart, ranking, request, search, terms
+from lm_jax.plan import compiler_process, ranking, request, search, terms
 
 MOE = SMALL | {"model": SMALL["model"] | {"num_experts": 4}}
 
@@ -103,7 +103,7 @@ def measured(peak, serial):
 
 def test_the_best_are_compiled_and_the_compilers_figures_rank_them(monkeypatch, plans):
     answer = {id(plan.config): measured(2e9 - 1e9 * i, 3.0 - i) for i, plan in enumerate(plans[:2])}
-    monkeypatch.setattr(apart, "measure", lambda config, topology: answer[id(config)])
+    monkeypatch.setattr(compiler_process, "measure", lambda config, topology: answer[id(config)])
     found = search.compiled(plans, 2)
     assert [plan.source for plan in found[:3]] == ["compiled", "compiled", "estimated"]
     assert [plan.times.serial for plan in found[:2]] == [2.0, 3.0]
@@ -117,7 +117,7 @@ def test_a_plan_on_which_the_compiler_breaks_is_last_and_says_so(monkeypatch, pl
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
         return measured(1e9, 2.0)
 
-    monkeypatch.setattr(apart, "measure", measure)
+    monkeypatch.setattr(compiler_process, "measure", measure)
     found = search.compiled(plans, 2)
     assert [plan.source for plan in found[:2]] == ["compiled", "failed"]
     assert not found[1].fits
@@ -128,6 +128,21 @@ def test_topologies_are_doubled_and_exist():
     found = list(search.topologies())
     assert {"v5e:4x4", "v5e:16x16", "v5p:4x4x8", "tpu7x:4x4x4", "h100:8*8"} <= set(map(str, found))
     assert all(parse(str(topology)) == topology for topology in found)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"model": {"architecture": "lstm"}}, "architecture='lstm': there is no estimate"),
+        (SMALL | {"batch_size": 1}, "batch_size=1: no slice of up to 4096 chips has room"),
+    ],
+)
+def test_where_no_slice_will_do_the_reason_is_not_the_deadline(run, monkeypatch, values, why):
+    small = dataclasses.replace(parse("v5e:2x2").chip, hbm=1e6)
+    one = dataclasses.replace(parse("v5e:2x2"), chip=small)
+    monkeypatch.setattr(search, "topologies", lambda: [one])
+    with pytest.raises(UserError, match=why):
+        run(topology="auto", config=values)
 
 
 def test_cheap_comes_first_and_slow_is_left_out(plans):
@@ -144,10 +159,10 @@ def test_prices_and_deadlines_are_read_or_refused():
     assert terms.prices("1.5")["tpu7x"] == 1.5
     assert terms.prices("") == {}
     assert (terms.days("30d"), terms.days("12h"), terms.days("")) == (30, 0.5, 0)
-    for text in ("v5p:much", "v9:1"):
+    for text in ("v5p:much", "v9:1", "v5p:-2", "nan", "inf"):
         with pytest.raises(UserError, match=f"--price={text}: "):
             terms.prices(text)
-    for text in ("30", "d", "-1d"):
+    for text in ("30", "d", "-1d", "nand", "infh"):
         with pytest.raises(UserError, match=f"--deadline={text}: write days or hours"):
             terms.days(text)
 

@@ -1,6 +1,4 @@
-"""Compilation in a process of its own: the TPU compiler can abort, and would take the caller with
-it.
-"""
+"""Compilation in a separate process: the TPU compiler can abort, and ends the process it runs in."""
 
 import dataclasses
 import json
@@ -18,7 +16,7 @@ from lm_jax.config import Config
 from lm_jax.devices import chips
 from lm_jax.devices.chips import Topology
 from lm_jax.errors import MachineError, UserError
-from lm_jax.plan import measure as here
+from lm_jax.plan import measure as in_process
 from lm_jax.plan.flops import Flops
 from lm_jax.plan.roofline import Times
 
@@ -31,9 +29,9 @@ class CompilerError(MachineError):
     """The compiler ended its process."""
 
 
-def measure(config: Config, topology: Topology) -> here.Measured:
-    """`measure.measure`, in a process of its own. Raises what that does, and CompilerError where
-    the compiler aborts.
+def measure(config: Config, topology: Topology) -> in_process.Measured:
+    """`measure.measure` in a separate process. Raises what that does, and CompilerError where the
+    compiler aborts.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -48,7 +46,7 @@ def measure(config: Config, topology: Topology) -> here.Measured:
         found = CHECK.search(done.stderr)
         why = found[0] if found else " ".join(done.stderr.split())[-200:]
         raise CompilerError(
-            f"the TPU compiler aborts (signal {-done.returncode}), a mistake of its own: {why}; "
+            f"the TPU compiler aborts (signal {-done.returncode}), a fault of its own: {why}; "
             "try another --mesh or --remat."
         )
     if done.returncode:
@@ -57,26 +55,26 @@ def measure(config: Config, topology: Topology) -> here.Measured:
     found = json.loads(done.stdout)
     if "error" in found:
         raise ERRORS[found["error"]](found["message"])
-    return of_dict(found)
+    return from_dict(found)
 
 
-def of_dict(found: dict[str, Any]) -> here.Measured:
-    """The figures that dataclasses.asdict took apart."""
+def from_dict(found: dict[str, Any]) -> in_process.Measured:
+    """The inverse of dataclasses.asdict, after JSON."""
     if moved := found["moved"]:
-        moved = here.Moved(**moved | {"times": Times(**moved["times"])})
-    own = {"memory": here.Memory(**found["memory"]), "flops": Flops(**found["flops"]),
+        moved = in_process.Moved(**moved | {"times": Times(**moved["times"])})
+    own = {"memory": in_process.Memory(**found["memory"]), "flops": Flops(**found["flops"]),
            "all_flops": Flops(**found["all_flops"]), "moved": moved}  # fmt: skip
     lists = {name: tuple(found[name]) for name in ("unknown", "advice")}
-    return here.Measured(**found | own | lists)
+    return in_process.Measured(**found | own | lists)
 
 
 def main() -> None:
-    """Reads a config and a topology, and writes what is measured or the error."""
+    """Reads a config and a topology from stdin; writes the measurements or the error to stdout."""
     answer = os.dup(1)
-    os.dup2(2, 1)  # what anything prints is not the answer
+    os.dup2(2, 1)  # what libraries print goes to stderr, so that stdout is JSON alone
     values, topology = json.load(sys.stdin)
     try:
-        result = dataclasses.asdict(here.measure(Config.parse(values), chips.parse(topology)))
+        result = dataclasses.asdict(in_process.measure(Config.parse(values), chips.parse(topology)))
     except tuple(ERRORS.values()) as error:
         kind = next(name for name in reversed(ERRORS) if isinstance(error, ERRORS[name]))
         result = {"error": kind, "message": str(error)}
