@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from lm_jax import cli
+from lm_jax.config.model import TRANSFORMERS
 from lm_jax.convert.values import GENERATION
 from lm_jax.devices import runtime
 from lm_jax.errors import UserError
@@ -34,45 +35,56 @@ def main(argv: Sequence[str]) -> int:
     """Prints what was made; raises UserError."""
     del argv
     values = flags.FLAGS.flag_values_dict()
-    source, target = values["from"], values["to"]
-    for name in ("from", "to"):
-        if not values[name]:
-            raise UserError(f"--{name}: missing. --from=HF_DIR --to=CHECKPOINT, or --from=runs/q "
-                            "--to=HF_DIR.")  # fmt: skip
-    path = Path(target)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"--to={target}: exists and is not an empty directory; name another.")
+    source, path = values["from"], Path(values["to"] or "")
+    is_run = any((Path(source or "") / name).exists() for name in ("checkpoints", "manifest"))
+    check_flags(values, is_run)
     runtime.start()
     runtime.devices()
     from lm_jax.api import load
 
-    ours = any((Path(source) / name).exists() for name in ("checkpoints", "manifest"))
-    if not ours:
-        if values["family"]:
-            raise UserError("--family: only an export has one to choose.")
-        lm = load(f"hf:{source}", new_head=values["new_head"])
+    if not is_run:
+        lm = load(f"hf:{source.removeprefix('hf:')}", new_head=values["new_head"])
         from lm_jax.inference.load import save
 
-        save(lm, target)
+        save(lm, values["to"])
         print(f"{lm}\ncheckpoint  {path / 'checkpoints' / '0'}\n"
-              f"next        python -m lm_jax.generate --checkpoint={target}")  # fmt: skip
+              f"next        python -m lm_jax.generate --checkpoint={values['to']}")  # fmt: skip
         return 0
     lm = load(source, values["step"])
     certificate = export(lm, path, values["family"] or lm.metadata.get("family", ""))
     why = f": {certificate['why']}" if "why" in certificate else ""
-    print(f"{lm}\nexported    {target}\ncertificate {certificate['verdict']}{why}")
+    print(f"{lm}\nexported    {path}\ncertificate {certificate['verdict']}{why}")
     return 0
 
 
+def check_flags(values: dict[str, Any], is_run: bool) -> None:
+    """Raises UserError at a flag that is missing, or that the direction does not have."""
+    for name in ("from", "to"):
+        if not values[name]:
+            raise UserError(f"--{name}: missing. --from=HF_DIR --to=CHECKPOINT, or --from=runs/q "
+                            "--to=HF_DIR.")  # fmt: skip
+    path = Path(values["to"])
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--to={path}: exists and is not an empty directory; name another.")
+    if path.exists() and path.samefile("."):  # it is made beside its place, and then moved there
+        raise UserError(f"--to={path}: is the current directory; name a new one inside it.")
+    if is_run and values["new_head"]:
+        raise UserError("--new_head: only a Hugging Face directory can be without one.")
+    if not is_run and values["family"]:
+        raise UserError("--family: only an export has one to choose.")
+    if not is_run and values["step"] is not None:
+        raise UserError(f"--step={values['step']}: only a run has checkpoints to choose from.")
+
+
 def export(lm: Any, path: Path, family: str) -> dict[str, Any]:
-    """The certificate of a new Hugging Face directory, which until then is PATH.unproven, and stays
-    so when it is not the model: that raises CheckpointError.
+    """Writes a Hugging Face directory and returns its certificate. It is PATH.unproven until it is
+    compared, and stays so when it is not the same model, which raises CheckpointError.
     """
     from lm_jax import convert
     from lm_jax.convert.tokenizer import prompt_frame
 
     kind = lm.config.model.architecture
-    if kind not in ("decoder", "encoder", "encoder_decoder"):
+    if kind not in TRANSFORMERS:
         also = " (lm_jax.models.classical.arpa writes n-grams for KenLM)" if kind == "ngram" else ""
         raise UserError(f"config.model.architecture={kind!r}: has no family in transformers{also}.")
     draft = path.with_name(f"{path.name}.unproven")

@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from lm_jax.config import ModelConfig
-from lm_jax.convert.mapping import Family, pieces
+from lm_jax.convert.mapping import Family
+from lm_jax.convert.rows import rows_by_tensor
 from lm_jax.convert.safetensors_file import Tensor
 from lm_jax.models import Transformer
 from lm_jax.run.checkpoint import flatten
@@ -15,7 +16,7 @@ from lm_jax.run.checkpoint import flatten
 
 def missing_head(family: Family, config: ModelConfig, found: Mapping[str, Tensor]) -> list[str]:
     """Names of the head's tensors where the files hold none of them: those of a body."""
-    names = pieces([row for row in family.rows(config) if family.of_head(row)], config)
+    names = rows_by_tensor([row for row in family.rows(config) if family.of_head(row)], config)
     held = any(other in found for name in names for other in family.names(name))
     return [] if held else [*names]
 

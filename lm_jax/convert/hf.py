@@ -1,8 +1,6 @@
 """Models to and from a Hugging Face directory, tensor by tensor, by the rows of their family."""
 
 import dataclasses
-import difflib
-import functools
 import json
 import os
 import shutil
@@ -11,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lm_jax.config import ModelConfig
+from lm_jax.convert.arrays import Sources, abstract_model, get_layer, load_array
 from lm_jax.convert.bodies import headless, missing_head, new_parts
-from lm_jax.convert.families import bert, gemma, gpt2, llama, mistral, olmo2, qwen, t5
-from lm_jax.convert.keys import passed_over, words
-from lm_jax.convert.mapping import Family, Row, check_model, pieces, sizes_of, tensor_shape
+from lm_jax.convert.keys import passed_over
+from lm_jax.convert.mapping import Family
+from lm_jax.convert.registry import family_named, family_of
+from lm_jax.convert.rows import Row, rows_by_tensor, sizes_of, tensor_shape
 from lm_jax.convert.safetensors_file import (
     WEIGHTS,
     Tensor,
@@ -30,32 +27,13 @@ from lm_jax.convert.safetensors_file import (
     write,
 )
 from lm_jax.convert.tokenizer import special_ids
-from lm_jax.convert.values import GENERATION, short
+from lm_jax.convert.values import GENERATION
 from lm_jax.data.tokens.tokenizer import Tokenizer
-from lm_jax.devices.sharding import AXES, mesh_is_set, need_axes
 from lm_jax.errors import CheckpointError, MachineError, UserError
 from lm_jax.models import Transformer
 from lm_jax.run.checkpoint import flatten
 
-# A model goes out as the first that can say its options.
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (gpt2.FAMILY, llama.FAMILY, mistral.MISTRAL, mistral.MIXTRAL, qwen.QWEN2,
-                   qwen.QWEN3, olmo2.FAMILY, gemma.GEMMA2, gemma.GEMMA3, bert.BERT, bert.ROBERTA,
-                   bert.XLM_R, t5.T5, t5.MT5)
-}  # fmt: skip
-REFUSED = {
-    "gemma": "a Gemma 1 has its activation, norms and scale in forms of its own",
-    "gemma3": "it reads images; its text model alone, a gemma3_text, is supported",
-    "umt5": "each of its layers has a table of relative positions, here a stack has one",
-}
-# Other families of transformers, one letter or two from ours.
-OTHERS = words(
-    "gemma gemma3n_text gemma4_text ibert llama4 ministral mistral3 mistral4 mllama molmo2 olmo "
-    "pixtral t5gemma2 umt5 xlm-roberta-xl"
-)
 SHARD_BYTES = 5 * 10**9
-Sources = dict[str, tuple[Tensor, list[Row]]]  # a tensor of theirs, and the rows that are its parts
 
 
 def import_hf(
@@ -93,13 +71,13 @@ def imported(
             print(headless(path, lacking, new_head), file=sys.stderr, flush=True)
         rows = [row for row in family.table(config) if not (lacking and family.of_head(row))]
         sources = match(path, family, rows, config, found)
-        model = abstract(config, str(path / "config.json"))
+        model = abstract_model(config, str(path / "config.json"))
         parts: dict[str, list[Row]] = {}
         for row in rows:
             parts.setdefault(row.ours, []).append(row)
         born = new_parts(config, flatten(model).keys() - parts.keys())
         loaded = [
-            born[name] if name in born else load(leaf, parts[name], config, sources)
+            born[name] if name in born else load_array(leaf, parts[name], config, sources)
             for name, leaf in flatten(model).items()
         ]
         return family, config, jax.tree.unflatten(jax.tree.structure(model), loaded)
@@ -123,7 +101,7 @@ def export_hf(
     empty; it comes into being whole or not at all.
     """
     path = Path(directory)
-    chosen = known(family) if family else family_of(config)
+    chosen = family_named(family) if family else family_of(config)
     ids = special_ids(tokenizer, config)
     config, arrays = behind_padding(config, flatten(model), ids["pad_token_id"])
     values, rows = chosen.write_config(config), chosen.rows(config)
@@ -132,7 +110,7 @@ def export_hf(
     if set(arrays) != {row.ours for row in rows}:
         odd = sorted(set(arrays) ^ {row.ours for row in rows})[0]
         raise UserError(f"the model is not one of this config: {odd} is in one of them only.")
-    by_tensor = pieces(rows, config)
+    by_tensor = rows_by_tensor(rows, config)
     sizes = sizes_of(config)
 
     def get(name: str) -> np.ndarray:
@@ -180,7 +158,7 @@ def absent(config: ModelConfig, other: ModelConfig) -> dict[str, np.ndarray]:
     """Zeros for the arrays that a model of `config` has and one of `other` lacks, by flat name."""
     if config == other:
         return {}
-    shapes, known = (flatten(abstract(c, "config.model")) for c in (config, other))
+    shapes, known = (flatten(abstract_model(c, "config.model")) for c in (config, other))
     return {n: np.zeros(x.shape, np.float32) for n, x in shapes.items() if n not in known}
 
 
@@ -188,42 +166,11 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     """The family and the options of the config.json in `path`."""
     where = path / "config.json"
     values = read_json(where)
-    family = known(values.get("model_type"), f"{where}: ")
+    family = family_named(values.get("model_type"), f"{where}: ")
     config = family.read_config(values, str(where))
     if unread := family.unread(values):
         print(passed_over(unread, family.architecture, str(where)), file=sys.stderr, flush=True)
     return family, config
-
-
-def known(kind: Any, where: str = "") -> Family:
-    """The family of a model_type."""
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        why = f": {REFUSED[kind]}." if isinstance(kind, str) and kind in REFUSED else "."
-        raise UserError(f"{where}model_type={short(kind)}: not supported{why}{alike(kind)}")
-    return FAMILIES[kind]
-
-
-def alike(kind: Any) -> str:
-    """The nearest known family of a misspelt one, as ` Did you mean 'x'?`, else the list of them:
-    the name of another family of transformers is not a misspelling.
-    """
-    close = difflib.get_close_matches(str(kind)[:100], FAMILIES, n=1, cutoff=0.85)
-    if close and kind not in OTHERS:
-        return f" Did you mean {close[0]!r}?"
-    return f" Supported: {', '.join(FAMILIES)}."
-
-
-def family_of(config: ModelConfig) -> Family:
-    """The first family that can say these options; raises the UserError of the nearest one."""
-    errors = []
-    for family in FAMILIES.values():
-        try:
-            family.write_config(config)
-        except UserError as error:
-            errors.append((getattr(error, "count", 1), error))
-        else:
-            return family
-    raise min(errors, key=lambda pair: pair[0])[1]
 
 
 def match(
@@ -231,7 +178,7 @@ def match(
 ) -> Sources:
     """Finds the tensor of each row; raises CheckpointError on one missing, odd or left over."""
     sizes, sources, rest = sizes_of(config), {}, dict(found)
-    for name, (_, rows) in pieces(table, config).items():
+    for name, (_, rows) in rows_by_tensor(table, config).items():
         held = next((other for other in family.names(name) if other in rest), None)
         if held is None:
             raise CheckpointError(f"{path}: tensor {name} is missing.")
@@ -248,10 +195,10 @@ def match(
             )
         sources[name] = (tensor, rows)
     for name, ours in family.copies:
-        copy = rest.pop(name, None)
-        if copy is None:
+        tied = next((tensor for tensor, rows in sources.values() if rows[0].ours == ours), None)
+        if name not in rest or tied is None:  # None: of a head that is not in the files
             continue
-        tied = next(tensor for tensor, rows in sources.values() if rows[0].ours == ours)
+        copy = rest.pop(name)
         if copy.shape != tied.shape or not np.array_equal(copy.read(), tied.read()):
             raise CheckpointError(
                 f"{copy.path}: tensor {name} differs from {tied.name}, "
@@ -264,78 +211,3 @@ def match(
             "that config.json describes."
         )
     return sources
-
-
-def abstract(config: ModelConfig, where: str) -> Transformer:
-    """The model's shapes and shardings, nothing computed."""
-    if mesh_is_set():
-        need_axes(*AXES)
-        check_model(config, where, jax.sharding.get_abstract_mesh().shape)
-    config = dataclasses.replace(config, attention_dropout=0.0)  # only training has another kernel
-    return jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-
-
-def load(leaf: Any, rows: list[Row], config: ModelConfig, sources: Sources) -> jax.Array:
-    """One of our arrays from its tensors; a stacked one is filled by layers, where it stays."""
-    sharding = concrete(leaf.sharding)
-    if not rows[0].stacked:
-        return place(assemble(leaf.shape, rows, 0, config, sources), sharding)
-    stack = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
-    inner = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    for layer in range(leaf.shape[0]):
-        # Not named and waited for: the host holds one layer, not the last one and the next.
-        stack = jax.block_until_ready(
-            put_layer(
-                stack, place(assemble(leaf.shape[1:], rows, layer, config, sources), inner), layer
-            )
-        )
-    return stack
-
-
-def assemble(
-    shape: tuple[int, ...], rows: list[Row], layer: int, config: ModelConfig, sources: Sources
-) -> np.ndarray:
-    """One of our arrays in one layer, float32 on the host."""
-    if len(rows) == 1:
-        return part(rows[0], layer, config, sources).reshape(shape)
-    values = np.empty(shape, np.float32)
-    for row in rows:
-        values[row.place] = part(row, layer, config, sources)
-    return values
-
-
-def part(row: Row, layer: int, config: ModelConfig, sources: Sources) -> np.ndarray:
-    """The part of a tensor of theirs that belongs to `row`, in our order of axes."""
-    tensor, siblings = sources[row.theirs.format(layer=layer)]
-    widths = [other.shape(sizes_of(config))[-1] for other in siblings]
-    number = siblings.index(row)
-    start = sum(widths[:number])
-    return row.to_ours(tensor.read()[..., start : start + widths[number]], sizes_of(config))
-
-
-def concrete(sharding: Any) -> NamedSharding | None:
-    """The abstract sharding of eval_shape on the devices of the mesh that is set; None without."""
-    if not mesh_is_set():
-        return None
-    # Any array knows them; jax.sharding.get_mesh came after jax 0.7.
-    here: Any = jnp.zeros(()).sharding
-    return NamedSharding(here.mesh, sharding.spec)
-
-
-def place(values: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    """Host values on the devices, each of which gets its own part only."""
-    if sharding is None:
-        return jnp.asarray(values)
-    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def put_layer(stack: jax.Array, one: jax.Array, layer: int) -> jax.Array:
-    """`stack` with one layer written in place."""
-    return jax.lax.dynamic_update_index_in_dim(stack, one, layer, 0)
-
-
-@jax.jit
-def get_layer(stack: jax.Array, layer: int) -> jax.Array:
-    """One layer of `stack`."""
-    return jax.lax.dynamic_index_in_dim(stack, layer, 0, keepdims=False)

@@ -1,20 +1,18 @@
-"""A family's description: options and tensors of Hugging Face as rows that are read both ways."""
+"""Descriptions of model families: options and tensors of Hugging Face, read in both directions."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
 
 from lm_jax.config import MeshConfig, ModelConfig, from_model
 from lm_jax.config.check import check
 from lm_jax.config.field import facts_of, idle
 from lm_jax.config.values import differences
 from lm_jax.convert.keys import ANYWHERE, NO_EFFECT, ONLY, harmless, renamed
-from lm_jax.convert.pattern import MOST_LAYERS, repeated, shortest
-from lm_jax.convert.safetensors_file import MOST_TENSORS, Tensor
+from lm_jax.convert.pattern import MAX_LAYERS, repeated, shortest
+from lm_jax.convert.rows import Row, layers_of
+from lm_jax.convert.safetensors_file import MAX_TENSORS, Tensor
 from lm_jax.convert.values import chosen, short, sized
 from lm_jax.errors import UserError
 
@@ -31,54 +29,6 @@ ACTIVATIONS = {  # theirs -> ours; of several names for one function the first i
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One of our arrays, or a part of it, and the tensor of theirs that holds the same numbers.
-
-    ours, axes: flat name, and a letter an axis without the layers; a number is a place on one.
-    theirs, dims: name with {layer}, and its dimensions as products of the same letters. Rows that
-    share a tensor of theirs are its parts along the last dimension, in the order of the table.
-    """
-
-    ours: str
-    axes: str
-    theirs: str
-    dims: str
-
-    @property
-    def letters(self) -> str:
-        """The axes of ours that are not fixed to one place."""
-        return "".join(axis for axis in self.axes if axis.isalpha())
-
-    @property
-    def place(self) -> tuple[Any, ...]:
-        """Index of this part in our array of one layer."""
-        axes = re.findall(r"[A-Z]|\d+", self.axes)
-        return tuple(slice(None) if axis.isalpha() else int(axis) for axis in axes)
-
-    @property
-    def stacked(self) -> bool:
-        """Whether there is one tensor a layer."""
-        return "{layer}" in self.theirs
-
-    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """Shape of this part in their tensor."""
-        return tuple(math.prod(sizes[letter] for letter in dim) for dim in self.dims.split())
-
-    def to_ours(self, part: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """Their numbers in our order of axes (a view where numpy can)."""
-        order = self.dims.replace(" ", "")
-        split = part.reshape([sizes[letter] for letter in order])
-        return split.transpose([order.index(letter) for letter in self.letters])
-
-    def to_theirs(self, part: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """The inverse of `to_ours`."""
-        order = self.dims.replace(" ", "")
-        return part.transpose([self.letters.index(letter) for letter in order]).reshape(
-            self.shape(sizes)
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class Option:
     """A key of config.json, our field, and what its absence means there."""
 
@@ -88,7 +38,7 @@ class Option:
     names: Mapping[str, str] | None = None  # their words -> ours
 
 
-class Unsaid(UserError):
+class LacksOptions(UserError):
     """A family does not have `count` options of a model."""
 
     def __init__(self, why: str, count: int):
@@ -111,6 +61,7 @@ class Family:
     copies: their tensors that files may hold a second time, and ours that they must equal.
     fit: the options as the tensors of the files have them, where config.json does not say all.
     zeros: flags of ours that the family always has; a model without is written with weights of 0.
+    heads_divide: config.dim must be a multiple of the number of heads.
     """
 
     model_type: str
@@ -131,6 +82,7 @@ class Family:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     nested: Callable[[Mapping[str, Any]], list[str]] = lambda values: []
     head: str = r"lm_head\.|cls\."
+    heads_divide: bool = False
 
     def completed(self, config: ModelConfig) -> ModelConfig:
         """The options of the same model as this family has it: with the weights of `zeros`."""
@@ -173,12 +125,12 @@ class Family:
                 found[option.ours] = sized(value, hints[option.ours], f"{where}: {option.theirs}")
         config = ModelConfig(**{**found, **self.read(values, where)})
         layers = max(config.num_layers, config.encoder_layers)
-        if layers > MOST_LAYERS:
-            raise UserError(f"{where}: {layers} layers: at most {MOST_LAYERS}.")
-        if layers * config.num_experts > MOST_TENSORS:
+        if layers > MAX_LAYERS:
+            raise UserError(f"{where}: {layers} layers: at most {MAX_LAYERS}.")
+        if layers * config.num_experts > MAX_TENSORS:
             raise UserError(
                 f"{where}: {layers} layers of {config.num_experts} experts: at most "
-                f"{MOST_TENSORS} in all."
+                f"{MAX_TENSORS} in all."
             )
         check_model(config, where)
         return config
@@ -205,14 +157,21 @@ class Family:
         differing = self.differing(config)
         for field in differing:
             self.refuse(field, getattr(config, field), self.ours[field], len(differing))
+        if self.heads_divide and config.dim % config.num_heads:
+            raise UserError(
+                f"config.model.dim={config.dim}: {self.architecture} wants a multiple of "
+                f"config.model.num_heads={config.num_heads}."
+            )
         values: dict[str, Any] = {
             "architectures": [self.architecture],
             "model_type": self.model_type,
             "dtype": "float32",
             **self.only,
         }
+        # They have one standard deviation for all weights; ours may follow from sizes (0).
+        found = derived_sizes(config) | {"init_std": config.init_std or 0.02}
         for option in self.options:
-            value = getattr(config, option.ours)
+            value = found.get(option.ours, getattr(config, option.ours))
             if option.names is not None:
                 words = [theirs for theirs, ours in option.names.items() if ours == value]
                 if not words:
@@ -220,7 +179,7 @@ class Family:
                 value = words[0]
             values[option.theirs] = value
         values |= self.write(config)
-        # What their words cannot say does not come back from them.
+        # An option that their keys cannot express is not read back from them.
         there = self.read_config(values, self.architecture)
         lost = differences(effective(config), effective(there))
         for field, value, other in lost:
@@ -232,9 +191,9 @@ class Family:
         return [field for field, value in self.ours.items() if getattr(config, field) != value]
 
     def refuse(self, field: str, value: Any, has: Any, count: int = 1) -> None:
-        """Raises Unsaid: the family has no such option, and `count` in all."""
+        """Raises LacksOptions: the family has no such option, and lacks `count` in all."""
         why = f"config.model.{field}={value!r}: {self.architecture} has {has!r} only."
-        raise Unsaid(why, count)
+        raise LacksOptions(why, count)
 
     def names(self, name: str) -> list[str]:
         """Under which names files hold a tensor; saved without a head, they lack the prefix."""
@@ -246,36 +205,16 @@ class Family:
         return re.fullmatch(self.buffers, name.removeprefix(self.prefix)) is not None
 
 
-def sizes_of(config: ModelConfig) -> dict[str, int]:
-    """Sizes of the letters of a Row; C is the second axis of a square matrix."""
-    return {
-        "V": config.vocab_size, "P": config.max_length + config.position_offset, "D": config.dim,
-        "C": config.dim, "K": config.kv_heads, "G": config.num_heads // config.kv_heads,
-        "H": config.head_size, "F": config.mlp_size, "T": config.token_types,
-        "R": config.relative_buckets, "O": 2, "E": config.num_experts,
-    }  # fmt: skip
-
-
-def layers_of(config: ModelConfig, ours: str) -> int:
-    """Number of layers of the stack that holds one of our arrays."""
+def derived_sizes(config: ModelConfig) -> dict[str, int]:
+    """Sizes that a config may leave to be derived (0), by field."""
     both = config.architecture == "encoder_decoder"
-    own = config.encoder_layers if both and ours.startswith("encoder/") else 0
-    return own or config.num_layers
-
-
-def pieces(rows: list[Row], config: ModelConfig) -> dict[str, tuple[int, list[Row]]]:
-    """{tensor of theirs: (layer, the rows that are its parts)}."""
-    found: dict[str, tuple[int, list[Row]]] = {}
-    for row in rows:
-        for layer in range(layers_of(config, row.ours) if row.stacked else 1):
-            found.setdefault(row.theirs.format(layer=layer), (layer, []))[1].append(row)
-    return found
-
-
-def tensor_shape(rows: list[Row], sizes: dict[str, int]) -> tuple[int, ...]:
-    """Shape of a tensor of theirs that these rows are the parts of."""
-    shapes = [row.shape(sizes) for row in rows]
-    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+    return {
+        "num_kv_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "value_dim": config.value_size,
+        "mlp_dim": config.mlp_size,
+        "encoder_layers": layers_of(config, "encoder/") if both else 0,
+    }
 
 
 def effective(config: ModelConfig) -> ModelConfig:
@@ -285,18 +224,13 @@ def effective(config: ModelConfig) -> ModelConfig:
     facts = facts_of(ModelConfig)
     free = {name for name in facts if facts[name].role != "logits"}
     free |= set(idle(config, config.architecture))
-    both = config.architecture == "encoder_decoder"
     letters = repeated(config.kinds, config.num_layers)
     free |= set() if "l" in letters else {"window"}
     plain = ModelConfig()
     derived = {
         "layer_pattern": shortest(letters) if "l" in letters else plain.layer_pattern,
-        "num_kv_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "value_dim": config.value_size,
-        "mlp_dim": config.mlp_size,
         "attn_scale": config.attn_scale or config.head_size**-0.5,
-        "encoder_layers": layers_of(config, "encoder/") if both else 0,
+        **derived_sizes(config),
     }
     return dataclasses.replace(config, **{name: getattr(plain, name) for name in free} | derived)
 

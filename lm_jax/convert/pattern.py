@@ -1,11 +1,11 @@
 """Layer patterns: a letter for each layer (l local, g global), repeated."""
 
-MOST_LAYERS = 10_000
+MAX_LAYERS = 10_000
 
 
 def repeated(pattern: str, layers: int) -> str:
-    """The letters of so many layers, of MOST_LAYERS at most."""
-    layers = min(layers, MOST_LAYERS)
+    """The letters of so many layers, of MAX_LAYERS at most."""
+    layers = min(layers, MAX_LAYERS)
     return (pattern * (layers // len(pattern) + 1))[:layers]
 
 
@@ -17,5 +17,5 @@ def shortest(letters: str) -> str:
 
 
 def joined(*parts: tuple[str, int]) -> str:
-    """("g", 2), ("l", 3) -> "gglll"; of MOST_LAYERS a part at most."""
-    return "".join(letter * min(count, MOST_LAYERS) for letter, count in parts)
+    """("g", 2), ("l", 3) -> "gglll"; of MAX_LAYERS a part at most."""
+    return "".join(letter * min(count, MAX_LAYERS) for letter, count in parts)

@@ -20,9 +20,9 @@ import numpy as np
 
 from lm_jax.errors import CheckpointError
 
-MOST_HEADER = 32 * 2**20
-MOST_TENSORS = 100_000
-MOST_DIMS = 8
+MAX_HEADER = 32 * 2**20
+MAX_TENSORS = 100_000
+MAX_DIMS = 8
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,512}")
 SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
          "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
@@ -67,11 +67,11 @@ def tensors(directory: Path) -> dict[str, Tensor]:
     if not index.is_file():
         refuse_pickles(directory)
         raise CheckpointError(f"{directory}: has no model.safetensors and no {index.name}.")
-    places = read_json(index, MOST_HEADER).get("weight_map")
+    places = read_json(index, MAX_HEADER).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index}: weight_map is missing or empty.")
-    if len(places) > MOST_TENSORS:
-        raise CheckpointError(f"{index}: {len(places)} tensors, more than {MOST_TENSORS}.")
+    if len(places) > MAX_TENSORS:
+        raise CheckpointError(f"{index}: {len(places)} tensors, more than {MAX_TENSORS}.")
     found: dict[str, Tensor] = {}
     paths = [shard_path(index, name) for name in sorted({str(file) for file in places.values()})]
     for path in paths:
@@ -143,17 +143,17 @@ def header(path: Path) -> dict[str, Tensor]:
         refuse_pointer(path, first + file.read(len(POINTER) - 8))
         file.seek(len(first))
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-        if not 2 <= length <= min(total - 8, MOST_HEADER):
+        if not 2 <= length <= min(total - 8, MAX_HEADER):
             raise CheckpointError(
                 f"{path}: is not a safetensors file: a header of {length} bytes in a file of "
-                f"{total}, at most {MOST_HEADER} allowed."
+                f"{total}, at most {MAX_HEADER} allowed."
             )
         entries = parse_json(file.read(length), path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ is not a table of strings.")
-    if len(entries) > MOST_TENSORS:
-        raise CheckpointError(f"{path}: {len(entries)} tensors, more than {MOST_TENSORS}.")
+    if len(entries) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: {len(entries)} tensors, more than {MAX_TENSORS}.")
     spans, found = [], {}
     for name, entry in entries.items():
         if not NAME.fullmatch(name):
@@ -188,7 +188,7 @@ def span(path: Path, name: str, entry: Any) -> tuple[int, int]:
         isinstance(values, list)
         and all(type(value) is int and 0 <= value < 2**62 for value in values)
     )
-    if not whole(shape) or len(shape) > MOST_DIMS:
+    if not whole(shape) or len(shape) > MAX_DIMS:
         raise CheckpointError(f"{path}: tensor {name}: shape {str(shape)[:80]} is not possible.")
     if not whole(offsets) or len(offsets) != 2:
         raise CheckpointError(

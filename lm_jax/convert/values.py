@@ -7,14 +7,14 @@ from lm_jax.config.values import typed
 from lm_jax.errors import UserError, nearest
 
 GENERATION = "generation_config.json"
-MOST = 2**31  # no size of a model is larger; also keeps a hostile config.json from long loops
-MOST_FLOAT = 1e12  # nor a rotary base, the largest number of a model
+MAX_INT = 2**31  # no size of a model is larger; also keeps a hostile config.json from long loops
+MAX_FLOAT = 1e12  # nor a rotary base, the largest number of a model
 
 
 def sized(value: Any, hint: Any, where: str) -> Any:
     """`value` if it is of the type `hint` and of a size that a model can have."""
     value = typed(value, hint, where)
-    most = {int: MOST, float: MOST_FLOAT}.get(hint)
+    most = {int: MAX_INT, float: MAX_FLOAT}.get(hint)
     if most is not None and not 0 <= value < most:
         raise UserError(f"{where}={short(value)}: must be at least 0 and below {most:.12g}.")
     return value

@@ -1,4 +1,4 @@
-"""Compilation in a separate process: the TPU compiler can abort, and ends the process it runs in."""
+"""Compilation in a separate process: the TPU compiler can abort, which ends its process."""
 
 import dataclasses
 import json

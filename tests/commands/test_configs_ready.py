@@ -49,7 +49,9 @@ def test_a_config_can_be_planned_on_its_own_mesh(name):
         with pytest.raises(UserError, match="is no network"):
             request.for_topology(config, topology)
         return
-    found = request.for_topology(config, topology, batch=divided(config.batch_size, topology.devices))
+    found = request.for_topology(
+        config, topology, batch=divided(config.batch_size, topology.devices)
+    )
     assert math.prod(dataclasses.astuple(found.mesh)) == topology.devices
 
 

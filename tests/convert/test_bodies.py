@@ -11,7 +11,7 @@ import pytest
 
 import lm_jax
 from lm_jax import convert
-from lm_jax.convert import hf
+from lm_jax.convert import hf, registry
 from lm_jax.convert.bodies import missing_head
 from lm_jax.convert.load import find
 from lm_jax.errors import CheckpointError, UserError
@@ -69,6 +69,16 @@ def test_a_part_of_a_head_is_a_damaged_file(copy):
         convert.import_hf(copy("bert", part))
 
 
+def test_a_bias_of_a_head_that_is_missing_is_not_part_of_a_body(copy):
+    name = "cls.predictions.decoder.bias"
+    part = lambda found: (
+        {k: x for k, x in found.items() if not k.startswith("cls.")}
+        | {name: np.zeros(found["cls.predictions.bias"].shape, np.float32)}
+    )
+    with pytest.raises(CheckpointError, match=rf"tensor {name} is not part of the bert"):
+        convert.import_hf(copy("bert", part))
+
+
 def test_a_body_keeps_to_what_it_has(copy, tmp_path):
     config, model = convert.import_hf(body(copy, "llama"))
     lm = LanguageModel(
@@ -116,7 +126,7 @@ def test_a_model_in_the_cache_of_the_hub_is_found_by_its_name(tmp_path, monkeypa
 def test_the_published_body_is_one(tmp_path):
     published = Path(__file__).parent / "published" / "all-MiniLM-L6-v2.json"
     values = json.loads(published.read_text())
-    family = hf.known(values["model_type"])
+    family = registry.family_named(values["model_type"])
     config = family.read_config(values, "")
     assert missing_head(family, config, {}) == [
         "cls.predictions.transform.dense.weight", "cls.predictions.transform.dense.bias",

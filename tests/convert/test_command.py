@@ -99,6 +99,9 @@ def test_without_transformers_a_loud_line_says_that_nothing_was_proven(run, chec
         ([f"--from={GOLDEN}", "--to=x"], 3, "config.json: no such file"),
         ([f"--from={GOLDEN / 'qwen2'}", f"--to={GOLDEN}"], 2, "not an empty directory"),
         ([f"--from={GOLDEN / 'qwen2'}", "--to=x", "--family=llama"], 2, "--family: only an export"),
+        ([f"--from={GOLDEN / 'qwen2'}", "--to=x", "--step=3"], 2, "--step=3: only a run has"),
+        (["--from=CHECKPOINT", "--to=x", "--new_head"], 2, "--new_head: only a Hugging Face"),
+        (["--from=CHECKPOINT", "--to=/"], 2, "--to=/: exists and is not an empty directory"),
         (["--from=CHECKPOINT", "--to=x", "--family=llama"], 2, "window=6: LlamaForCausalLM"),
         (["--from=CHECKPOINT", "--to=x", "--family=lama"], 2, "Did you mean 'llama'"),
     ],
@@ -114,6 +117,13 @@ def test_one_line_and_a_code(run, checkpoint, tmp_path, flags, code, message):
 
 
 @pytest.mark.parametrize(("name", "objective"), [("bert", "mlm"), ("t5", "span_corruption")])
+def test_an_empty_folder_that_is_the_current_one_is_refused(run, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(f"--from={checkpoint}", "--to=.")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--to=.: is the current directory; name a new one inside it" in err
+
+
 def test_an_imported_model_has_an_objective_that_it_can_have(run, tmp_path, name, objective):
     assert run(f"--from={GOLDEN / name}", f"--to={tmp_path / 'made'}")[0] == 0
     lm = lm_jax.load(tmp_path / "made")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_jax.convert import hf, pattern
+from lm_jax.convert import pattern, registry
 from lm_jax.convert.families import gemma, llama, mistral, qwen, rope
 from lm_jax.convert.mapping import effective
 from lm_jax.errors import UserError
@@ -22,7 +22,7 @@ def options(name: str, **changes) -> ModelConfig:
     values = json.loads((GOLDEN / name / "config.json").read_text())
     values |= changes
     values = {key: value for key, value in values.items() if value is not ABSENT}
-    return hf.known(values["model_type"]).read_config(values, "config.json")
+    return registry.family_named(values["model_type"]).read_config(values, "config.json")
 
 
 ABSENT = object()
@@ -100,7 +100,7 @@ def test_yarn_has_its_own_options_and_their_defaults():
 def test_what_is_written_means_what_was_read(name):
     config = options(name)
     kind = json.loads((GOLDEN / name / "config.json").read_text())["model_type"]
-    for family in (hf.known(kind), hf.family_of(config)):
+    for family in (registry.family_named(kind), registry.family_of(config)):
         assert effective(family.read_config(family.write_config(config), "")) == effective(config)
 
 
@@ -118,7 +118,7 @@ def test_what_is_written_means_what_was_read(name):
 )
 def test_a_model_goes_out_as_the_first_family_that_has_its_options(changes, family):
     config = dataclasses.replace(ModelConfig(num_layers=2, dim=16), **changes)
-    assert hf.family_of(config).model_type == family
+    assert registry.family_of(config).model_type == family
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_one_line_names_the_option_that_is_not_ours(name, changes, message):
 
 def test_the_refusal_of_a_model_without_a_family_is_that_of_the_nearest():
     with pytest.raises(UserError, match="layer_pattern='lg'"):
-        hf.family_of(ModelConfig(num_layers=2, window=8, layer_pattern="lg"))
+        registry.family_of(ModelConfig(num_layers=2, window=8, layer_pattern="lg"))
     with pytest.raises(
         UserError, match=r"model_type='gema2': not supported\. Did you mean 'gemma2"
     ):
-        hf.known("gema2")
+        registry.family_named("gema2")

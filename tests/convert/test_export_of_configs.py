@@ -10,7 +10,7 @@ from scaled import FILES, published
 import lm_jax
 from lm_jax.config import ModelConfig, from_model
 from lm_jax.config.field import with_role
-from lm_jax.convert import hf
+from lm_jax.convert import hf, registry
 from lm_jax.convert.__main__ import export
 from lm_jax.convert.families import gpt2, llama
 from lm_jax.errors import UserError
@@ -22,10 +22,10 @@ from lm_jax.training import start
 def test_every_config_has_its_family(name):
     model = published(name).model
     if name in FAMILY:
-        assert hf.family_of(model).model_type == FAMILY[name]
+        assert registry.family_of(model).model_type == FAMILY[name]
     else:
         with pytest.raises(UserError, match=WITHOUT[name]):
-            hf.family_of(model)
+            registry.family_of(model)
 
 
 def test_every_file_of_configs_is_in_the_table():
@@ -44,7 +44,9 @@ OTHER = {
 def test_how_a_run_computes_does_not_stop_its_export(field):
     config = dataclasses.replace(ModelConfig(), **{field: OTHER[field]})
     assert getattr(config, field) != getattr(ModelConfig(), field)
-    assert hf.family_of(config).write_config(config) == llama.FAMILY.write_config(ModelConfig())
+    assert registry.family_of(config).write_config(config) == llama.FAMILY.write_config(
+        ModelConfig()
+    )
 
 
 SCALED = {

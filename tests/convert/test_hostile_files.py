@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lm_jax import convert
-from lm_jax.convert import safetensors_file
+from lm_jax.convert import registry, safetensors_file
 from lm_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "llama"
@@ -256,7 +256,7 @@ def test_a_key_that_nothing_reads_is_passed_over_in_one_line(tmp_path, capsys):
 
 def test_a_model_of_a_billion_experts_is_refused_at_once():
     values = json.loads((GOLDEN.parent / "mixtral" / "config.json").read_text())
-    mixtral = convert.hf.known("mixtral")
+    mixtral = registry.family_named("mixtral")
     with pytest.raises(UserError, match="2 layers of 2000000000 experts: at most"):
         mixtral.read_config(values | {"num_local_experts": 2 * 10**9}, "")
     with pytest.raises(UserError, match="9000 layers of 60000 experts: at most"):

@@ -10,7 +10,7 @@ import math
 import pytest
 from published_models import PARAMETERS, PUBLISHED, REFUSED
 
-from lm_jax.convert import hf
+from lm_jax.convert import registry, rows
 from lm_jax.errors import UserError
 
 BERT_POOLER = ["pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
@@ -40,13 +40,13 @@ def values_of(name: str) -> dict:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_published_configuration_means_the_published_model(name):
     values = values_of(name)
-    family = hf.known(values["model_type"])
+    family = registry.family_named(values["model_type"])
     config = family.read_config(values, "config.json")
     assert family.unread(values) == UNREAD.get(name, [])
     if name == "flan-t5-base":  # of which only the files say that the head is another tensor
         assert (config.tie_embeddings, config.logit_scale) == (False, 1.0)
-    tensors, sizes = hf.pieces(family.rows(config), config), hf.sizes_of(config)
-    shapes = [hf.tensor_shape(rows, sizes) for _, rows in tensors.values()]
+    tensors, sizes = rows.rows_by_tensor(family.rows(config), config), rows.sizes_of(config)
+    shapes = [rows.tensor_shape(parts, sizes) for _, parts in tensors.values()]
     assert sum(math.prod(shape) for shape in shapes) == PARAMETERS[name]
 
 
@@ -54,7 +54,7 @@ def test_a_published_configuration_means_the_published_model(name):
 def test_what_cannot_be_taken_is_refused_for_a_reason_that_holds(name):
     values = values_of(name)
     with pytest.raises(UserError, match=REFUSED[name]) as error:
-        hf.known(values["model_type"]).read_config(values, "config.json")
+        registry.family_named(values["model_type"]).read_config(values, "config.json")
     assert "Did you mean" not in str(error.value)
 
 
@@ -83,7 +83,9 @@ def test_every_published_configuration_is_in_a_table():
 )  # fmt: skip
 def test_a_key_without_effect_at_its_value_is_taken(name, changes, wanted):
     values = values_of(name)
-    config = hf.known(values["model_type"]).read_config(values | changes, "config.json")
+    config = registry.family_named(values["model_type"]).read_config(
+        values | changes, "config.json"
+    )
     assert {field: getattr(config, field) for field in wanted} == wanted
 
 
@@ -102,7 +104,7 @@ def test_a_key_without_effect_at_its_value_is_taken(name, changes, wanted):
 def test_a_key_with_an_effect_that_is_not_here_is_refused_by_name(name, changes, message):
     values = values_of(name)
     with pytest.raises(UserError, match=message):
-        hf.known(values["model_type"]).read_config(values | changes, "config.json")
+        registry.family_named(values["model_type"]).read_config(values | changes, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -117,4 +119,4 @@ def test_a_key_with_an_effect_that_is_not_here_is_refused_by_name(name, changes,
 )
 def test_only_a_misspelling_is_answered_by_a_name(kind, message):
     with pytest.raises(UserError, match=message):
-        hf.known(kind)
+        registry.family_named(kind)

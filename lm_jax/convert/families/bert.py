@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm_jax.config import ModelConfig
-from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row
+from lm_jax.convert.mapping import ACTIVATIONS, Family, Option
+from lm_jax.convert.rows import Row
 from lm_jax.convert.safetensors_file import Tensor
 from lm_jax.convert.values import sized
 from lm_jax.errors import UserError
@@ -152,16 +153,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     """Writes options that no row covers; raises UserError where the family has no such option."""
     if not config.token_types:
         raise UserError("config.model.token_types=0: an encoder there has 1 at least.")
-    if config.dim % config.num_heads:
-        raise UserError(
-            f"config.model.dim={config.dim}: an encoder there wants a multiple of "
-            f"config.model.num_heads={config.num_heads}."
-        )
-    return {
-        "intermediate_size": config.mlp_size,
-        "initializer_range": config.init_std or 0.02,
-        "max_position_embeddings": config.max_length + config.position_offset,
-    }
+    return {"max_position_embeddings": config.max_length + config.position_offset}
 
 
 def bert_write(config: ModelConfig) -> dict[str, Any]:
@@ -200,6 +192,7 @@ BERT = Family(
         ("cls.predictions.decoder.bias", "head_bias"),
     ),
     fit=bert_fit,
+    heads_divide=True,
 )
 ROBERTA = Family(
     model_type="roberta",
@@ -215,5 +208,6 @@ ROBERTA = Family(
     write=roberta_write,
     older=((r"lm_head\.decoder\.bias$", "lm_head.bias"),),
     copies=(("lm_head.decoder.weight", "embed/tokens"), ("lm_head.decoder.bias", "head_bias")),
+    heads_divide=True,
 )
 XLM_R = dataclasses.replace(ROBERTA, model_type="xlm-roberta", architecture="XLMRobertaForMaskedLM")

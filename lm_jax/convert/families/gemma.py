@@ -127,7 +127,7 @@ GEMMA2 = llama.like(
     options=OPTIONS,
     ours=OURS,
     keys=(*KEYS, "attn_logit_softcapping"),
-    divides=True,
+    heads_divide=True,
     read=read_gemma2,
     write=write_gemma2,
 )
@@ -141,7 +141,7 @@ GEMMA3 = llama.like(
     # transformers has the cap of the scores among Gemma 3's options, and does not apply it.
     only={"attn_logit_softcapping": None},
     keys=(*KEYS, LOCAL_BASE, "sliding_window_pattern"),
-    divides=True,
+    heads_divide=True,
     read=read_gemma3,
     write=write,
     read_rope=read_rope,

@@ -5,7 +5,8 @@
 from typing import Any
 
 from lm_jax.config import ModelConfig
-from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row
+from lm_jax.convert.mapping import ACTIVATIONS, Family, Option
+from lm_jax.convert.rows import Row
 from lm_jax.errors import UserError
 
 BLOCK, LAYER = "decoder/blocks", "transformer.h.{layer}"
@@ -72,7 +73,6 @@ def write(config: ModelConfig) -> dict[str, Any]:
         )
     return {
         "n_inner": config.mlp_dim or None,
-        "initializer_range": config.init_std or 0.02,
         "embd_pdrop": config.dropout,
     }
 

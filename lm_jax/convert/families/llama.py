@@ -12,7 +12,8 @@ from typing import Any
 from lm_jax.config import ModelConfig
 from lm_jax.config.values import typed
 from lm_jax.convert.families import rope
-from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row
+from lm_jax.convert.mapping import ACTIVATIONS, Family, Option
+from lm_jax.convert.rows import Row
 from lm_jax.errors import UserError
 
 BLOCK, LAYER = "decoder/blocks", "model.layers.{layer}"
@@ -109,7 +110,7 @@ def like(
     ours: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
     keys: Iterable[str] = (),
-    divides: bool = False,
+    heads_divide: bool = False,
     theta: float = 10_000.0,
     read: Callable[[dict[str, Any], str], dict[str, Any]] = lambda values, where: {},
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {},
@@ -119,9 +120,8 @@ def like(
     """A family with Llama's options and tensors, and what differs.
 
     defaults: what the absence of an option of Llama means here. options: in place of those of
-    Llama for the same field of ours. divides: the width must be a multiple of the heads. theta: the
-    rotary base where none is given. read, write: what is not among the options of Llama. The others
-    are those of Family.
+    Llama for the same field of ours. theta: the rotary base where none is given. read, write: what
+    is not among the options of Llama. The others are those of Family.
     """
     defaults, new = defaults or {}, {option.ours for option in options}
 
@@ -129,18 +129,7 @@ def like(
         return {"rope_theta": theta, **read_rope(values, where), **read(values, where)}
 
     def write_all(config: ModelConfig) -> dict[str, Any]:
-        if divides and config.dim % config.num_heads:
-            raise UserError(
-                f"config.model.dim={config.dim}: {architecture} wants a multiple of "
-                f"config.model.num_heads={config.num_heads}."
-            )
-        sizes = {
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.head_size,
-            "intermediate_size": config.mlp_size,
-            "initializer_range": config.init_std or 0.02,
-        }
-        return {**sizes, **write_rope(config), **write(config)}
+        return {**write_rope(config), **write(config)}
 
     return Family(
         model_type=model_type,
@@ -159,6 +148,7 @@ def like(
         read=read_all,
         write=write_all,
         nested=rope.unread,
+        heads_divide=heads_divide,
     )  # fmt: skip
 
 
@@ -190,7 +180,7 @@ FAMILY = like(
     "LlamaForCausalLM",
     # pretraining_tp splits products, not the mathematics.
     keys=("attention_bias", "mlp_bias", "pretraining_tp"),
-    divides=True,
+    heads_divide=True,
     read=read,
     write=lambda config: {
         "attention_bias": config.bias or config.attn_bias,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lm_jax.config import ModelConfig
 from lm_jax.convert.families import llama
-from lm_jax.convert.mapping import Row
+from lm_jax.convert.rows import Row
 
 LIKE = llama.like(
     "olmo2",
@@ -14,7 +14,7 @@ LIKE = llama.like(
     defaults={"rms_norm_eps": 1e-5},
     ours={"norm_order": "output", "qk_norm_all": True},
     keys=("attention_bias",),
-    divides=True,
+    heads_divide=True,
     read=llama.read_bias,
     write=llama.write_bias,
 )

@@ -10,7 +10,8 @@ import numpy as np
 
 from lm_jax.config import ModelConfig
 from lm_jax.config.values import typed
-from lm_jax.convert.mapping import ACTIVATIONS, Family, Option, Row, layers_of
+from lm_jax.convert.mapping import ACTIVATIONS, Family, Option
+from lm_jax.convert.rows import Row
 from lm_jax.convert.safetensors_file import WEIGHTS, Tensor
 from lm_jax.convert.values import chosen, short, sized
 from lm_jax.errors import UserError
@@ -129,14 +130,11 @@ def fit(config: ModelConfig, found: Mapping[str, Tensor]) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """Writes the options that `read` reads, and sizes that we derive."""
+    """Writes the options that `read` reads."""
     word = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
     word = "gelu" if config.gated and word == "gelu_new" else word
     return {
-        "num_layers": layers_of(config, "encoder/"),
         "num_decoder_layers": config.num_layers,
-        "d_kv": config.head_size,
-        "d_ff": config.mlp_size,
         "feed_forward_proj": f"gated-{word}" if config.gated else word,
         "tie_word_embeddings": config.tie_embeddings,
         "scale_decoder_outputs": config.logit_scale != 1.0,
