@@ -1,8 +1,7 @@
 """An analytic model of the train step without a compiler, in milliseconds for a plan. The compiled
 program has the last word.
 
-FLOPs are counted from the jaxpr of the real loss. What goes through the memory of a device is what
-each product reads and writes.
+FLOPs are counted in the jaxpr of the real loss; HBM traffic is what each product reads and writes.
 """
 
 import dataclasses
@@ -17,10 +16,17 @@ from lm_jax.devices.chips import Topology
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
 from lm_jax.plan import roofline, shapes
+from lm_jax.plan.communication import (
+    recomputes_attention,
+    recomputes_products,
+    seconds_per_byte,
+    sent_by_axes,
+    stacks,
+)
 from lm_jax.plan.flops import Flops, count
-from lm_jax.plan.memory import LANES, Memory, Part, memory
+from lm_jax.plan.memory import Memory, memory
 from lm_jax.plan.overlap import Layered, Phases, layered
-from lm_jax.plan.sent import forgets, makes_again, network, sent_by, stacks
+from lm_jax.plan.part import LANES, Part
 from lm_jax.tasks.objectives import loss
 
 
@@ -74,11 +80,11 @@ def estimate(config: Config, topology: Topology) -> Estimate:
     """
     part = part_of(config, topology)
     work, moved = flops(config).times(1 / topology.devices), traffic(part)
-    sent = {axes: size for axes, size in sent_by(part).items() if size}
-    wires = network(topology, tuple(part.sizes.items()))
+    sent = {axes: size for axes, size in sent_by_axes(part).items() if size}
+    cost = seconds_per_byte(topology, tuple(part.sizes.items()))
     seconds: dict[str, float] = {}
     for axes, size in sent.items():
-        for name, each in zip(("ici", "dcn"), wires[axes], strict=True):
+        for name, each in zip(("ici", "dcn"), cost[axes], strict=True):
             seconds |= {f"{name}:{axes}": size * each} if each else {}
     times = roofline.times(topology, work, moved, seconds)
     by_layers = layered(part, topology, phases(part, topology))
@@ -86,7 +92,7 @@ def estimate(config: Config, topology: Topology) -> Estimate:
 
 
 def flops(config: Config) -> Flops:
-    """FLOPs of the loss of a whole batch and of its gradient, recomputation included."""
+    """FLOPs of the loss of a whole batch and of its gradient, with recomputation."""
     mesh = MeshConfig(data=1, context=config.mesh.context)
     one = dataclasses.replace(shapes.essence(config), mesh=mesh)
     return flops_of(one).times(config.batch_size)
@@ -94,35 +100,38 @@ def flops(config: Config) -> Flops:
 
 @functools.lru_cache(maxsize=64)
 def flops_of(config: Config) -> Flops:
-    """FLOPs of the windows of `config`, on as few devices as share one."""
+    """FLOPs of the one window of `config`, on the devices that share it."""
     part = lambda net, batch: loss(net, batch, None, config.loss)[0]
     with shapes.abstract(shapes.sizes_of(config.mesh)):
         return count(jax.value_and_grad(part), *shapes.one_window(config))
 
 
 def phases(part: Part, topology: Topology) -> Phases:
-    """Work of one device in a microbatch, and once a step."""
+    """Seconds of the phases of one device: in a microbatch, and once a step."""
     config, chip = part.config, topology.chip
     model = config.model
     once = dataclasses.replace(config, model=dataclasses.replace(model, remat="none"))
-    # A product costs as much for the gradient of each of what it multiplies as forward.
+    # The gradient of each operand of a product costs as much as the product itself.
     logits = Flops(products=6.0 * model.dim * model.vocab_size * config.tokens_per_step)
-    every, least = flops(config), flops(once)
+    total, least = flops(config), flops(once)
     share = 1 / 2 if model.quantization.endswith("_full") else 1  # forward, of what is in 8 bits
-    first = Flops(products=(least.matrix - logits.matrix) / 3, int8=least.int8 * share,
+    forward_flops = Flops(products=(least.matrix - logits.matrix) / 3, int8=least.int8 * share,
                   fp8=least.fp8 * share)  # fmt: skip
-    ways = 1 / (topology.devices * config.microbatches)
-    back = every + (first + logits).times(-1)
-    matrix = [roofline.matrix(topology, work.times(ways)) for work in (first, back, logits)]
+    share_of_all = 1 / (topology.devices * config.microbatches)
+    backward_flops = total + (forward_flops + logits).times(-1)
+    matrix = [
+        roofline.matrix(topology, work.times(share_of_all))
+        for work in (forward_flops, backward_flops, logits)
+    ]
     passes = passes_of(part)
     layers = layers_traffic(part) / passes
-    moved = [layers, (passes - 1) * layers, words_traffic(part)]
-    forward, backward, words = (
+    moved = [layers, (passes - 1) * layers, head_traffic(part)]
+    forward, backward, head = (
         max(work, size / chip.device_hbm_rate) for work, size in zip(matrix, moved, strict=True)
     )
     attention = attention_flops(part) / (chip.device_flops * chip.matmul)
     return Phases(
-        forward, backward, attention, words, optimizer_traffic(part) / chip.device_hbm_rate
+        forward, backward, attention, head, optimizer_traffic(part) / chip.device_hbm_rate
     )
 
 
@@ -134,25 +143,25 @@ def attention_flops(part: Part) -> float:
     seen = length / 2 if model.architecture == "decoder" else length
     heads = model.num_heads * model.head_size / part.sizes["tensor"]
     layers = sum(layers * (branches - 1) for branches, layers in stacks(model))
-    return 2 * part.tokens * seen * heads * layers * (7 + 2 * forgets(model))
+    return 2 * part.tokens * seen * heads * layers * (7 + 2 * recomputes_attention(model))
 
 
 def passes_of(part: Part) -> int:
-    """Through the layers: forward, perhaps again, and twice for the gradients."""
-    return 3 + makes_again(part.config.model)
+    """Number of passes through the layers: forward, recomputation if any, and two for gradients."""
+    return 3 + recomputes_products(part.config.model)
 
 
 def traffic(part: Part) -> float:
-    """Bytes that a device reads from its memory and writes to it in a step: what each product
-    reads and writes, in all passes.
+    """Bytes that a device reads from its memory and writes to it in a step, by what each product
+    reads and writes in all passes.
     """
-    each = layers_traffic(part) + words_traffic(part)
+    each = layers_traffic(part) + head_traffic(part)
     return part.config.microbatches * each + optimizer_traffic(part)
 
 
 def optimizer_traffic(part: Part) -> float:
-    """HBM bytes moved by the optimizer in a step. Adam reads and writes all of its state; gradients
-    are written and read.
+    """HBM bytes moved by the optimizer in a step: Adam reads and writes all of its state, and
+    gradients are written and read.
     """
     state, sizes = shapes.state(part.config), part.sizes
     return 4 * state.bytes("parameters", sizes) + 2 * state.bytes("optimizer", sizes)
@@ -166,17 +175,20 @@ def layers_traffic(part: Part) -> float:
     return weights * (passes + 2 * (sizes["fsdp"] > 1)) + passes * layers
 
 
-def words_traffic(part: Part) -> float:
+def head_traffic(part: Part) -> float:
     """HBM bytes moved by embeddings, head and loss for one microbatch."""
     config, sizes = part.config, part.sizes
     model = config.model
     logits = part.tokens * (model.vocab_size // sizes["tensor"]) * part.number
     # Each chunk reads the table twice, and reads and writes its gradient in float32.
-    return part.length // part.chunk * 2 * (part.words(4) + part.words(part.number)) + 4 * logits
+    return (
+        part.length // part.chunk * 2 * (part.table_bytes(4) + part.table_bytes(part.number))
+        + 4 * logits
+    )
 
 
 def layer_traffic(part: Part, branches: int, layers: int) -> int:
-    """HBM bytes of the states of one forward pass through so many blocks, weights aside."""
+    """HBM bytes of the states in one forward pass through `layers` blocks, without weights."""
     model = part.config.model
     queries, keys = part.heads(model.num_heads), part.keys
     states, hidden = part.states, part.hidden
@@ -186,7 +198,7 @@ def layer_traffic(part: Part, branches: int, layers: int) -> int:
         attention += 3 * scores // part.sizes["tensor"]
     expanded = hidden * (1 + model.gated)
     forward = 2 * states + 2 * expanded + 2 * hidden + 3 * states
-    if model.num_experts:  # rows go and come, and the product of groups puts them in its own order
+    if model.num_experts:  # rows are sent and returned, and sorted for the grouped product
         rows = states * part.sizes["expert"] * model.experts_per_token
         forward += 4 * rows + 4 * expanded
     return layers * ((branches - 1) * attention + forward)

@@ -1,7 +1,7 @@
 """Floating point operations of a function, counted from its jaxpr with loops and recomputation.
 
-The compiler's own count takes the body of a loop once and a Pallas kernel for nothing. A product of
-matrices [M, K] [K, N] is 2 M N K; everything else is one for each element that it makes. A function
+The compiler's own count has the body of a loop once, and no Pallas kernel. A product of
+matrices [M, K] [K, N] is 2 M N K; everything else is one per element of its result. A function
 that is traced with shardings in its types (explicit mesh axes) can also be counted for one device.
 """
 
@@ -16,14 +16,16 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-# One operation for each element of the result.
+from lm_jax.plan.trip_count import trip_count
+
+# One operation per element of the result.
 ELEMENTWISE = {
     "add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "floor", "ceil",
     "round", "exp", "exp2", "expm1", "log", "log1p", "log2", "tanh", "logistic", "sin", "cos",
     "tan", "sqrt", "rsqrt", "cbrt", "pow", "integer_pow", "square", "erf", "erf_inv", "erfc",
     "max", "min", "clamp", "select_n", "lt", "le", "gt", "ge", "eq", "ne",
 }  # fmt: skip
-# And of the operand.
+# One operation per element of the operand.
 REDUCTIONS = {
     "reduce", "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumlogsumexp",
     "cummax", "argmax", "argmin",
@@ -34,7 +36,7 @@ SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Floating point operations by kind; and what could not be counted, with how often it is."""
+    """Floating point operations by kind, and what could not be counted, with its number."""
 
     products: float = 0.0  # of matrices, convolutions
     attention: float = 0.0  # products inside of attention kernels, of the blocks that they visit
@@ -50,12 +52,12 @@ class Flops:
 
     def __add__(self, more: "Flops") -> "Flops":
         names = {**self.uncounted, **more.uncounted}
-        met = {n: self.uncounted.get(n, 0) + more.uncounted.get(n, 0) for n in names}
+        uncounted = {n: self.uncounted.get(n, 0) + more.uncounted.get(n, 0) for n in names}
         sums = {name: getattr(self, name) + getattr(more, name) for name in FLOPS}
-        return Flops(**sums, uncounted=met)
+        return Flops(**sums, uncounted=uncounted)
 
     def times(self, count: float) -> "Flops":
-        """`count` such in a row."""
+        """FLOPs of `count` repetitions."""
         each = {name: getattr(self, name) * count for name in FLOPS}
         return Flops(**each, uncounted=self.uncounted)
 
@@ -65,7 +67,7 @@ FLOPS = [field.name for field in dataclasses.fields(Flops) if field.name != "unc
 
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """Counts jaxprs. per_device: what one device does, and not all of them together."""
+    """Counts jaxprs. per_device: FLOPs of one device, not of all of them together."""
 
     platform: str = "tpu"  # which branch of jax.lax.platform_dependent runs
     per_device: bool = False
@@ -120,7 +122,7 @@ class Counter:
         return (named or [i for i, names in enumerate(platforms) if names is None])[0]
 
     def axes(self, var: Any) -> list[set[str]]:
-        """The mesh axes that cut each dimension of a value."""
+        """The mesh axes that shard each dimension of a value."""
         spec = getattr(getattr(var.aval, "sharding", None), "spec", None)
         if not self.per_device or spec is None:
             return [set() for _ in var.aval.shape]
@@ -128,7 +130,7 @@ class Counter:
         return parts + [set() for _ in range(len(var.aval.shape) - len(parts))]
 
     def cut(self, var: Any, size: int, axes: set[str]) -> float:
-        """A size over the devices along these axes."""
+        """A size divided by the devices along these axes."""
         return size / math.prod(var.aval.sharding.mesh.shape[axis] for axis in axes)
 
     def size(self, var: Any) -> float:
@@ -139,12 +141,12 @@ class Counter:
 
 
 def unknown(what: str) -> Flops:
-    """Nothing is counted, and that is said."""
+    """No FLOPs, with a note of what was not counted."""
     return Flops(uncounted={what: 1})
 
 
 def product(eqn: Eqn, count: float) -> Flops:
-    """So many operations of a product of these operands."""
+    """`count` FLOPs of a product, by the types of its operands."""
     types = {np.dtype(var.aval.dtype).name for var in eqn.invars[:2]}
     if types == {"int8"}:
         return Flops(products=count, int8=count)
@@ -152,9 +154,9 @@ def product(eqn: Eqn, count: float) -> Flops:
 
 
 def dot(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """dot_general. Of one device: a contracted dimension is cut where both sides are (their sums
-    meet later); another one is cut as in its operand or in the result, since the operand that is
-    not is cut first, for nothing.
+    """dot_general. Per device, a contracted dimension is sharded where both operands are (partial
+    sums are reduced later); another one is sharded as in its operand or in the result, since
+    slicing an operand that is not sharded costs nothing.
     """
     del values
     ((left, right), (batch, right_batch)) = eqn.params["dimension_numbers"]
@@ -178,7 +180,7 @@ def dot(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def conv(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """conv_general_dilated: each element of the result meets a window of each channel of its
+    """conv_general_dilated: each element of the result sums over a window of each channel of its
     group.
     """
     del values
@@ -189,8 +191,8 @@ def conv(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def ragged(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """ragged_dot_general: each row meets the matrix of its group, or, for the gradient of the
-    matrices, a row of the other side.
+    """ragged_dot_general: each row is multiplied by the matrix of its group, or, for the gradient
+    of the matrices, by a row of the other side.
     """
     del values
     numbers = eqn.params["ragged_dot_dimension_numbers"]
@@ -202,9 +204,9 @@ def ragged(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def scan(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """The body, once for each step. What it is given is constants, what is carried and what is
-    taken apart, which alone has another shape inside; how many of each, jax says since 0.12 in
-    another way than before.
+    """The body, once for each step. Inputs are constants, carries and scanned arrays; only the last
+    have another shape inside, which tells them apart in every version of jax (the parameters
+    that count them changed with 0.12).
     """
     body = eqn.params["jaxpr"]
     inside = getattr(body, "jaxpr", body)
@@ -218,41 +220,18 @@ def scan(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def loop(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """while: as a loop from one known number to another; else its body once, and that is said."""
+    """while: the body times the trip count; where that is not known, once, with a note."""
     p = eqn.params
     of_cond, of_body = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     args = [*values[of_cond:of_body], *[None] * (len(values) - of_body)]
     body = counter.inner(p["body_jaxpr"], args)
-    count = steps(p, [*values[:of_cond], *values[of_body:]], values[of_cond:of_body])
-    return body + unknown("while of a number of steps that is not known") if count is None \
+    count = trip_count(p, [*values[:of_cond], *values[of_body:]], values[of_cond:of_body])
+    return body + unknown("while loop of unknown trip count") if count is None \
         else body.times(count)  # fmt: skip
 
 
-def steps(params: dict[str, Any], values: Sequence[Any], consts: Sequence[Any]) -> int | None:
-    """Number of iterations of `while i < n: ...; i += s` where i, n and s are known."""
-    cond, body = params["cond_jaxpr"], params["body_jaxpr"]
-    if len(cond.eqns) != 1 or cond.eqns[0].primitive.name != "lt":
-        return None
-    known = dict(zip((*cond.jaxpr.constvars, *cond.jaxpr.invars), (*cond.consts, *values),
-                     strict=True))  # fmt: skip
-    read = lambda v, known: v.val if isinstance(v, core.Literal) else known.get(v)
-    index, (start, stop) = cond.eqns[0].invars[0], (read(v, known) for v in cond.eqns[0].invars)
-    if start is None or stop is None or isinstance(index, core.Literal):
-        return None
-    place = cond.jaxpr.invars.index(index) - params["cond_nconsts"]
-    carried = body.jaxpr.invars[params["body_nconsts"] + place]
-    of_body = dict(zip((*body.jaxpr.constvars, *body.jaxpr.invars[: len(consts)]),
-                       (*body.consts, *consts), strict=True))  # fmt: skip
-    for eqn in body.eqns:
-        if eqn.outvars[0] is body.jaxpr.outvars[place] and eqn.primitive.name == "add":
-            by = [read(v, of_body) for v in eqn.invars if v is not carried]
-            if len(by) == 1 and by[0] is not None:
-                return max(0, math.ceil((int(stop) - int(start)) / int(by[0])))
-    return None
-
-
 def cond(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """The branch that is known to run, or the largest."""
+    """cond: the branch if its index is known, else the largest."""
     index, *args = values
     every = [counter.inner(branch, args) for branch in eqn.params["branches"]]
     if index is not None:
@@ -261,7 +240,7 @@ def cond(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def shard_map(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """FLOPs of one device, times the devices where all of them are counted."""
+    """shard_map: FLOPs of one device, times the devices unless one is counted (per_device)."""
     found = counter.inner(eqn.params["jaxpr"], values)
     if counter.per_device:
         return found
@@ -271,7 +250,7 @@ def shard_map(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
 
 
 def kernel(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
-    """pallas_call, by the name of the kernel: nothing else says what it computes.
+    """pallas_call, by the name of the kernel: nothing else identifies what it computes.
 
     Splash attention has a block of scores for each entry of its mask that is not 0: forward two
     products (scores, values), for the gradient of the queries three, of keys and values four, and
@@ -287,15 +266,15 @@ def kernel(counter: Counter, eqn: Eqn, values: Sequence[Any]) -> Flops:
     length, size = q.aval.shape[-2:]
     parts = any(v.aval.ndim > q.aval.ndim for v in eqn.outvars)  # of dq, one for each block of keys
     products = {"fwd": 2, "dq": 3, "dkv": 5 if parts else 4}[found[1]]
-    each = 2.0 * products * math.prod(q.aval.shape[:-2]) * size  # of one score of every head
-    if first < 2:  # no mask: everything is visited
-        return Flops(attention=each * length * k.aval.shape[-2])
+    per_score = 2.0 * products * math.prod(q.aval.shape[:-2]) * size  # one score of every head
+    if first < 2:  # no mask: every block is visited
+        return Flops(attention=per_score * length * k.aval.shape[-2])
     if values[1] is None:
-        full = Flops(attention=each * length * k.aval.shape[-2])
+        full = Flops(attention=per_score * length * k.aval.shape[-2])
         return full + unknown(f"the mask of {name}, taken as full")
     mask = np.asarray(values[1])  # [1 or heads, blocks of queries, blocks of keys]
     area = math.prod(grid.block_mappings[i].block_shape[-2].block_size for i in (0, 1))
-    return Flops(attention=each * np.count_nonzero(mask) / len(mask) * area)
+    return Flops(attention=per_score * np.count_nonzero(mask) / len(mask) * area)
 
 
 RULES: dict[str, Callable[[Counter, Eqn, Sequence[Any]], Flops]] = {

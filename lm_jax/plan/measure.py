@@ -100,12 +100,12 @@ def measure(config: Config, topology: Topology) -> Measured:
 def count(program: hlo.Program, mesh: Any, topology: Topology, work: Flops) -> Moved:
     """Counts a program for a mesh on this topology, with so much work for a device."""
     found, own = collectives(program, mesh.shape), traffic(program)
-    times = roofline.times(topology, work, own, network(found, mesh, topology))
+    times = roofline.times(topology, work, own, collective_seconds(found, mesh, topology))
     by_axes = bytes_by(found, lambda each: "+".join(each.axes))
     return Moved(own, by_axes, bytes_by(found, lambda each: each.kind), times)
 
 
-def network(found: list[Collective], mesh: Any, topology: Topology) -> dict[str, float]:
+def collective_seconds(found: list[Collective], mesh: Any, topology: Topology) -> dict[str, float]:
     """Seconds of collectives by network and axes: {"ici:fsdp": ..., "dcn:data": ...}, each group
     taken for as fast as the first.
     """
@@ -124,5 +124,5 @@ def network(found: list[Collective], mesh: Any, topology: Topology) -> dict[str,
 
 
 def model_flops(config: Config) -> float:
-    """FLOPs that the model needs for a step, nothing done twice (metrics.flops_per_token)."""
+    """FLOPs that the model needs for a step, nothing done twice (config.cost.flops_per_token)."""
     return flops_per_token(config.model, config.data.sequence_length) * config.tokens_per_step

@@ -12,7 +12,8 @@ from lm_jax.devices.chips import parse
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
 from lm_jax.plan import estimate, memory, search, shapes
-from lm_jax.plan.sent import sent_by
+from lm_jax.plan.communication import sent_by_axes
+from lm_jax.plan.part import Part
 from lm_jax.training.train_step import init_state
 
 MESHES = (
@@ -33,7 +34,7 @@ def small(mesh, optimizer="adamw", shard_state=False, **model):
 
 def held(config):
     """Bytes that a device holds by the estimate, in the layout of a CPU."""
-    return memory.memory(memory.Part(config, lanes=1)).arguments
+    return memory.memory(Part(config, lanes=1)).arguments
 
 
 def compiled_arguments(config):
@@ -78,7 +79,7 @@ def test_more_fsdp_never_holds_more():
 
 def test_a_policy_that_saves_more_takes_more_and_computes_less():
     of = {policy: small({"fsdp": 8}, remat=policy) for policy in ("full", "names", "dots", "none")}
-    saved = [memory.memory(memory.Part(c)).phases["backward"]["saved activations"]
+    saved = [memory.memory(Part(c)).phases["backward"]["saved activations"]
              for c in of.values()]  # fmt: skip
     assert saved == sorted(set(saved))
     matrix = [estimate.flops(config).matrix for config in of.values()]
@@ -90,7 +91,7 @@ def test_a_policy_that_saves_more_takes_more_and_computes_less():
 def test_full_rematerialization_saves_the_states_between_blocks():
     config = small({"fsdp": 8}, remat="full")
     states = 2 * 256 * 256 * 2  # windows, tokens, width, bytes
-    found = memory.memory(memory.Part(config)).phases["backward"]["saved activations"]
+    found = memory.memory(Part(config)).phases["backward"]["saved activations"]
     assert 4 * states <= found < 6.5 * states  # and what the last norm and the rotations keep
 
 
@@ -98,7 +99,7 @@ def test_full_rematerialization_saves_the_states_between_blocks():
 def test_what_waits_in_the_memory_of_the_host_takes_none_of_the_device():
     states = 4 * 2 * 256 * 256 * 2  # layers, windows, tokens, width, bytes
     full, offload = (
-        memory.memory(memory.Part(small({"fsdp": 8}, remat=policy))).phases["backward"]
+        memory.memory(Part(small({"fsdp": 8}, remat=policy))).phases["backward"]
         for policy in ("full", "offload")
     )
     assert full["saved activations"] - offload["saved activations"] == states
@@ -107,12 +108,12 @@ def test_what_waits_in_the_memory_of_the_host_takes_none_of_the_device():
 
 def test_microbatches_halve_what_is_saved_and_add_gradients():
     whole, halves = (
-        memory.memory(memory.Part(dataclasses.replace(small({"fsdp": 8}), microbatches=count)))
+        memory.memory(Part(dataclasses.replace(small({"fsdp": 8}), microbatches=count)))
         for count in (1, 2)
     )
     of = lambda found: found.phases["backward"]["saved activations"]
     assert of(halves) == pytest.approx(of(whole) / 2, rel=0.01)
-    assert halves.kinds["gradients of microbatches before"] == whole.held["parameters"]
+    assert halves.kinds["gradients of earlier microbatches"] == whole.held["parameters"]
 
 
 def test_what_is_traced_on_a_mesh_of_ones_is_what_the_mesh_has():
@@ -149,7 +150,7 @@ COMPILED = {  # the rows of docs/plans.md
 @pytest.mark.parametrize("name", COMPILED)
 def test_memory_is_within_15_percent_of_the_compilers(name):
     file, mesh, changes, arguments, peak = COMPILED[name]
-    found = memory.memory(memory.Part(of_file(file, mesh, **changes)))
+    found = memory.memory(Part(of_file(file, mesh, **changes)))
     if arguments:
         assert found.arguments / 1e9 == pytest.approx(arguments, rel=0.01, abs=0.02)
     assert found.total / 1e9 == pytest.approx(peak, rel=0.15)
@@ -167,7 +168,7 @@ SENT = {
 @pytest.mark.parametrize("name", SENT)
 def test_what_is_sent_is_what_compiled_programs_send(name):
     file, mesh, changes, *_ = COMPILED[name]
-    found = sent_by(memory.Part(of_file(file, mesh, **changes)))
+    found = sent_by_axes(Part(of_file(file, mesh, **changes)))
     for axes, sent in SENT[name].items():
         assert found[axes] / 1e9 == pytest.approx(sent, rel=0.1)
 

@@ -55,7 +55,7 @@ def test_a_loop_counts_its_body_as_often_as_it_runs_or_says_that_nobody_knows():
     open_end = lambda x, n: jax.lax.fori_loop(0, n, body, x)
     found = count(open_end, X, 3)
     assert found.products == 2 * 4 * 8 * 8
-    assert list(found.uncounted) == ["while of a number of steps that is not known"]
+    assert list(found.uncounted) == ["while loop of unknown trip count"]
 
 
 def test_of_branches_the_largest_counts_and_of_platforms_the_one_that_runs():

@@ -7,8 +7,8 @@ from planned import of_file
 
 from lm_jax.devices.chips import parse
 from lm_jax.plan import overlap
+from lm_jax.plan.communication import sent_by_axes
 from lm_jax.plan.estimate import estimate, part_of, phases
-from lm_jax.plan.sent import sent_by
 
 V5P = parse("v5p:4x4x4")
 
@@ -38,7 +38,7 @@ def test_what_a_branch_waits_for_is_exposed_and_what_takes_longer_than_a_layer()
     config = of_file("llama3_8b", {"fsdp": 16, "tensor": 4}, batch_size=16)
     part, own = part_of(config, V5P), phases(part_of(config, V5P), V5P)
     found = overlap.layered(part, V5P, own)
-    tensor = sent_by(part)["tensor"] / (2 * 90e9)
+    tensor = sent_by_axes(part)["tensor"] / (2 * 90e9)
     assert tensor < found.exposed < 1.1 * tensor
     # Where nothing is computed, all is exposed.
     idle = overlap.layered(part, V5P, overlap.Phases(0.0, 0.0, 0.0, 0.0, 0.0))
