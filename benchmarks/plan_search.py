@@ -54,14 +54,14 @@ def one(name, topology, batch, remat, effort):
     first = [key(plan.config) for plan in plans[:FIRST]]
     os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = str(effort)
     swept = dict(zip(every, together(every.values(), topology), strict=True))
-    best = sorted(swept, key=lambda each: search.order(swept[each]))[:FIRST]
+    best = sorted(swept, key=lambda each: search.rank_key(swept[each]))[:FIRST]
     del os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"]
     top = list(dict.fromkeys((*first, *best)))
     again = dict(zip(top, together([every[each] for each in top], topology), strict=True))
     found = []
     for by in (swept, again):
-        picked = min((by[each] for each in first), key=search.order)
-        top = min(by.values(), key=search.order)
+        picked = min((by[each] for each in first), key=search.rank_key)
+        top = min(by.values(), key=search.rank_key)
         serial = picked.times.serial / top.times.serial
         fast = min(plan.times.overlapped for plan in by.values() if plan.fits or not top.fits)
         found += [(picked, top, serial, picked.times.overlapped / fast)]

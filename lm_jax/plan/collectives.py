@@ -24,8 +24,10 @@ IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
 MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}")
 ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
-# Between slices the TPU compiler sends to the runtime of their hosts; devices are those of a slice.
-FAR = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}.*_xla_megascale_transfer_type="(\w+)"')
+# Between slices the TPU compiler sends through the hosts; devices are those of one slice.
+MEGASCALE = re.compile(
+    r'_xla_megascale_target="\{([\d,:]+)\}.*_xla_megascale_transfer_type="(\w+)"'
+)
 PAIRS = re.compile(r"source_target_pairs=\{([\d,{} ]*)\}")
 
 
@@ -60,32 +62,32 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
     """
     return [
         found
-        for where, instruction, times in program.run()
-        for found in inside(program, where, instruction, times, mesh)
+        for where, instruction, times in program.instructions()
+        for found in collectives_of(program, where, instruction, times, mesh)
     ]
 
 
-def inside(program: Program, where: Computation, instruction: Instruction, times: float,
+def collectives_of(program: Program, where: Computation, instruction: Instruction, times: float,
            mesh: Mapping[str, int], scatter: bool = False) -> Iterator[Collective]:  # fmt: skip
-    """Collectives of an instruction, inside of fusions and asynchronous computations, too."""
+    """Collectives of an instruction, also inside fusions and asynchronous computations."""
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
-        yield one(where, instruction, "reduce-scatter" if scatter else kind, times, mesh)
-    elif kind == "send" and (found := FAR.search(instruction.text)):
+        yield collective(where, instruction, "reduce-scatter" if scatter else kind, times, mesh)
+    elif kind == "send" and (found := MEGASCALE.search(instruction.text)):
         kind = found[2].lower().replace("_", "-")
         groups = between_slices(found[1], math.prod(mesh.values()))
-        yield one(where, instruction, kind, times, mesh, groups)
+        yield collective(where, instruction, kind, times, mesh, groups)
     elif kind in ("fusion", "async", "call"):  # a call-start: on another core of the chip
         for name in instruction.calls or [instruction.called("to_apply")]:
             called = program.computations[name]
             for inner in called.values():
                 more = scatter or name.startswith(SCATTER)
-                yield from inside(program, called, inner, times, mesh, more)
+                yield from collectives_of(program, called, inner, times, mesh, more)
 
 
-def one(where: Computation, instruction: Instruction, kind: str, times: float,
+def collective(where: Computation, instruction: Instruction, kind: str, times: float,
         mesh: Mapping[str, int], groups: np.ndarray | None = None) -> Collective:  # fmt: skip
-    """The collective that an instruction is, between `groups` if not those of its attributes."""
+    """The collective of an instruction, between `groups`, by default those of its attributes."""
     if groups is None:
         groups = group_array(instruction.text, math.prod(mesh.values()))
     held = sum(a.bytes for name in instruction.operands for a in where[name].arrays)
@@ -96,26 +98,28 @@ def one(where: Computation, instruction: Instruction, kind: str, times: float,
 
 
 def group_array(text: str, count: int) -> np.ndarray:
-    """[groups, size] of the attributes of a collective of `count` devices, in any way to write
-    them: {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'}, pairs.
+    """[groups, size] of the attributes of a collective of `count` devices, in any of their forms:
+    {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'}, pairs.
     """
     if found := PAIRS.search(text):
         return np.array(integers(found[1]), int).reshape(-1, 2)
     if found := IOTA.search(text):
         return iota(found[2]).reshape(integers(found[1]))
     if found := MESH.search(text):
-        groups = of_mesh(found[1], found[3])
+        groups = mesh_groups(found[1], found[3])
         return iota(found[2])[groups] if found[2] else groups
     if found := LIST.search(text):
         if not found[1]:
             return np.arange(count).reshape(1, count)
         return np.array([integers(part) for part in re.findall(r"\{([^{}]*)\}", found[1])])
-    raise MachineError(f"the compiler's program has groups of devices that are new: {text[:160]}")
+    raise MachineError(
+        f"the compiler's program has groups of devices in an unknown form: {text[:160]}"
+    )
 
 
 def between_slices(slices: str, count: int) -> np.ndarray:
     """[devices of a slice, slices] of `count` devices in slices of these numbers, "1,2" or "1:4":
-    each with those that have its place in the others.
+    each device with those at its place in the other slices.
     """
     parts = [integers(part) for part in slices.split(",")]
     number = sum(part[-1] - part[0] + 1 for part in parts)
@@ -123,7 +127,7 @@ def between_slices(slices: str, count: int) -> np.ndarray:
 
 
 def integers(text: str) -> list[int]:
-    """All whole numbers in it."""
+    """All whole numbers in a text."""
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
@@ -131,16 +135,17 @@ def iota(text: str) -> np.ndarray:
     """'[2,4]T(1,0)' -> 0 4 1 5 2 6 3 7: the numbers of an array of this shape, transposed."""
     found = ORDER.match(text)
     if not found:
-        raise MachineError(f"the compiler's program has an order of devices that is new: {text}")
+        raise MachineError(
+            f"the compiler's program has an order of devices in an unknown form: {text}"
+        )
     shape = integers(found[1])
     order = integers(found[2]) if found[2] else range(len(shape))
     return np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(-1)
 
 
-def of_mesh(mesh: str, names: str) -> np.ndarray:
+def mesh_groups(mesh: str, names: str) -> np.ndarray:
     """Groups along axes of a mesh of the compiler's own: "'a'=2,'b'=8" and "'b':(2)4", the part of
-    size 4 of b, behind one of 2. Each axis is cut into the parts that are taken and what is around
-    them.
+    size 4 of b, after one of 2. Each axis is split into the parts that are named and those between.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     taken = [(name, int(before or 1), int(size or sizes[name]))
@@ -170,7 +175,7 @@ def axes_of(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def bytes_by(found: Iterable[Collective], key: Callable[[Collective], str]) -> dict[str, float]:
-    """{key: bytes that a device sends in a step}, the most first."""
+    """{key: bytes that a device sends in a step}, largest first."""
     total: dict[str, float] = {}
     for each in found:
         total[key(each)] = total.get(key(each), 0.0) + each.sent

@@ -1,4 +1,4 @@
-"""The compiled program as instructions, each with how often the loops around it run it."""
+"""The compiled program as instructions, each with the number of times it runs in a step."""
 
 import dataclasses
 import math
@@ -16,15 +16,15 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Array(NamedTuple):
-    """A part of what an instruction makes."""
+    """One array of the result of an instruction."""
 
     dtype: str
     shape: tuple[int, ...]
-    on_chip: bool  # in the chip's own memory (a layout with S(1)), not in that beside it
+    on_chip: bool  # in VMEM (a layout with S(1)), not in HBM
 
     @property
     def bytes(self) -> float:
-        """Without padding."""
+        """Bytes without padding."""
         bits = re.search(r"\d+", self.dtype)
         each = BYTES[self.dtype] if self.dtype in BYTES else int(bits[0]) / 8 if bits else 0
         return math.prod(self.shape) * each
@@ -36,14 +36,14 @@ class Instruction:
 
     name: str
     opcode: str
-    arrays: tuple[Array, ...]  # that it makes, those of a tuple one after the other
+    arrays: tuple[Array, ...]  # of the result, those of a tuple in order
     operands: tuple[str, ...]
-    text: str  # behind the operands: attributes
+    text: str  # after the operands: attributes
     literal: str  # between the brackets: the value of a constant, the number of a parameter
 
     @property
     def calls(self) -> list[str]:
-        """Names of the computations that it runs."""
+        """Names of the computations that it calls."""
         found = CALLS.findall(self.text)
         for group in BRANCHES.findall(self.text):
             found += [name.strip().lstrip("%") for name in group.split(",")]
@@ -61,7 +61,7 @@ class Computation(dict[str, Instruction]):
     root: Instruction
 
     def parameter(self, number: int) -> Instruction:
-        """The operand of this number, of what calls it."""
+        """The instruction for operand `number` of the caller."""
         return next(
             i for i in self.values() if i.opcode == "parameter" and i.literal == str(number)
         )
@@ -77,47 +77,49 @@ class Program:
 
     computations: dict[str, Computation]
     entry: str
-    unknown: list[str] = dataclasses.field(default_factory=list)  # loops whose steps nobody knows
+    unknown: list[str] = dataclasses.field(default_factory=list)  # loops of unknown trip count
 
-    def run(self) -> Iterator[tuple[Computation, Instruction, float]]:
-        """(where it is, instruction, how often it runs) of all that run one after the other: of
-        loops, calls and branches (each of them, as if it ran), not of the insides of fusions.
+    def instructions(self) -> Iterator[tuple[Computation, Instruction, float]]:
+        """(computation, instruction, number of runs) of everything that runs in sequence: in loops,
+        calls and branches (each of them, as if it were taken), not inside fusions.
         """
         self.unknown = []
-        yield from self.of(self.entry, 1.0)
+        yield from self.instructions_of(self.entry, 1.0)
 
-    def of(self, name: str, times: float) -> Iterator[tuple[Computation, Instruction, float]]:
-        """The same of one computation."""
+    def instructions_of(
+        self, name: str, times: float
+    ) -> Iterator[tuple[Computation, Instruction, float]]:
+        """`instructions` of one computation that runs so many times."""
         computation = self.computations[name]
         for instruction in computation.values():
             if instruction.opcode == "while":
-                steps = self.steps(computation, instruction)
-                yield from self.of(instruction.called("body"), times * steps)
+                steps = self.trip_count(computation, instruction)
+                yield from self.instructions_of(instruction.called("body"), times * steps)
             elif instruction.opcode in ("call", "conditional"):
                 for inner in instruction.calls or [instruction.called("to_apply")]:
-                    yield from self.of(inner, times)
+                    yield from self.instructions_of(inner, times)
             else:
                 yield computation, instruction, times
 
-    def steps(self, where: Computation, loop: Instruction) -> float:
+    def trip_count(self, where: Computation, loop: Instruction) -> float:
         """Number of iterations of a loop's body, 1 where it cannot be determined (see `unknown`):
-        as noted by the compiler, or from a counter that goes from one constant to another.
+        as noted by the compiler, or from a counter between two constants.
         """
         if known := re.search(r'known_trip_count[\\":{ ]+n[\\": ]+(\d+)', loop.text):
             return int(known[1])
         condition = self.computations[loop.called("condition")]
         compare = follow(condition, condition.root)
         numbers = [follow(condition, condition[name]) for name in compare.operands]
-        way = re.search(r"direction=(LT|LE)", compare.text)
+        direction = re.search(r"direction=(LT|LE)", compare.text)
         index = re.search(r"index=(\d+)", numbers[0].text) if numbers else None
-        if not way or not index or numbers[1].opcode != "constant":
+        if not direction or not index or numbers[1].opcode != "constant":
             self.unknown.append(loop.name)
             return 1
-        place, stop = int(index[1]), int(numbers[1].literal) + (way[1] == "LE")
-        begin, step = self.begin(where, loop, place), self.step(loop, place)
+        place, stop = int(index[1]), int(numbers[1].literal) + (direction[1] == "LE")
+        begin, step = self.first_value(where, loop, place), self.increment(loop, place)
         return max(0, math.ceil((stop - begin) / step))
 
-    def begin(self, where: Computation, loop: Instruction, place: int) -> int:
+    def first_value(self, where: Computation, loop: Instruction, place: int) -> int:
         """The first value of the counter of a loop, 0 where it is not a constant."""
         carried = follow(where, where[loop.operands[0]])
         if carried.opcode != "tuple":
@@ -125,7 +127,7 @@ class Program:
         first = follow(where, where[carried.operands[place]])
         return int(first.literal) if first.opcode == "constant" else 0
 
-    def step(self, loop: Instruction, place: int) -> int:
+    def increment(self, loop: Instruction, place: int) -> int:
         """Increment of a loop's counter in one iteration, 1 where it is not a constant."""
         body = self.computations[loop.called("body")]
         last = body[body.root.operands[place]] if body.root.opcode == "tuple" else body.root
@@ -138,7 +140,7 @@ class Program:
 
 
 def follow(computation: Computation, instruction: Instruction) -> Instruction:
-    """The instruction behind a chain of copies."""
+    """The source of a chain of copies."""
     while instruction.opcode in (
         "copy",
         "bitcast",

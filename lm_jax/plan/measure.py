@@ -35,7 +35,7 @@ class Memory:
 class Moved:
     """Bytes that one device moves in a step, and what that and its operations take."""
 
-    traffic: float  # from and to its memory
+    traffic: float  # between the device and its HBM
     sent: dict[str, float]  # to other devices, by axes of the mesh
     sent_by_kind: dict[str, float]
     times: roofline.Times
@@ -49,7 +49,7 @@ class Measured:
     flops: Flops  # of one device
     all_flops: Flops  # of all devices, where nothing is done twice
     moved: Moved | None  # None where the compiler refused the program: it does not fit
-    unknown: tuple[str, ...]  # what could not be counted
+    unknown: tuple[str, ...]  # names of what could not be counted
     compile_seconds: float  # of the CPU, tracing included
     # Where it does not fit: what is largest, and what makes it smaller.
     advice: tuple[str, ...] = ()
@@ -67,12 +67,14 @@ def measure(config: Config, topology: Topology) -> Measured:
     began = time.process_time()
     devices = ahead_of_time.devices(topology.slice_name, topology.slices)
     step = ahead_of_time.trace_step(config, devices)
-    share = 1 / config.mesh.expert  # of the rows that a device has, if the experts are asked alike
+    share = (
+        1 / config.mesh.expert
+    )  # of the rows that a device has, if the experts are chosen equally often
     flops = Counter(per_device=True, ragged=share).closed(step.traced.jaxpr)
     everything = Counter(ragged=share).closed(step.traced.jaxpr)
     unknown = tuple(flops.uncounted)
-    held = lambda tree: sum(map(bytes_per_device, jax.tree.leaves(tree)))
-    model, state, batch = map(held, (step.state.model, step.state, step.batch))
+    bytes_of = lambda tree: sum(map(bytes_per_device, jax.tree.leaves(tree)))
+    model, state, batch = map(bytes_of, (step.state.model, step.state, step.batch))
     memory = Memory(model, state - model, batch, 0.0, 0.0, topology.chip.device_hbm)
     try:
         compiled = step.compile()
@@ -85,20 +87,24 @@ def measure(config: Config, topology: Topology) -> Measured:
         took = time.process_time() - began
         return Measured(memory, flops, everything, None, unknown, took, tuple(advice))
     took = time.process_time() - began
-    said = compiled.memory_analysis()
-    # temp_size_in_bytes counts places that are never used at the same time (it can be larger than
-    # the memory of a program that fits).
-    peak = said.peak_memory_in_bytes
-    beside = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
-    memory = dataclasses.replace(memory, peak=peak, temporaries=peak - beside)
+    analysis = compiled.memory_analysis()
+    # temp_size_in_bytes also counts buffers that are never live at the same time: it can exceed
+    # the memory of a program that fits.
+    peak = analysis.peak_memory_in_bytes
+    state_bytes = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    memory = dataclasses.replace(memory, peak=peak, temporaries=peak - state_bytes)
     program = hlo.parse(compiled.as_text())
-    moved = count(program, step.mesh, topology, flops)
+    moved = count_moved(program, step.mesh, topology, flops)
     unknown += tuple(f"the steps of the compiled loop {name}" for name in program.unknown)
     return Measured(memory, flops, everything, moved, unknown, took)
 
 
-def count(program: hlo.Program, mesh: Any, topology: Topology, work: Flops) -> Moved:
-    """Counts a program for a mesh on this topology, with so much work for a device."""
+def count_moved(program: hlo.Program, mesh: Any, topology: Topology, work: Flops) -> Moved:
+    """Counts the bytes that a program moves, and its times; `work`: FLOPs of a device."""
     found, own = collectives(program, mesh.shape), traffic(program)
     times = roofline.times(topology, work, own, collective_seconds(found, mesh, topology))
     by_axes = bytes_by(found, lambda each: "+".join(each.axes))
@@ -107,7 +113,7 @@ def count(program: hlo.Program, mesh: Any, topology: Topology, work: Flops) -> M
 
 def collective_seconds(found: list[Collective], mesh: Any, topology: Topology) -> dict[str, float]:
     """Seconds of collectives by network and axes: {"ici:fsdp": ..., "dcn:data": ...}, each group
-    taken for as fast as the first.
+    assumed to be as fast as the first.
     """
     devices = mesh.devices.reshape(-1)
     total: dict[str, float] = {}
@@ -115,8 +121,8 @@ def collective_seconds(found: list[Collective], mesh: Any, topology: Topology) -
         if not each.axes:
             continue
         places = [roofline.place(devices[i], topology) for i in each.groups[0]]
-        near, far = roofline.seconds(topology, each.sent, places)
-        for name, seconds in (("ici", near), ("dcn", far)):
+        ici, dcn = roofline.seconds(topology, each.sent, places)
+        for name, seconds in (("ici", ici), ("dcn", dcn)):
             if seconds:
                 part = f"{name}:{'+'.join(each.axes)}"
                 total[part] = total.get(part, 0.0) + seconds

@@ -20,7 +20,7 @@ Bars = Sequence[tuple[str, Mapping[str, float]]]
 
 
 def run_of(plan: Plan, tokens: float, price: float) -> Forecast:
-    """Upper bound of a run's time and cost: nothing of a step overlaps."""
+    """Forecast of a run in which nothing of a step overlaps: an upper bound of time and cost."""
     config = plan.config
     needed = flops_per_token(config.model, config.data.sequence_length) * config.tokens_per_step
     topology = plan.estimate.topology
@@ -32,7 +32,7 @@ def affordable(
     plans: Sequence[Plan], tokens: float, price: Mapping[str, float], deadline: float
 ) -> list[Plan]:
     """The plans whose run takes at most so many days (0: any), the cheapest first: in USD where a
-    price is said, then in hours of chips.
+    price is given, else in chip hours.
     """
     found = []
     for plan in plans:
@@ -45,7 +45,7 @@ def affordable(
 
 
 def as_dict(plan: Plan, tokens: float, price: float) -> dict[str, Any]:
-    """For JSON."""
+    """A plan as a JSON object."""
     config, found = plan.config, plan.estimate
     return {
         "topology": str(found.topology),
@@ -68,13 +68,16 @@ def as_dict(plan: Plan, tokens: float, price: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def text(plans: Sequence[Plan], tokens: float, price: Mapping[str, float], where: bool) -> str:
-    """A table of the first plans; `where`: with the topology of each. What a device waits is the
-    estimate's, layer by layer.
+def text(
+    plans: Sequence[Plan], tokens: float, price: Mapping[str, float], with_topology: bool
+) -> str:
+    """A table of the first plans; with_topology: one column more. The share of time that a device
+    waits is the layered estimate's.
     """
-    head = [*(["topology"] if where else []), "mesh", "remat", "parts", "memory of a device",
-            "step", "bound", "waits", "MFU", "days", *(["USD"] if price else []),
-            "figures"]  # fmt: skip
+    head = [
+        *(["topology"] if with_topology else []), "mesh", "remat", "parts", "memory of a device",
+        "step", "bound", "waits", "MFU", "days", *(["USD"] if price else []), "figures",
+    ]  # fmt: skip
     rows = [head]
     for plan in plans[:SHOWN]:
         topology = plan.estimate.topology
@@ -82,7 +85,7 @@ def text(plans: Sequence[Plan], tokens: float, price: Mapping[str, float], where
         run = run_of(plan, tokens, price.get(topology.chip.name, 0.0))
         cost = "?" if run.cost is None else f"{run.cost:,.0f}"
         rows.append([
-            *([str(topology)] if where else []), mesh(plan), plan.config.model.remat,
+            *([str(topology)] if with_topology else []), mesh(plan), plan.config.model.remat,
             str(plan.config.microbatches),
             f"{gb(plan.peak)} {plan.peak / limit:4.0%}" + " TOO MUCH" * (not plan.fits),
             f"{plan.times.overlapped:.3g} to {plan.times.serial:.3g} s", plan.times.bound,
@@ -123,11 +126,9 @@ def page(plans: Sequence[Plan], title: str) -> str:
 
 
 def bars(rows: Bars, unit: str, level: float = 0.0) -> str:
-    """Rows of stacked bars as SVG, with what they are made of below; `level`: a line to compare
-    with.
-    """
-    most = max([level, *(sum(parts.values()) for _, parts in rows)]) * 1.14
-    scale = (WIDTH - NAME) / most
+    """Rows of stacked bars as SVG with a legend; `level`: a vertical line, 0 for none."""
+    longest = max([level, *(sum(parts.values()) for _, parts in rows)]) * 1.14
+    scale = (WIDTH - NAME) / longest
     kinds = list(dict.fromkeys(kind for _, parts in rows for kind in parts))
     found = []
     for number, (name, parts) in enumerate(rows):

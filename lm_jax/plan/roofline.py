@@ -1,8 +1,8 @@
 """Roofline: lower and upper bounds of a step's time, and what a run costs.
 
-Each part of a chip needs a time of its own for its share of a step (Williams et al. 2009,
-doi:10.1145/1498765.1498785). Where all of them work at once the step takes as long as the slowest,
-its bound; where none do, as long as all together. What is measured lies between.
+Each part of a chip (matrix unit, HBM, links) needs some time for its work of a step (Williams et
+al. 2009, doi:10.1145/1498765.1498785). If all overlap, the step takes as long as the slowest part,
+its bound; if none do, as long as their sum. Measured times lie between.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ class Times:
 
     @property
     def overlapped(self) -> float:
-        """All parts at once."""
+        """Seconds if all parts overlap."""
         return max(self.parts.values())
 
     @property
     def serial(self) -> float:
-        """One part after the other."""
+        """Seconds if no parts overlap."""
         return math.fsum(self.parts.values())
 
     @property
     def ends(self) -> dict[str, float]:
-        """Both, by name."""
+        """Lower and upper bound, by name."""
         return {"overlapped": self.overlapped, "serial": self.serial}
 
     @property
@@ -44,7 +44,7 @@ class Times:
 
 
 def times(topology: Topology, work: Flops, memory: float, network: Mapping[str, float]) -> Times:
-    """Times of one device in a step from its operations, bytes from and to its memory, and seconds
+    """Times of one device in a step from its FLOPs, HBM bytes, and seconds
     of the network (see `seconds`).
     """
     own = {"matrix": matrix(topology, work), "memory": memory / topology.chip.device_hbm_rate}
@@ -52,8 +52,8 @@ def times(topology: Topology, work: Flops, memory: float, network: Mapping[str, 
 
 
 def matrix(topology: Topology, work: Flops) -> float:
-    """Seconds of the matrix unit of a device; numbers of eight bits that it does not multiply
-    faster are multiplied as bfloat16.
+    """Seconds of the matrix unit of a device; products in eight bits that the chip
+    does not speed up are counted as bfloat16.
     """
     chip = topology.chip
     low = {"int8": max(chip.int8, chip.flops), "fp8": max(chip.fp8, chip.flops)}
@@ -65,11 +65,11 @@ def matrix(topology: Topology, work: Flops) -> float:
 def seconds(
     topology: Topology, sent: float, places: Sequence[tuple[int, ...]]
 ) -> tuple[float, float]:
-    """(inside of slices, between them) of a collective in which each device of a group sends `sent`
+    """(inside slices, between them) of a collective in which each device of a group sends `sent`
     bytes. places: the `place` of each of its devices.
 
-    A group in several slices works in two stages: first inside of each, and then between them each
-    device with its own part.
+    A group across slices works in two stages: inside each slice, then between slices, each device
+    with its own part.
     """
     slices = len({place[0] for place in places})
     inner = [place[1:] for place in places if place[0] == places[0][0]]
@@ -80,14 +80,14 @@ def seconds(
 
 
 def place(device: Any, topology: Topology) -> tuple[int, ...]:
-    """(slice, dimensions of the torus..., device of the chip): where a device of jax is."""
+    """(slice, torus coordinates..., core of the chip) of a jax device."""
     coords = device.coords[: len(topology.shape)]
     return getattr(device, "slice_index", 0), *coords, device.core_on_chip
 
 
 def rate(topology: Topology, places: Sequence[tuple[int, ...]]) -> float:
     """Bytes a second that a device can send to the others of a group inside of a slice: both ways
-    of a ring, one of a line, of all dimensions in which the group extends, if the collective uses
+    of a ring, one of a line, over all dimensions in which the group extends, if the collective uses
     them at once. The devices of a chip share its links; where both are in the group, they also
     share what arrives.
     """
@@ -109,9 +109,9 @@ class Forecast:
 
     seconds: float
     tokens_per_second: float
-    mfu: float  # of the FLOPs that the model needs, not of those that are done again
-    days: float | None  # of the whole run; None where its tokens are not said
-    cost: float | None  # USD; None where the price is not said
+    mfu: float  # without recomputation
+    days: float | None  # of the whole run; None where its tokens are unknown
+    cost: float | None  # USD; None where the price is unknown
 
 
 def forecast(

@@ -21,21 +21,20 @@ from lm_jax.plan.measure import Measured
 from lm_jax.plan.memory import memory
 from lm_jax.plan.roofline import Times
 
-# One that moves states to the host and back is planned where it is named: what that link carries,
-# and hides, is not modelled.
+# Offloading is planned only where it is named: the link to the host is not modelled.
 REMAT = tuple(policy for policy in facts_of(ModelConfig)["remat"].choices if policy != "offload")
-SOME = 12  # plans that do not fit, where none does
-LONG = 16_384  # tokens from which on devices may share a row
+MAX_UNFIT = 12  # plans that are shown where none fits
+MIN_CONTEXT_TOKENS = 16_384  # windows from this length on may be split over `context`
 MAX_CHIPS = 4096  # of the topologies that are searched where none is named
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An estimate, and what the compiler says of it where it was asked."""
+    """An estimate, with the compiler's measurements where it was compiled."""
 
     estimate: Estimate
     measured: Measured | None = None
-    failed: str = ""  # what the compiler said if it broke
+    failed: str = ""  # the error where the compiler failed
 
     @property
     def config(self) -> Config:
@@ -44,7 +43,7 @@ class Plan:
 
     @property
     def peak(self) -> float:
-        """Bytes of a device, all that it holds at once."""
+        """Peak bytes of a device."""
         return self.measured.memory.peak if self.measured else self.estimate.memory.total
 
     @property
@@ -65,9 +64,9 @@ class Plan:
 
 
 def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
-    """All plans that fit, by their time with nothing overlapped; where none does, some, by their
-    memory. Of each mesh and policy, the one with the fewest microbatches; the mesh and microbatches
-    of `config` count for nothing. remat: this policy alone.
+    """All plans that fit, by their time without overlap; where none does, a few, by their memory.
+    Each mesh and policy has the fewest microbatches that fit; the mesh and microbatches of `config`
+    are ignored. remat: this policy alone.
 
     Raises UserError when the batch divides over no mesh.
     """
@@ -75,16 +74,16 @@ def search(config: Config, topology: Topology, remat: str = "") -> list[Plan]:
     limit = topology.chip.device_hbm
     near = [tried for need, tried in found if need <= limit]
     if not near:
-        near = [tried for _, tried in sorted(found, key=lambda each: each[0])[:SOME]]
+        near = [tried for _, tried in sorted(found, key=lambda each: each[0])[:MAX_UNFIT]]
     plans = [Plan(estimate(tried, topology)) for tried in near]
     alike = {(plan.config.mesh, plan.times.serial, plan.peak): plan for plan in plans}
-    return sorted(alike.values(), key=order)
+    return sorted(alike.values(), key=rank_key)
 
 
 def candidates(config: Config, topology: Topology, remat: str = "") -> list[tuple[int, Config]]:
     """Every mesh with every policy: (bytes of a device, config). Raises UserError without any."""
     found = [
-        fewest(dataclasses.replace(with_remat(config, policy), mesh=mesh), topology)
+        with_microbatches(dataclasses.replace(with_remat(config, policy), mesh=mesh), topology)
         for mesh in meshes(config, topology)
         for policy in ((remat,) if remat else REMAT)
     ]
@@ -98,26 +97,26 @@ def candidates(config: Config, topology: Topology, remat: str = "") -> list[tupl
 
 
 def with_remat(config: Config, policy: str) -> Config:
-    """The config with this policy."""
+    """`config` with this remat policy."""
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
 
 
-def order(plan: Plan) -> tuple:
+def rank_key(plan: Plan) -> tuple:
     """Sort key of plans."""
     return not plan.fits, not plan.measured, plan.times.serial, plan.peak
 
 
 def meshes(config: Config, topology: Topology) -> Iterator[MeshConfig]:
-    """Those over all devices that the checks let through; no pipelines, which have no estimate, and
-    no axis for slices: it is the same as so many more of data.
+    """Meshes of all devices that pass the checks; without pipelines, which have no estimate, and
+    without the slice axis, which is equivalent to a larger data axis.
     """
     axes = [axis for axis in request.AXES if axis not in ("slice", "stage")]
     for sizes in factors(topology.devices, len(axes)):
         mesh = MeshConfig(**dict(zip(axes, sizes, strict=True)))
         if mesh.expert > 1 and not config.model.num_experts:
-            continue  # the same as so many more of data
-        if mesh.context > 1 and config.data.sequence_length < LONG:
-            continue  # the same as so many more of fsdp, with more to send
+            continue  # equivalent to a larger data axis
+        if mesh.context > 1 and config.data.sequence_length < MIN_CONTEXT_TOKENS:
+            continue  # equivalent to a larger fsdp axis that sends more
         tried = dataclasses.replace(config, mesh=mesh, microbatches=1)
         try:
             request.check_on(tried, topology)
@@ -127,7 +126,7 @@ def meshes(config: Config, topology: Topology) -> Iterator[MeshConfig]:
 
 
 def factors(count: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write `count` as a product of so many numbers."""
+    """All ways to write `count` as a product of `parts` numbers, in order."""
     if parts == 1:
         yield (count,)
         return
@@ -136,7 +135,7 @@ def factors(count: int, parts: int) -> Iterator[tuple[int, ...]]:
             yield from ((first, *rest) for rest in factors(count // first, parts - 1))
 
 
-def fewest(config: Config, topology: Topology) -> tuple[int, Config]:
+def with_microbatches(config: Config, topology: Topology) -> tuple[int, Config]:
     """(bytes of a device, the config with the fewest microbatches that fits, or with the most)."""
     rows = config.batch_size // math.prod(getattr(config.mesh, axis) for axis in BATCH_AXES)
     counts = [count for count in range(1, rows + 1) if rows % count == 0]
@@ -147,7 +146,7 @@ def fewest(config: Config, topology: Topology) -> tuple[int, Config]:
 
     if need(1) <= topology.chip.device_hbm:
         return need(1), dataclasses.replace(config, microbatches=1)
-    low, high = 0, len(counts) - 1  # from two on, more microbatches never take more
+    low, high = 0, len(counts) - 1  # from two on, memory falls with the number of microbatches
     while low < high:
         middle = (low + high) // 2
         if need(counts[middle]) <= topology.chip.device_hbm:
@@ -158,16 +157,16 @@ def fewest(config: Config, topology: Topology) -> tuple[int, Config]:
 
 
 def compiled(plans: Sequence[Plan], count: int) -> list[Plan]:
-    """The plans with the first `count` of them compiled, as many at once as there are cores, the
-    best first. Raises MachineError without the compiler.
+    """`plans`, the first `count` of them compiled (one process a core) and sorted again. Raises
+    MachineError without the compiler.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         first = list(pool.map(with_compiler, plans[:count]))
-    return sorted(first, key=order) + list(plans[count:])
+    return sorted(first, key=rank_key) + list(plans[count:])
 
 
 def with_compiler(plan: Plan) -> Plan:
-    """The plan and what the compiler says of it."""
+    """The plan with the compiler's measurements, or its error."""
     try:
         return Plan(plan.estimate, compiler_process.measure(plan.config, plan.estimate.topology))
     except (jax.errors.JaxRuntimeError, compiler_process.CompilerError) as error:
@@ -175,7 +174,7 @@ def with_compiler(plan: Plan) -> Plan:
 
 
 def topologies() -> Iterator[Topology]:
-    """Slices of every TPU from one host on, doubled; hosts of GPUs, doubled."""
+    """Slices of every TPU from one host on, and hosts of GPUs, in powers of two."""
     for chip in CHIPS.values():
         shape = [1] * (chip.dims - 2) + [2, 2] if chip.is_tpu else [chip.host]
         hosts = 1

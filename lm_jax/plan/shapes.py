@@ -21,7 +21,7 @@ from lm_jax.training.train_step import init_state
 
 
 class Leaf(NamedTuple):
-    """An array: the names on the way to it, and which mesh axes cut each dimension."""
+    """An array: its path in the tree, and the mesh axes that shard each dimension."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -29,15 +29,15 @@ class Leaf(NamedTuple):
     cut: tuple[tuple[str, ...], ...]
 
     def bytes(self, sizes: dict[str, int], size: int = 0, lanes: int = 1) -> int:
-        """On a device of a mesh of these sizes, of numbers of `size` bytes or of its own. A TPU
-        holds one dimension, that which wastes least, in rows of so many `lanes`.
+        """Bytes on a device of a mesh of these sizes, in numbers of `size` bytes (0: its dtype's).
+        A TPU pads one dimension, that which wastes least, to a multiple of `lanes`.
         """
         own = self.own(sizes)
         waste = min((-(-n // lanes) * lanes / n for n in own if n), default=1.0)
         return int(math.prod(own) * waste) * (size or self.dtype.itemsize)
 
     def own(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """The shape of a device's part."""
+        """Shape of a device's part."""
         parts = (math.prod(sizes[axis] for axis in axes) for axes in self.cut)
         return tuple(-(-n // p) for n, p in zip(self.shape, parts, strict=True))
 
@@ -61,7 +61,7 @@ class State:
 
 @functools.lru_cache(maxsize=2**16)
 def summed(state: State, what: str, sizes: tuple, size: int, lanes: int) -> int:
-    """`State.bytes`, which a search asks for many plans with the same mesh."""
+    """`State.bytes`, cached: plans with the same mesh share it."""
     return sum(leaf.bytes(dict(sizes), size, lanes) for leaf in getattr(state, what))
 
 
@@ -104,8 +104,8 @@ def leaf(path: tuple[str, ...], x: Any) -> Leaf:
 def state(config: Config) -> State:
     """Parameters and optimizer state of `config`, whose mesh has no -1.
 
-    A layout depends on the sizes of a mesh where something may not divide: words, or what ZeRO
-    cuts. Elsewhere a mesh of ones says it for all.
+    A layout depends on the sizes of a mesh only where a dimension may not divide: the vocabulary,
+    or what ZeRO shards. Elsewhere a mesh of ones has the same layout.
     """
     mesh = config.mesh
     if not config.optimizer.shard_state or mesh.data == 1:
@@ -124,7 +124,7 @@ def traced_state(config: Config) -> State:
 
 
 def essence(config: Config) -> Config:
-    """One window of the same model and loss: what configs that are traced alike have in common."""
+    """A config of one window with the same model and loss: the key by which traces are shared."""
     return dataclasses.replace(
         config, name="", steps=1, batch_size=1, microbatches=1, mesh=MeshConfig(data=1),
         optimizer=OptimizerConfig(warmup_steps=0), eval=EvalConfig(), checkpoint=CheckpointConfig(),
@@ -132,7 +132,7 @@ def essence(config: Config) -> Config:
 
 
 def saved(config: Config) -> Saved:
-    """By the model's remat policy, on the device; without the head and the loss."""
+    """Activations saved under the model's remat policy, without the head and the loss."""
     tensor = config.mesh.tensor
     few = next((n for n in range(2, tensor + 1) if tensor % n == 0), 1)
     mesh = MeshConfig(data=1, tensor=few, context=config.mesh.context)
@@ -143,8 +143,8 @@ def saved(config: Config) -> Saved:
 
 
 def narrowed(leaf: Leaf, times: int) -> Leaf:
-    """The part of an array on one of so many times more devices that share the heads. Only its size
-    is used, so any dimension will do.
+    """The part of an array where so many times more devices share the heads. Only its size is used,
+    so any dimension may be divided.
     """
     dims = [i for i, n in enumerate(leaf.shape) if i and n % times == 0]
     if not dims or not any(leaf.cut):
@@ -156,7 +156,7 @@ def narrowed(leaf: Leaf, times: int) -> Leaf:
 
 @functools.lru_cache(maxsize=256)
 def traced_saved(config: Config) -> Saved:
-    """`saved`, traced on the mesh of `config`, of devices that share the heads or the rows."""
+    """`saved`, traced on the mesh of `config`, which shards the heads or the rows."""
     sizes = sizes_of(config.mesh)
     with abstract(sizes):
         forward = lambda net, batch: jax.vjp(lambda net: net.forward(batch)[0], net)[1]
@@ -170,7 +170,7 @@ def traced_saved(config: Config) -> Saved:
 
 
 def local(leaf: Leaf, sizes: dict[str, int]) -> Leaf:
-    """A device's part of what is saved of the batch; its cuts are those between heads."""
+    """A device's part of a saved activation, sharded over the heads only."""
     heads = tuple(tuple(axis for axis in axes if axis == "tensor") for axes in leaf.cut)
     return leaf._replace(shape=leaf.own(sizes), cut=heads)
 
@@ -179,10 +179,10 @@ def one_window(config: Config) -> tuple[Any, dict[str, Any]]:
     """The abstract model and batch of `config`, which has one window; inside of `abstract`."""
     net = jax.eval_shape(lambda: create(config.model, rngs=nnx.Rngs(0)))
     batch = abstract_batch(config, jax.sharding.get_abstract_mesh())
-    return net, {name: first(x) for name, x in batch.items()}
+    return net, {name: first_row(x) for name, x in batch.items()}
 
 
-def first(x: Any) -> Any:
-    """The abstract x[0] of an array whose first dimension is not cut."""
+def first_row(x: Any) -> Any:
+    """The abstract x[0] of an array whose first dimension is not sharded."""
     place = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=place)

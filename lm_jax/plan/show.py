@@ -14,7 +14,7 @@ Forecasts = dict[str, Forecast]  # overlapped and serial
 
 
 def as_dict(config: Config, topology: Topology, found: Measured, runs: Forecasts) -> dict[str, Any]:
-    """For JSON."""
+    """A measured plan as a JSON object."""
     values = dataclasses.asdict(found)
     if found.moved:
         times = found.moved.times
@@ -34,7 +34,7 @@ def as_dict(config: Config, topology: Topology, found: Measured, runs: Forecasts
 
 
 def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -> str:
-    """For people. Figures are the compiler's or are counted, but for the times, which are the
+    """A measured plan as lines of text. Figures are the compiler's or counted; times are the
     roofline's.
     """
     chip, memory = topology.chip, found.memory
@@ -51,7 +51,7 @@ def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -
              f"{gb(memory.batch)}, temporaries {gb(memory.temporaries)}"),
         ("FLOPs", f"{found.all_flops.matrix:.3g} a step in matrix products, attention "
                   f"{found.all_flops.attention / found.all_flops.matrix:.0%} of them; a device "
-                  f"{found.flops.matrix:.3g}, {again(found, topology)}{low(found)}"),
+                  f"{found.flops.matrix:.3g}, {repeated(found, topology)}{low_precision(found)}"),
     ]  # fmt: skip
     if moved := found.moved:
         rows.append(("traffic", f"{gb(moved.traffic)} between a device and its memory"))
@@ -61,7 +61,7 @@ def text(config: Config, topology: Topology, found: Measured, runs: Forecasts) -
         rows += [("", f"by kind: {', '.join(kinds)}")] if kinds else []
         parts = [f"{part} {seconds:.3g} s" for part, seconds in moved.times.parts.items()]
         rows.append(("roofline", f"{', '.join(parts)}; bound by {moved.times.bound}"))
-    rows += [(name, line(run)) for name, run in runs.items()]
+    rows += [(name, forecast_line(run)) for name, run in runs.items()]
     rows += [("not counted", what) for what in found.unknown]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -76,21 +76,21 @@ def verdict(found: Measured) -> str:
     return f"fits: {gb(memory.peak)} at most, {share:.0%} of the {gb(memory.limit)} of a device"
 
 
-def again(found: Measured, topology: Topology) -> str:
+def repeated(found: Measured, topology: Topology) -> str:
     """Share of the FLOPs that more than one device computes, in words."""
     more = found.flops.matrix * topology.devices / found.all_flops.matrix - 1
     return "none of them twice" if more < 0.001 else f"{more:.1%} of them again on another"
 
 
-def low(found: Measured) -> str:
+def low_precision(found: Measured) -> str:
     """Share of the FLOPs in eight bits, in words; "" for none."""
     kinds = {"int8": found.flops.int8, "fp8": found.flops.fp8}
     whole = found.flops.matrix
     return "".join(f"; {size / whole:.0%} in {kind}" for kind, size in kinds.items() if size)
 
 
-def line(run: Forecast) -> str:
-    """One row of the forecast."""
+def forecast_line(run: Forecast) -> str:
+    """A forecast as one line."""
     days = f", {run.days:.3g} days" if run.days is not None else ""
     cost = f", {run.cost:,.0f} USD" if run.cost is not None else ""
     speed = f"{human(run.tokens_per_second)} tokens/s, MFU {run.mfu:.1%}"
@@ -98,5 +98,5 @@ def line(run: Forecast) -> str:
 
 
 def gb(size: float) -> str:
-    """10^9 bytes; of less than a hundredth, 10^6."""
+    """Bytes as GB (10^9), below 10 MB as MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2g} MB"

@@ -80,7 +80,7 @@ def test_what_does_not_fit_whole_is_cut_into_as_few_microbatches_as_do():
     )
     limit = (need(8, topology) + need(4, topology)) // 2
     chip = dataclasses.replace(topology.chip, hbm=limit)
-    size, found = search.fewest(config, dataclasses.replace(topology, chip=chip))
+    size, found = search.with_microbatches(config, dataclasses.replace(topology, chip=chip))
     assert found.microbatches == 8
     assert size == need(8, topology) <= limit
 
