@@ -35,6 +35,15 @@ def test_files_that_are_linked_or_launched_exist():
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_files_that_the_docs_name_exist(page):
+    """A file of this repository is named by its whole path."""
+    folders = "|".join(path.name for path in ROOT.glob("[a-z]*") if path.is_dir())
+    text = page.read_text("utf-8")
+    named = re.findall(rf"(?<![\w/-])((?:{folders})/[\w./-]+\.(?:py|sh|md|sbatch))\b", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_configs_are_all_listed():
     for path in (ROOT / "configs").glob("*.py"):
         assert f"`{path.stem}`" in README, path.name
