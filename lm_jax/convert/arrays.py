@@ -1,4 +1,4 @@
-"""Arrays of a model from tensors on the host, layer by layer onto the devices, and back."""
+"""Arrays of a model from tensors of files, one layer at a time onto the devices, and back."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ Sources = dict[str, tuple[Tensor, list[Row]]]  # a tensor of theirs, and the row
 
 
 def abstract_model(config: ModelConfig, where: str) -> Transformer:
-    """The model's shapes and shardings, nothing computed."""
+    """Shapes and shardings of the model, without arrays."""
     if mesh_is_set():
         need_axes(*AXES)
         check_model(config, where, jax.sharding.get_abstract_mesh().shape)
@@ -30,7 +30,7 @@ def abstract_model(config: ModelConfig, where: str) -> Transformer:
 
 
 def load_array(leaf: Any, rows: list[Row], config: ModelConfig, sources: Sources) -> jax.Array:
-    """One of our arrays from its tensors; a stacked one is filled by layers, where it stays."""
+    """One of our arrays from its tensors; a stacked one is filled layer by layer on its devices."""
     sharding = concrete_sharding(leaf.sharding)
     if not rows[0].stacked:
         return put(assemble(leaf.shape, rows, 0, config, sources), sharding)
@@ -49,7 +49,7 @@ def load_array(leaf: Any, rows: list[Row], config: ModelConfig, sources: Sources
 def assemble(
     shape: tuple[int, ...], rows: list[Row], layer: int, config: ModelConfig, sources: Sources
 ) -> np.ndarray:
-    """One of our arrays in one layer, float32 on the host."""
+    """One layer of one of our arrays, float32 on the host."""
     if len(rows) == 1:
         return read_part(rows[0], layer, config, sources).reshape(shape)
     values = np.empty(shape, np.float32)
@@ -59,7 +59,7 @@ def assemble(
 
 
 def read_part(row: Row, layer: int, config: ModelConfig, sources: Sources) -> np.ndarray:
-    """The part of a tensor of theirs that belongs to `row`, in our order of axes."""
+    """The part of a tensor of theirs that `row` maps, in our order of axes."""
     tensor, siblings = sources[row.theirs.format(layer=layer)]
     widths = [other.shape(sizes_of(config))[-1] for other in siblings]
     number = siblings.index(row)
@@ -71,13 +71,13 @@ def concrete_sharding(sharding: Any) -> NamedSharding | None:
     """The abstract sharding of eval_shape on the devices of the mesh that is set; None without."""
     if not mesh_is_set():
         return None
-    # Any array knows them; jax.sharding.get_mesh came after jax 0.7.
+    # From any array: jax.sharding.get_mesh came after jax 0.7.
     here: Any = jnp.zeros(()).sharding
     return NamedSharding(here.mesh, sharding.spec)
 
 
 def put(values: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    """Host values on the devices, each of which gets its own part only."""
+    """Host values on the devices, of which each receives its own part only."""
     if sharding is None:
         return jnp.asarray(values)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])

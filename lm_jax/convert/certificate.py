@@ -1,6 +1,4 @@
-"""Certificates of exports: the export is read by `transformers`, its logits and greedy tokens are
-compared with ours.
-"""
+"""Certificates of exports: logits and greedy tokens in `transformers`, compared with ours."""
 
 # The only file of lm_jax that imports torch and transformers, and only where they are installed.
 
@@ -17,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from lm_jax.config import ModelConfig
+from lm_jax.config.cost import depths
 from lm_jax.config.field import with_role
 from lm_jax.convert.same_tokenizer import TEXT, compare_tokenizer
 from lm_jax.data.tokens.frame import Frame
@@ -27,8 +26,8 @@ from lm_jax.inference.generation import generate
 from lm_jax.models import Transformer
 
 FILE = "certificate.json"
-TOLERANCE = 1e-4  # of the largest logit: float32 in another order of sums
-LENGTH, PROMPT, GREEDY = 1024, 16, 50  # most tokens that are read, begun with, and written
+TOLERANCE = 1e-4  # relative to the largest logit: float32 sums in another order
+MAX_LENGTH, MAX_PROMPT, MAX_GREEDY = 1024, 16, 50  # tokens: read, as a prompt, generated
 
 
 def certify(
@@ -42,14 +41,14 @@ def certify(
     The logits on a text (random ids without a tokenizer) may differ by TOLERANCE; 50 greedy tokens
     must be equal, up to one whose logits are so near. The ids of texts, with special tokens in them
     and `frame` around them (the tokenizer's own by default), and the chat template must be the
-    same; see compare_tokenizer. Raises CheckpointError when they are not. The
-    verdict without transformers and torch is "not proven", and a line on stderr says so.
+    same; see compare_tokenizer. Raises CheckpointError when they are not. Without transformers and
+    torch the verdict is "not proven", with a line on stderr.
     """
     path = Path(directory)
-    needs = ("transformers", "torch")
-    found = {name: versions.installed(name) for name in ("lm_jax", "jax", *needs)}
-    certificate: dict[str, Any] = {"verdict": "not proven", "versions": found}
-    if all(importlib.util.find_spec(name) for name in needs):
+    packages = ("transformers", "torch")
+    installed = {name: versions.installed(name) for name in ("lm_jax", "jax", *packages)}
+    certificate: dict[str, Any] = {"verdict": "not proven", "versions": installed}
+    if all(importlib.util.find_spec(name) for name in packages):
         certificate |= compare(path, reference(model), tokenizer)
         if tokenizer is not None and "logits" in certificate:
             certificate |= with_tokenizer(certificate, path, tokenizer, frame)
@@ -67,8 +66,8 @@ def certify(
     return certificate
 
 
-def compare(path: Path, model: Transformer, tokenizer: Any) -> dict[str, Any]:
-    """The figures and the verdict."""
+def compare(path: Path, model: Transformer, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The figures and the verdict of a comparison with the model that transformers reads."""
     import torch
     import transformers
 
@@ -77,45 +76,34 @@ def compare(path: Path, model: Transformer, tokenizer: Any) -> dict[str, Any]:
         theirs = getattr(transformers, architecture).from_pretrained(
             path, dtype=torch.float32, attn_implementation="eager"
         )
-    except Exception as error:  # whatever they think of the files
+    except Exception as error:  # of any kind
         why = f"transformers cannot read it: {type(error).__name__}: {str(error)[:300]}"
         return {"verdict": "failed", "why": " ".join(why.split())}
     theirs.eval()
-    config, ids = model.config, ids_of(model.config, tokenizer)
-    begin = ids[:, : max(1, min(PROMPT, config.max_length - GREEDY))]
-    # An encoder_decoder reads `ids`, and says what else reads them itself.
-    both = config.architecture == "encoder_decoder"
-    inputs = {"inputs": ids} if both else {}
-    said, first = (begin, "decoder_input_ids") if both else (ids, "input_ids")
-
-    def logits_there(said: np.ndarray) -> np.ndarray:
-        named = {"input_ids": ids[: len(said)], first: said}
-        with torch.no_grad():
-            found = theirs(**{name: torch.tensor(x) for name, x in named.items()})
-        # With a second head (BERT) this one is called so.
-        return (found.logits if "logits" in found else found.prediction_logits).numpy()
-
+    config = model.config
+    ids = sample_ids(config, tokenizer)
+    prompt = ids[:, : max(1, min(MAX_PROMPT, config.max_length - MAX_GREEDY))]
+    # The encoder of an encoder_decoder reads `ids`, its decoder the prompt.
+    inputs = ids if depths(config)[0] else None
+    read = ids if inputs is None else prompt
     with jax.default_matmul_precision("highest"):
-        here, there = np.asarray(forward(model, said, inputs)), logits_there(said)
+        more = {} if inputs is None else {"inputs": inputs}
+        here, there = np.asarray(forward(model, read, more)), their_logits(theirs, read, inputs)
         largest = float(np.abs(here - there).max())
-        most = TOLERANCE * max(1e-2, float(np.abs(there).max()))
+        tolerance = TOLERANCE * max(1e-2, float(np.abs(there).max()))
         tokens = equal = 0
         near = True
         if config.architecture != "encoder":
-            said = said[:1, :1] if both else begin[:1]
-            ours, other = greedy(model, theirs, said, ids[:1] if both else None)
-            tokens, equal = len(ours), int(np.argmin([*(ours == other), False]))
-            if equal < tokens:  # or two tokens that are as likely
-                row = logits_there(np.concatenate([said, other[None, :equal]], 1))[0, -1]
-                near = bool(abs(row[ours[equal]] - row[other[equal]]) <= most)
+            begin = prompt[:1] if inputs is None else prompt[:1, :1]
+            tokens, equal, near = compare_greedy(model, theirs, begin, inputs, tolerance)
     return {
-        "verdict": "proven" if largest <= most and near else "failed",
+        "verdict": "proven" if largest <= tolerance and near else "failed",
         "why": f"in transformers, logits differ by {largest:.2g} at most, "
         f"{equal} of {tokens} greedy tokens are equal",
         "architecture": architecture,
         "logits": {
             "largest_difference": largest,
-            "tolerance": most,
+            "tolerance": tolerance,
             "shape": here.shape,
             "ids": "random" if tokenizer is None else "text",
         },
@@ -123,52 +111,88 @@ def compare(path: Path, model: Transformer, tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def their_logits(theirs: Any, ids: np.ndarray, inputs: np.ndarray | None) -> np.ndarray:
+    """Logits [B, L, V] of a model of transformers for `ids` [B, L], which the decoder of an
+    encoder_decoder reads beside the encoder's `inputs` [B, S].
+    """
+    import torch
+
+    given = their_inputs(ids, inputs)
+    with torch.no_grad():
+        out = theirs(**{name: torch.tensor(x) for name, x in given.items()})
+    # With a second head (BERT) this one has another name.
+    return (out.logits if "logits" in out else out.prediction_logits).numpy()
+
+
+def their_inputs(ids: np.ndarray, inputs: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Arguments of a model of transformers by name."""
+    if inputs is None:
+        return {"input_ids": ids}
+    return {"input_ids": inputs[: len(ids)], "decoder_input_ids": ids}
+
+
 def with_tokenizer(
     certificate: dict[str, Any], path: Path, tokenizer: Tokenizer, frame: Frame | None
 ) -> dict[str, Any]:
-    """Changes of a certificate by the comparison of tokenizers."""
+    """The entries of a certificate that the comparison of tokenizers adds or changes."""
     found = compare_tokenizer(path, tokenizer, tokenizer.frame if frame is None else frame)
     verdict = certificate["verdict"] if found["same"] else "failed"
     return {"verdict": verdict, "why": f"{certificate['why']}, {found['why']}", "tokenizer": found}
 
 
-def greedy(model: Transformer, theirs: Any, said: np.ndarray, read: Any) -> tuple[Any, Any]:
-    """Greedy continuations of `said` [1, L] by both models: ids, and ids [GREEDY] or fewer. read
-    [1, L]: the encoder's input of an encoder_decoder; else None.
+def compare_greedy(
+    model: Transformer, theirs: Any, begin: np.ndarray, inputs: np.ndarray | None, tolerance: float
+) -> tuple[int, int, bool]:
+    """(tokens, equal, near) of the greedy continuations of `begin` [1, L] by both models: their
+    number, how many are equal from the first on, and whether the first that differ are as likely.
+    """
+    ours, other = greedy(model, theirs, begin, None if inputs is None else inputs[:1])
+    equal = int(np.argmin([*(ours == other), False]))
+    if equal == len(ours):
+        return len(ours), equal, True
+    row = their_logits(theirs, np.concatenate([begin, other[None, :equal]], 1), inputs)[0, -1]
+    return len(ours), equal, bool(abs(row[ours[equal]] - row[other[equal]]) <= tolerance)
+
+
+def greedy(
+    model: Transformer, theirs: Any, begin: np.ndarray, inputs: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy continuations of `begin` [1, L] by both models: ids, MAX_GREEDY or fewer. inputs
+    [1, S]: those of the encoder of an encoder_decoder; else None.
     """
     import torch
     import transformers
 
-    count, both = min(GREEDY, model.config.max_length - said.shape[1]), read is not None
-    columns = generate(model, [*said], count, jax.random.key(0), temperature=0.0,
-                       inputs=[*read] if both else ())  # fmt: skip
+    count = min(MAX_GREEDY, model.config.max_length - begin.shape[1])
+    columns = generate(model, [*begin], count, jax.random.key(0), temperature=0.0,
+                       inputs=() if inputs is None else [*inputs])  # fmt: skip
     ours = np.stack([*columns], 1)[0]
     theirs.generation_config = transformers.GenerationConfig(
         max_new_tokens=count, do_sample=False, pad_token_id=0,
-        use_cache=not both,  # theirs fails where the stacks differ in depth
-        decoder_start_token_id=int(said[0, 0]) if both else None,
+        use_cache=inputs is None,  # theirs fails where the stacks differ in depth
+        decoder_start_token_id=None if inputs is None else int(begin[0, 0]),
     )  # fmt: skip
-    asked = {"input_ids": read, "decoder_input_ids": said} if both else {"input_ids": said}
+    given = their_inputs(begin, inputs)
     # Every id is read: without a mask, generate takes those of pad_token_id, which may be BOS, for
     # padding.
-    asked["attention_mask"] = np.ones_like(asked["input_ids"])
-    written = theirs.generate(**{name: torch.tensor(x) for name, x in asked.items()})
-    return ours, written.numpy()[0, said.shape[1] :]
+    given["attention_mask"] = np.ones_like(given["input_ids"])
+    written = theirs.generate(**{name: torch.tensor(x) for name, x in given.items()})
+    return ours, written.numpy()[0, begin.shape[1] :]
 
 
-def ids_of(config: Any, tokenizer: Any) -> np.ndarray:
-    """Rows of ids, long enough to leave a window where that is affordable: a text, or random."""
-    length = min(config.max_length, LENGTH, max(128, 2 * config.window))
+def sample_ids(config: ModelConfig, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Ids [B, L] of a text, or random without a tokenizer; longer than a window if affordable."""
+    length = min(config.max_length, MAX_LENGTH, max(128, 2 * config.window))
     if tokenizer is None:
-        # Not the first ones: padding among them would have no position (RoBERTa).
-        first = min(8, config.vocab_size - 1)
-        return np.random.default_rng(0).integers(first, config.vocab_size, (2, length))
+        # Above the usual ids of padding, which has no position in RoBERTa.
+        low = min(8, config.vocab_size - 1)
+        return np.random.default_rng(0).integers(low, config.vocab_size, (2, length))
     text = Frame((tokenizer.bos_id,)).around(tokenizer.encode(TEXT))
     return np.resize(text, length)[None].astype(np.int64)
 
 
 def reference(model: Transformer) -> Transformer:
-    """The model in float32, on the plain kernel, every other way to run it at its default."""
+    """The model in float32 on the plain kernel, with all other execution options at defaults."""
     plain = {name: getattr(ModelConfig(), name) for name in with_role(ModelConfig, "execution")}
     config = dataclasses.replace(model.config, **{**plain, "dtype": "float32", "attention": "xla"})
     like = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""Models to and from a Hugging Face directory, tensor by tensor, by the rows of their family."""
+"""Import and export of models in Hugging Face directories, tensor by tensor."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ import numpy as np
 
 from lm_jax.config import ModelConfig
 from lm_jax.convert.arrays import Sources, abstract_model, get_layer, load_array
-from lm_jax.convert.bodies import headless, missing_head, new_parts
-from lm_jax.convert.keys import passed_over
+from lm_jax.convert.bodies import body_line, missing_head, new_arrays
+from lm_jax.convert.keys import unread_line
 from lm_jax.convert.mapping import Family
 from lm_jax.convert.registry import family_named, family_of
 from lm_jax.convert.rows import Row, rows_by_tensor, sizes_of, tensor_shape
@@ -42,12 +42,12 @@ def import_hf(
     """(config, model) of a directory with config.json and safetensors, of `save_pretrained`.
 
     A body that was saved without its head (LlamaModel, BertModel) has none here either: hidden
-    states, but no logits (config.head), and a line says so; new_head: it is born with a new one.
+    states, but no logits (config.head), and a line is printed; new_head: it gets a new one.
 
     Each tensor goes straight onto its shards of the mesh that is set (jax.set_mesh), or the default
     device, and becomes float32. Raises UserError that names the option of config.json, or
-    CheckpointError that names the file or tensor, which lm_jax cannot take; a model is never loaded
-    in part.
+    CheckpointError that names the file or tensor that is not supported; a model is never loaded in
+    part.
     """
     return imported(directory, new_head)[1:]
 
@@ -55,7 +55,7 @@ def import_hf(
 def imported(
     directory: str | os.PathLike[str], new_head: bool = False
 ) -> tuple[Family, ModelConfig, Transformer]:
-    """`import_hf`, and the family that it is of."""
+    """`import_hf`, with the family of the model."""
     path = Path(directory)
     if not path.is_dir():
         if path.is_file():
@@ -68,16 +68,16 @@ def imported(
         lacking = missing_head(family, config, found)
         if lacking:
             config = config if new_head else dataclasses.replace(config, head=False, pooler=False)
-            print(headless(path, lacking, new_head), file=sys.stderr, flush=True)
+            print(body_line(path, lacking, new_head), file=sys.stderr, flush=True)
         rows = [row for row in family.table(config) if not (lacking and family.of_head(row))]
         sources = match(path, family, rows, config, found)
         model = abstract_model(config, str(path / "config.json"))
         parts: dict[str, list[Row]] = {}
         for row in rows:
             parts.setdefault(row.ours, []).append(row)
-        born = new_parts(config, flatten(model).keys() - parts.keys())
+        new = new_arrays(config, flatten(model).keys() - parts.keys())
         loaded = [
-            born[name] if name in born else load_array(leaf, parts[name], config, sources)
+            new[name] if name in new else load_array(leaf, parts[name], config, sources)
             for name, leaf in flatten(model).items()
         ]
         return family, config, jax.tree.unflatten(jax.tree.structure(model), loaded)
@@ -96,17 +96,17 @@ def export_hf(
     """Writes config.json, generation_config.json and float32 safetensors that `transformers` loads.
 
     tokenizer: gives the ids that begin, end and pad a text; its files are not written. family: a
-    model_type of transformers; by default the first that can say these options.
+    model_type of transformers; by default the first that has these options.
     Raises UserError when no family there has these options, and when `directory` exists and is not
-    empty; it comes into being whole or not at all.
+    empty; it is written whole or not at all.
     """
     path = Path(directory)
     chosen = family_named(family) if family else family_of(config)
     ids = special_ids(tokenizer, config)
-    config, arrays = behind_padding(config, flatten(model), ids["pad_token_id"])
+    config, arrays = after_padding(config, flatten(model), ids["pad_token_id"])
     values, rows = chosen.write_config(config), chosen.rows(config)
     values |= {key: value for key, value in ids.items() if value is not None or key not in values}
-    arrays |= absent(chosen.completed(config), config)
+    arrays |= zero_arrays(chosen.completed(config), config)
     if set(arrays) != {row.ours for row in rows}:
         odd = sorted(set(arrays) ^ {row.ours for row in rows})[0]
         raise UserError(f"the model is not one of this config: {odd} is in one of them only.")
@@ -115,11 +115,11 @@ def export_hf(
 
     def get(name: str) -> np.ndarray:
         layer, row_list = by_tensor[name]
-        done = []
+        parts = []
         for row in row_list:
             values = get_layer(arrays[row.ours], layer) if row.stacked else arrays[row.ours]
-            done.append(row.to_theirs(np.asarray(values)[row.place], sizes))
-        return done[0] if len(done) == 1 else np.concatenate(done, -1)
+            parts.append(row.to_theirs(np.asarray(values)[row.place], sizes))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
 
     shapes = {name: tensor_shape(row_list, sizes) for name, (_, row_list) in by_tensor.items()}
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -140,11 +140,11 @@ def export_hf(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def behind_padding(
+def after_padding(
     config: ModelConfig, arrays: dict[str, Any], pad: int | None
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """`config` and `arrays` with positions that begin behind the tokenizer's padding, where
-    transformers has those of RoBERTa begin: the same rows of the table, further up or down.
+    """`config` and `arrays` with positions that begin after the id of the tokenizer's padding, as
+    those of RoBERTa do in transformers: the same rows of the table, shifted.
     """
     if not config.position_offset or pad in (None, config.position_offset - 1):
         return config, arrays
@@ -154,7 +154,7 @@ def behind_padding(
     return moved, {**arrays, "embed/positions": np.concatenate([unused, table_PD])}
 
 
-def absent(config: ModelConfig, other: ModelConfig) -> dict[str, np.ndarray]:
+def zero_arrays(config: ModelConfig, other: ModelConfig) -> dict[str, np.ndarray]:
     """Zeros for the arrays that a model of `config` has and one of `other` lacks, by flat name."""
     if config == other:
         return {}
@@ -169,14 +169,14 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     family = family_named(values.get("model_type"), f"{where}: ")
     config = family.read_config(values, str(where))
     if unread := family.unread(values):
-        print(passed_over(unread, family.architecture, str(where)), file=sys.stderr, flush=True)
+        print(unread_line(unread, family.architecture, str(where)), file=sys.stderr, flush=True)
     return family, config
 
 
 def match(
     path: Path, family: Family, table: list[Row], config: ModelConfig, found: dict[str, Tensor]
 ) -> Sources:
-    """Finds the tensor of each row; raises CheckpointError on one missing, odd or left over."""
+    """The tensor of each row; raises CheckpointError on one that is missing, odd or left over."""
     sizes, sources, rest = sizes_of(config), {}, dict(found)
     for name, (_, rows) in rows_by_tensor(table, config).items():
         held = next((other for other in family.names(name) if other in rest), None)

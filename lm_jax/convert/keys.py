@@ -1,4 +1,4 @@
-"""The keys of config.json that `transformers` reads for models of every family, and what they do.
+"""Keys of config.json that `transformers` reads for models of every family.
 
 Taken from transformers 5.24 (configuration_utils, modeling_utils, masking_utils,
 cache_utils, modeling_rope_utils, GenerationConfig); tests/parity/test_config_keys.py compares them
@@ -13,7 +13,7 @@ from lm_jax.errors import UserError
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a table that is written as text."""
+    """The words of a text, as a set."""
     return frozenset(text.split())
 
 
@@ -50,7 +50,7 @@ NO_EFFECT = words(
     bos_token_id decoder_start_token_id eos_token_id pad_token_id sep_token_id
     """
 )
-ONLY: Mapping[str, Any] = {  # that every model here has in one value
+ONLY: Mapping[str, Any] = {  # keys of which one value is supported
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "tie_encoder_decoder": False,
@@ -58,7 +58,7 @@ ONLY: Mapping[str, Any] = {  # that every model here has in one value
     "cross_attention_hidden_size": None,
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
-ANYWHERE: Mapping[str, str] = {  # what they would do where a family has no option of that name
+ANYWHERE: Mapping[str, str] = {  # their effect in a family that has no option of that name
     "attention_chunk_size": "its cache would forget what is in earlier chunks.",
     "is_causal": "its tokens would see each other both ways; only true.",
     "kv_sharing_modes": "layers would share keys and values.",
@@ -103,8 +103,8 @@ def renamed(values: dict[str, Any], aliases: Mapping[str, str], where: str) -> d
     return found
 
 
-def passed_over(names: list[str], architecture: str, where: str) -> str:
-    """The line about keys that are not read, of bounded length, whatever the keys are."""
+def unread_line(names: list[str], architecture: str, where: str) -> str:
+    """The line that is printed about keys that are not read, of bounded length."""
     shown = ", ".join(short(name).strip("'\"") for name in names[:12])
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return f"{where}: passed over, {architecture} of transformers does not read: {shown}{more}"

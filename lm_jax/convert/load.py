@@ -42,9 +42,9 @@ def load_hf(name: str, new_head: bool = False) -> LanguageModel:
 
 
 def find(name: str) -> str:
-    """The directory that is meant; raises CheckpointError that says how to get what is not here.
+    """The directory of a name; raises CheckpointError with the command that downloads it.
 
-    A name of the Hub (organisation/model) is looked for in its local cache; nothing is downloaded.
+    A name of the Hub (organisation/model) is looked up in its local cache; nothing is downloaded.
     """
     if Path(name).exists() or not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name):
         return name

@@ -7,11 +7,12 @@ from typing import Any
 
 from lm_jax.config import MeshConfig, ModelConfig, from_model
 from lm_jax.config.check import check
+from lm_jax.config.cost import depths
 from lm_jax.config.field import facts_of, idle
 from lm_jax.config.values import differences
 from lm_jax.convert.keys import ANYWHERE, NO_EFFECT, ONLY, harmless, renamed
 from lm_jax.convert.pattern import MAX_LAYERS, repeated, shortest
-from lm_jax.convert.rows import Row, layers_of
+from lm_jax.convert.rows import Row
 from lm_jax.convert.safetensors_file import MAX_TENSORS, Tensor
 from lm_jax.convert.values import chosen, short, sized
 from lm_jax.errors import UserError
@@ -48,18 +49,18 @@ class LacksOptions(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture of `transformers`: how its config.json and its tensors are ours.
+    """An architecture of `transformers`: the mapping of its config.json and tensors to ours.
 
-    ours: what the family is in our options; another value cannot be exported as it.
-    only: their options that we have in one value only.
-    keys, read, write: the options that no row can say, and keys without effect on the logits.
+    ours: our options that the family fixes; another value cannot be exported as it.
+    only: their options of which one value is supported.
+    keys, read, write: the keys that no Option covers, also those without effect on the logits.
     aliases: other names under which transformers takes a key.
     head: pattern of the beginning of the names of the output head's tensors.
-    nested: the keys within a group of keys that it does not read, by group.name.
+    nested: keys within a group of keys that `transformers` does not read, as group.name.
     buffers: pattern of tensors that files may hold and that the model does not use.
     older: (pattern, replacement): other names under which files hold a tensor.
     copies: their tensors that files may hold a second time, and ours that they must equal.
-    fit: the options as the tensors of the files have them, where config.json does not say all.
+    fit: completes the options by the tensors of the files, where config.json leaves them open.
     zeros: flags of ours that the family always has; a model without is written with weights of 0.
     heads_divide: config.dim must be a multiple of the number of heads.
     """
@@ -85,12 +86,12 @@ class Family:
     heads_divide: bool = False
 
     def completed(self, config: ModelConfig) -> ModelConfig:
-        """The options of the same model as this family has it: with the weights of `zeros`."""
+        """The options of the same model in this family: with the weights of `zeros`."""
         flags: dict[str, Any] = dict.fromkeys(self.zeros, True)
         return dataclasses.replace(config, **flags)
 
     def table(self, config: ModelConfig) -> list[Row]:
-        """The rows of a model, without those of the head where it has none."""
+        """The rows of a model; of a body, without those of the head."""
         return [row for row in self.rows(config) if config.head or not self.of_head(row)]
 
     def of_head(self, row: Row) -> bool:
@@ -98,7 +99,7 @@ class Family:
         return re.match(self.head, row.theirs) is not None
 
     def read_config(self, values: dict[str, Any], where: str) -> ModelConfig:
-        """Our options of their `values`; raises UserError with the key that we do not have."""
+        """Our options from their `values`; raises UserError with the key that is not supported."""
         values, only = renamed(values, self.aliases, where), {**ONLY, **self.only}
         own = self.own_keys()
         for key, value in values.items():
@@ -136,7 +137,7 @@ class Family:
         return config
 
     def own_keys(self) -> set[str]:
-        """Keys of config.json that this family reads in a way of its own."""
+        """Keys of config.json that only this family, or it in its own way, reads."""
         return {option.theirs for option in self.options} | self.only.keys() | self.keys
 
     def known_keys(self) -> set[str]:
@@ -149,7 +150,7 @@ class Family:
         return sorted([*names, *self.nested(values)])
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
-        """Their config.json; raises UserError with our field that the family does not have."""
+        """Their config.json; raises UserError with the field that the family does not have."""
         if not config.head:
             raise UserError("config.model.head=False: a body without an output head; import it "
                             "with new_head=True to export it.")  # fmt: skip
@@ -187,7 +188,7 @@ class Family:
         return values
 
     def differing(self, config: ModelConfig) -> list[str]:
-        """Our fields that are not what they are in this family."""
+        """Our fields whose values differ from those that the family fixes."""
         return [field for field, value in self.ours.items() if getattr(config, field) != value]
 
     def refuse(self, field: str, value: Any, has: Any, count: int = 1) -> None:
@@ -196,7 +197,7 @@ class Family:
         raise LacksOptions(why, count)
 
     def names(self, name: str) -> list[str]:
-        """Under which names files hold a tensor; saved without a head, they lack the prefix."""
+        """Names of a tensor in files; those of a model without a head lack the prefix."""
         known = [name, *(re.sub(pattern, other, name) for pattern, other in self.older)]
         return [x for one in known for x in (one, one.removeprefix(self.prefix))]
 
@@ -207,19 +208,18 @@ class Family:
 
 def derived_sizes(config: ModelConfig) -> dict[str, int]:
     """Sizes that a config may leave to be derived (0), by field."""
-    both = config.architecture == "encoder_decoder"
     return {
         "num_kv_heads": config.kv_heads,
         "head_dim": config.head_size,
         "value_dim": config.value_size,
         "mlp_dim": config.mlp_size,
-        "encoder_layers": layers_of(config, "encoder/") if both else 0,
+        "encoder_layers": depths(config)[0],
     }
 
 
 def effective(config: ModelConfig) -> ModelConfig:
-    """The same model in one form: derived values written out, options without effect on the logits
-    at their defaults.
+    """A canonical config of the same model: derived values written out, options without effect on
+    the logits at their defaults.
     """
     facts = facts_of(ModelConfig)
     free = {name for name in facts if facts[name].role != "logits"}

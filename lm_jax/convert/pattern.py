@@ -4,18 +4,18 @@ MAX_LAYERS = 10_000
 
 
 def repeated(pattern: str, layers: int) -> str:
-    """The letters of so many layers, of MAX_LAYERS at most."""
+    """The letters of `layers` layers, at most MAX_LAYERS."""
     layers = min(layers, MAX_LAYERS)
     return (pattern * (layers // len(pattern) + 1))[:layers]
 
 
 def shortest(letters: str) -> str:
-    """The shortest pattern that, repeated, begins with these letters."""
+    """The shortest pattern whose repetition begins with these letters."""
     size = len(letters)
     sizes = (n for n in range(1, size) if letters[n:] == letters[: size - n])
     return letters[: next(sizes, size)]
 
 
-def joined(*parts: tuple[str, int]) -> str:
-    """("g", 2), ("l", 3) -> "gglll"; of MAX_LAYERS a part at most."""
+def pattern_of(*parts: tuple[str, int]) -> str:
+    """("g", 2), ("l", 3) -> "gglll"; at most MAX_LAYERS a part."""
     return "".join(letter * min(count, MAX_LAYERS) for letter, count in parts)

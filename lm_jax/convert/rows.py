@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config import ModelConfig
+from lm_jax.config.cost import depths
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One of our arrays, or a part of it, and the tensor of theirs that holds the same numbers.
 
-    ours, axes: flat name, and a letter an axis without the layers; a number is a place on one.
+    ours, axes: flat name, and a letter for each axis but that of the layers; a number is an index.
     theirs, dims: name with {layer}, and its dimensions as products of the same letters. Rows that
     share a tensor of theirs are its parts along the last dimension, in the order of the table.
     """
@@ -26,7 +27,7 @@ class Row:
 
     @property
     def letters(self) -> str:
-        """The axes of ours that are not fixed to one place."""
+        """The axes of ours that are not fixed to an index."""
         return "".join(axis for axis in self.axes if axis.isalpha())
 
     @property
@@ -37,7 +38,7 @@ class Row:
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one tensor a layer."""
+        """Whether theirs is one tensor for each layer."""
         return "{layer}" in self.theirs
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ class Row:
         return tuple(math.prod(sizes[letter] for letter in dim) for dim in self.dims.split())
 
     def to_ours(self, part: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """Their numbers in our order of axes (a view where numpy can)."""
+        """Their values in our order of axes (a view where numpy can)."""
         order = self.dims.replace(" ", "")
         split = part.reshape([sizes[letter] for letter in order])
         return split.transpose([order.index(letter) for letter in self.letters])
@@ -59,7 +60,7 @@ class Row:
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
-    """Sizes of the letters of a Row; C is the second axis of a square matrix."""
+    """Sizes of the letters of a Row; C is the second axis of a square matrix [D, D]."""
     return {
         "V": config.vocab_size, "P": config.max_length + config.position_offset, "D": config.dim,
         "C": config.dim, "K": config.kv_heads, "G": config.num_heads // config.kv_heads,
@@ -70,9 +71,8 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
 
 def layers_of(config: ModelConfig, ours: str) -> int:
     """Number of layers of the stack that holds one of our arrays."""
-    both = config.architecture == "encoder_decoder"
-    own = config.encoder_layers if both and ours.startswith("encoder/") else 0
-    return own or config.num_layers
+    encoder, layers, _ = depths(config)
+    return encoder or layers if ours.startswith("encoder/") else layers
 
 
 def rows_by_tensor(rows: list[Row], config: ModelConfig) -> dict[str, tuple[int, list[Row]]]:

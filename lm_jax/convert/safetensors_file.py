@@ -33,7 +33,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Location of a tensor: `start` bytes into the file at `path`."""
+    """A tensor in a file: its values begin at byte `start`."""
 
     name: str
     path: Path
@@ -127,7 +127,7 @@ def refuse_link(path: Path) -> None:
 
 
 def refuse_pointer(path: Path, first: bytes) -> None:
-    """Raises CheckpointError when a file that begins so stands in Git LFS, not here."""
+    """Raises CheckpointError when a file that begins with `first` is a Git LFS pointer."""
     if first == POINTER:
         raise CheckpointError(
             f"{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` in "
@@ -203,13 +203,13 @@ def span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     return offsets[0], offsets[1]
 
 
-def read_json(path: Path, most: int = 2**20) -> dict[str, Any]:
-    """The object in a JSON file of at most `most` bytes; raises CheckpointError."""
+def read_json(path: Path, max_bytes: int = 2**20) -> dict[str, Any]:
+    """The object in a JSON file of at most `max_bytes`; raises CheckpointError."""
     refuse_link(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
-    if path.stat().st_size > most:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, more than {most}.")
+    if path.stat().st_size > max_bytes:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, more than {max_bytes}.")
     data = path.read_bytes()
     refuse_pointer(path, data[: len(POINTER)])
     return parse_json(data, path)
@@ -244,16 +244,16 @@ def write(
     directory: Path,
     shapes: dict[str, tuple[int, ...]],
     get: Callable[[str], np.ndarray],
-    most: int,
+    max_bytes: int,
 ) -> None:
-    """Writes float32 tensors one at a time: one file, or several of `most` bytes and an index."""
+    """Writes float32 tensors one at a time: one file, or several of `max_bytes` and an index."""
     groups: list[list[str]] = [[]]
-    room = most
+    room = max_bytes
     for name in sorted(shapes):
         size = 4 * math.prod(shapes[name])
         if size > room and groups[-1]:
             groups.append([])
-            room = most
+            room = max_bytes
         groups[-1].append(name)
         room -= size
     if len(groups) == 1:
@@ -275,7 +275,7 @@ def write_file(
     shapes: dict[str, tuple[int, ...]],
     get: Callable[[str], np.ndarray],
 ) -> None:
-    """One file. `format: pt` is what transformers asks for before it reads any."""
+    """Writes one file. transformers reads only files whose metadata has `format: pt`."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name in names:

@@ -9,7 +9,7 @@ import numpy as np
 from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.tokenizer import Tokenizer
 
-MAX_SPELLED = 100  # special tokens that a text spells
+MAX_SPELLED = 100  # special tokens in a text
 TEXT = """A lighthouse keeper writes down the weather every evening: wind, clouds, the height of the
 waves. In 1912 there were 366 lines in the book. "Nothing new," says the last one; the ink has run.
 
@@ -23,7 +23,7 @@ TEXTS = ("", " ", TEXT, *TEXT.splitlines(), "  two  spaces\t ", "\r\n\n\n", "don
 
 
 def texts_with_specials(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts that spell the tokenizer's special tokens, between words and alone."""
+    """Texts that contain the names of the tokenizer's special tokens, alone and between words."""
     names = list(tokenizer.names)[:MAX_SPELLED]
     yield from names
     yield "".join(f"{name}user\nHow are you?" for name in names)
@@ -35,7 +35,7 @@ def compare_tokenizer(path: Path, tokenizer: Tokenizer, frame: Frame) -> dict[st
 
     It is the same when the ids of every text of TEXTS, and of those that spell special tokens, are
     `tokenizer`'s with `frame` around them, and the chat template is. Some classes of transformers
-    (LlamaTokenizer) follow rules of their own instead of a tokenizer.json: where the `tokenizers`
+    (LlamaTokenizer) have rules of their own instead of a tokenizer.json: where the `tokenizers`
     library has our ids of that very file, it is the same, too, and "why" says so.
     """
     import tokenizers
@@ -44,7 +44,7 @@ def compare_tokenizer(path: Path, tokenizer: Tokenizer, frame: Frame) -> dict[st
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(path)
         library = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # whatever they think of the files
+    except Exception as error:  # of any kind
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return {"same": False, "why": f"transformers cannot read its tokenizer: {why}"}
     library.no_truncation()

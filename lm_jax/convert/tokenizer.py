@@ -1,7 +1,7 @@
 """Tokenizers to and from a Hugging Face directory, as tokenizer.json with the same ids.
 
-SentencePiece's own signs are not needed there: pieces hold real spaces, so that there is neither a
-normalizer nor Metaspace, and U+2581 in a text is what it is here, a character without a piece.
+Pieces hold real spaces in place of SentencePiece's U+2581, so there is neither a normalizer nor
+Metaspace, and U+2581 in a text is an ordinary character without a piece.
 """
 
 import json
@@ -22,7 +22,7 @@ from lm_jax.errors import MachineError, UserError
 # Unigram scores of what SentencePiece does not choose by score: a byte, only where no piece covers
 # the character; and the names of specials and of bytes that have a piece, never.
 BYTE_SCORE = -1e3
-NEVER = -1e6
+NEVER_CHOSEN = -1e6
 BYTE_LEVEL = {
     "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False
 }  # fmt: skip
@@ -85,12 +85,12 @@ def files_of(tokenizer: Tokenizer, frame: Frame) -> dict[str, bytes]:
         config |= {f"{role}_token": name for role, name in names.items()}
         definition = definition_of(tokenizer, names, frame)
         return {"tokenizer.json": json.dumps(definition, ensure_ascii=False).encode(),
-                "tokenizer_config.json": text_of(config)}  # fmt: skip
+                "tokenizer_config.json": json_bytes(config)}  # fmt: skip
     files = {"tokenizer.json": tokenizer.model, **tokenizer.files}
     if "tokenizer_config.json" not in files:
         ids = {role: i for role, i in tokenizer.roles.items() if role in ROLES}
         config |= {f"{role}_token": tokenizer.name_of(i) for role, i in ids.items()}
-        files["tokenizer_config.json"] = text_of(config)
+        files["tokenizer_config.json"] = json_bytes(config)
     if frame != tokenizer.frame:
         template = template_of(frame, tokenizer.name_of)
         definition = json.loads(tokenizer.model) | {"post_processor": template}
@@ -98,14 +98,14 @@ def files_of(tokenizer: Tokenizer, frame: Frame) -> dict[str, bytes]:
     return files
 
 
-def text_of(values: dict[str, Any]) -> bytes:
-    """A JSON file."""
+def json_bytes(values: dict[str, Any]) -> bytes:
+    """The bytes of a JSON file."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def prompt_frame(frame: Frame, architecture: str) -> Frame:
-    """The special tokens around a prompt of a model whose texts stand in `frame`: nothing ends what
-    a decoder is to continue.
+    """The special tokens around a prompt, from those around a training text: a decoder's prompt has
+    none at its end, which it is to continue.
     """
     return Frame(frame.before) if architecture == "decoder" else frame
 
@@ -169,9 +169,9 @@ def unigram(tokenizer: Tokenizer, names: dict[str, str]) -> Parts:
     for name, i in reserved(tokenizer).items():
         piece = tokenizer.pieces[i]
         needed = piece and piece not in taken
-        vocab.append((i, shown(piece), BYTE_SCORE) if needed else (i, name, NEVER))
+        vocab.append((i, byte_level(piece), BYTE_SCORE) if needed else (i, name, NEVER_CHOSEN))
     for i in normal:
-        vocab.append((i, shown(tokenizer.pieces[i]), tokenizer.processor.get_score(i)))
+        vocab.append((i, byte_level(tokenizer.pieces[i]), tokenizer.processor.get_score(i)))
     model = {
         "type": "Unigram", "unk_id": tokenizer.specials["unk"], "byte_fallback": False,
         "vocab": [[piece, score] for _, piece, score in sorted(vocab)],
@@ -183,7 +183,7 @@ def unigram(tokenizer: Tokenizer, names: dict[str, str]) -> Parts:
 
 def plain_bytes(tokenizer: Tokenizer, names: dict[str, str]) -> Parts:
     """BPE over bytes, without a merge."""
-    vocab = {shown(bytes([b])): b for b in range(256)}
+    vocab = {byte_level(bytes([b])): b for b in range(256)}
     vocab |= {name: tokenizer.specials[role] for role, name in names.items()}
     model: Parts = {
         "type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False,
@@ -210,7 +210,7 @@ def reserved(tokenizer: Tokenizer) -> dict[str, int]:
     return {model.id_to_piece(i): i for i in ids}
 
 
-def shown(data: bytes) -> str:
+def byte_level(data: bytes) -> str:
     """Bytes in the alphabet of ByteLevel."""
     return "".join(ALPHABET[byte] for byte in data)
 

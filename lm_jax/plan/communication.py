@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config import ModelConfig
+from lm_jax.config.cost import depths
 from lm_jax.devices import sharding
 from lm_jax.devices.chips import Topology
 from lm_jax.devices.sharding import RULES
@@ -87,7 +88,7 @@ def recomputes_attention(model: ModelConfig) -> bool:
 
 def tied(model: ModelConfig) -> int:
     """Number of uses of the embedding table beside the first lookup."""
-    return model.tie_embeddings + (model.architecture == "encoder_decoder")
+    return model.tie_embeddings + bool(depths(model)[0])
 
 
 def state_traffic(part: Part) -> Iterator[tuple[str, int]]:
@@ -120,9 +121,8 @@ def key_value_traffic(part: Part) -> int:
 
 def stacks(model: ModelConfig) -> list[tuple[int, int]]:
     """(branches of a block, blocks) of each stack."""
-    both = model.architecture == "encoder_decoder"
-    first = [(2, model.encoder_layers or model.num_layers)] if both else []
-    return [*first, (2 + both, model.num_layers)]
+    encoder, layers, _ = depths(model)
+    return [(2, encoder), (3, layers)] if encoder else [(2, layers)]
 
 
 @functools.lru_cache(maxsize=1024)

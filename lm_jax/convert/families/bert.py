@@ -56,7 +56,7 @@ def norm(ours: str, theirs: str) -> list[Row]:
 
 
 def encoder(config: ModelConfig, prefix: str) -> list[Row]:
-    """Embeddings and blocks; query head n is our key head n."""
+    """Rows of embeddings and blocks; query head n is our key head n."""
     embed, layer = f"{prefix}embeddings", f"{prefix}encoder.layer.{{layer}}"
     attn = f"{layer}.attention"
     return [
@@ -81,7 +81,7 @@ def encoder(config: ModelConfig, prefix: str) -> list[Row]:
 
 
 def head(config: ModelConfig, dense: str, layer_norm: str, decoder: str, bias: str) -> list[Row]:
-    """Untied, the decoder has a bias of its own, and the other one is not used."""
+    """Rows of the head. Untied, the decoder has its own bias, and the other one is not used."""
     table = [
         *linear("head_transform/kernel", "DC", "head_transform/bias", dense, "C D"),
         *norm("head_transform/norm", layer_norm),
@@ -118,7 +118,7 @@ def roberta_rows(config: ModelConfig) -> list[Row]:
 
 
 def bert_read(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Whether there is a pooler, which only the class says."""
+    """Positions, and whether there is a pooler, which only the class shows."""
     named = values.get("architectures")
     return {
         "pooler": isinstance(named, list) and "BertForPreTraining" in named,
@@ -132,7 +132,7 @@ def bert_fit(config: ModelConfig, found: Mapping[str, Tensor]) -> ModelConfig:
 
 
 def roberta_read(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The first position is that after the id of the padding."""
+    """Positions, which begin after the id of the padding."""
     pad = values.get("pad_token_id")
     offset = 1 + sized(1 if pad is None else pad, int, f"{where}: pad_token_id")
     rows = positions(values, where)
@@ -144,7 +144,7 @@ def roberta_read(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def positions(values: dict[str, Any], where: str) -> int:
-    """Rows of the table of positions."""
+    """Number of rows of the table of positions."""
     rows = values.get("max_position_embeddings")
     return 512 if rows is None else sized(rows, int, f"{where}: max_position_embeddings")
 
@@ -157,13 +157,13 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def bert_write(config: ModelConfig) -> dict[str, Any]:
-    """The class says whether there is a pooler."""
+    """The inverse of `bert_read`: the class follows from the pooler."""
     name = "BertForPreTraining" if config.pooler else "BertForMaskedLM"
     return {**write(config), "architectures": [name]}
 
 
 def roberta_write(config: ModelConfig) -> dict[str, Any]:
-    """Positions are counted from the id of the padding on."""
+    """The inverse of `roberta_read`."""
     if not config.position_offset:
         raise UserError("config.model.position_offset=0: RobertaForMaskedLM has 1 at least.")
     return {**write(config), "pad_token_id": config.position_offset - 1}

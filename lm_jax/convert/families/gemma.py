@@ -8,7 +8,7 @@ from typing import Any
 from lm_jax.config import ModelConfig
 from lm_jax.convert.families import llama, rope, windows
 from lm_jax.convert.mapping import ACTIVATIONS, REQUIRED, Option
-from lm_jax.convert.pattern import joined
+from lm_jax.convert.pattern import pattern_of
 from lm_jax.convert.values import short, sized
 from lm_jax.errors import UserError
 
@@ -16,7 +16,7 @@ SLIDING, FULL = windows.LETTERS
 
 
 def read(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Scales and caps; `query_pre_attn_scalar` is what the scale of the scores is the root of."""
+    """Scales and caps; the scale of the scores is `query_pre_attn_scalar` ** -0.5."""
     if values.get("use_bidirectional_attention"):
         raise UserError(
             f"{where}: use_bidirectional_attention={short(values['use_bidirectional_attention'])}: "
@@ -52,12 +52,12 @@ def read_gemma3(values: dict[str, Any], where: str) -> dict[str, Any]:
     period = sized(values.get("sliding_window_pattern", 6), int, f"{where}: sliding_window_pattern")
     if period < 1:
         raise UserError(f"{where}: sliding_window_pattern={period}: must be at least 1.")
-    letters = joined(("l", period - 1), ("g", 1))
+    letters = pattern_of(("l", period - 1), ("g", 1))
     return {**read(values, where), **windows.read_layers(values, window, letters, where)}
 
 
 def read_cap(values: dict[str, Any], key: str, where: str) -> float:
-    """A cap, 0 where it is null."""
+    """A cap of logits; 0 where it is null."""
     value = values.get(key)
     if value is None:
         return 0.0
@@ -67,7 +67,7 @@ def read_cap(values: dict[str, Any], key: str, where: str) -> float:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The same; their scalar is a whole number."""
+    """The inverse of `read`; their scalar is a whole number."""
     return {
         "query_pre_attn_scalar": max(1, round((config.attn_scale or config.head_size**-0.5) ** -2)),
         "final_logit_softcapping": config.logit_softcap or None,
@@ -77,7 +77,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def write_gemma2(config: ModelConfig) -> dict[str, Any]:
-    """The same, and the cap of the scores."""
+    """The inverse of `read_gemma2`."""
     return {**write(config), "attn_logit_softcapping": config.attn_softcap or None}
 
 
@@ -101,7 +101,7 @@ def read_rope(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """Both forms."""
+    """The inverse of `read_rope`, in both forms."""
     local, values = config.rope_local_theta or 10_000.0, rope.write(config)
     default = {"rope_type": "default", "rope_theta": local}
     nested = {FULL: values["rope_parameters"], SLIDING: default}

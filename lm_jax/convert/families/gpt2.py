@@ -57,7 +57,7 @@ def rows(config: ModelConfig) -> list[Row]:
 
 
 def read(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Nothing more than the rows say."""
+    """No options beside OPTIONS."""
     return {}
 
 

@@ -13,18 +13,18 @@ from lm_jax.errors import UserError
 
 
 def read(values: dict[str, Any], where: str, window: int | None = None) -> dict[str, Any]:
-    """The window; `window` is what its absence means."""
+    """The window; `window` is its default."""
     found = windows.read_window(values, window, where)
     return {"window": found, "layer_pattern": "l"} if found else {}
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The window."""
+    """The inverse of `read`."""
     return {"sliding_window": config.window or None}
 
 
 def write_mixtral(config: ModelConfig) -> dict[str, Any]:
-    """The same; raises UserError without experts."""
+    """`write`; raises UserError without experts."""
     if not config.num_experts:
         raise UserError("config.model.num_experts=0: MixtralForCausalLM has 1 or more only.")
     return write(config)
@@ -41,7 +41,7 @@ MISTRAL = llama.like(
     write=write,
 )
 
-LIKE = llama.like(
+WITHOUT_ALIASES = llama.like(
     "mixtral",
     "MixtralForCausalLM",
     defaults={**SIZES, "rms_norm_eps": 1e-5},
@@ -50,9 +50,9 @@ LIKE = llama.like(
         Option("num_local_experts", "num_experts", 8),
         Option("num_experts_per_tok", "experts_per_token", 2),
     ),
-    # What acts in training only.
+    # These act in training only.
     keys=("sliding_window", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
     read=read,
     write=write_mixtral,
 )
-MIXTRAL = replace(LIKE, aliases={"num_experts": "num_local_experts"})
+MIXTRAL = replace(WITHOUT_ALIASES, aliases={"num_experts": "num_local_experts"})

@@ -8,7 +8,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.convert.families import llama
 from lm_jax.convert.rows import Row
 
-LIKE = llama.like(
+WITH_NORMS_BEFORE = llama.like(
     "olmo2",
     "Olmo2ForCausalLM",
     defaults={"rms_norm_eps": 1e-5},
@@ -27,8 +27,8 @@ NORMS = {
 
 
 def rows(config: ModelConfig) -> list[Row]:
-    """Llama's, but for the norms."""
-    kept = [row for row in LIKE.rows(config) if "_norm" not in row.ours]
+    """Llama's rows, with the norms of this family."""
+    kept = [row for row in WITH_NORMS_BEFORE.rows(config) if "_norm" not in row.ours]
     norms = (
         Row(f"{llama.BLOCK}/{ours}", axes, f"{llama.LAYER}.{theirs}.weight", axes)
         for ours, (axes, theirs) in NORMS.items()
@@ -36,4 +36,4 @@ def rows(config: ModelConfig) -> list[Row]:
     return [*kept, *norms]
 
 
-FAMILY = replace(LIKE, rows=rows)
+FAMILY = replace(WITH_NORMS_BEFORE, rows=rows)

@@ -8,7 +8,7 @@ from lm_jax.config import ModelConfig
 from lm_jax.config.values import typed
 from lm_jax.convert.families import llama, windows
 from lm_jax.convert.mapping import REQUIRED
-from lm_jax.convert.pattern import joined, repeated
+from lm_jax.convert.pattern import pattern_of, repeated
 from lm_jax.convert.values import sized
 
 
@@ -17,15 +17,15 @@ def read(values: dict[str, Any], where: str) -> dict[str, Any]:
     window = 0
     if typed(values.get("use_sliding_window") or False, bool, f"{where}: use_sliding_window"):
         window = windows.read_window(values, 4096, where)
-    most = sized(values.get("num_hidden_layers"), int, f"{where}: num_hidden_layers")
-    first = sized(values.get("max_window_layers", 28), int, f"{where}: max_window_layers")
-    first = min(first, most) if window else most
-    letters = joined(("g", first), ("l", most - first))
+    layers = sized(values.get("num_hidden_layers"), int, f"{where}: num_hidden_layers")
+    full = sized(values.get("max_window_layers", 28), int, f"{where}: max_window_layers")
+    full = min(full, layers) if window else layers
+    letters = pattern_of(("g", full), ("l", layers - full))
     return windows.read_layers(values, window, letters, where)
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The window both ways: by layer and, where that says the same, by number."""
+    """The window in both forms: by layer, and as the number of layers before the first with it."""
     letters = repeated(config.kinds, config.num_layers)
     return {
         **windows.write_layers(config),

@@ -14,7 +14,7 @@ LETTERS = {"sliding_attention": "l", "full_attention": "g"}
 
 
 def read_window(values: dict[str, Any], default: int | None, where: str) -> int:
-    """`sliding_window`, 0 where it is null; `default` is what its absence means."""
+    """`sliding_window`, 0 where it is null, `default` where it is missing."""
     value = values.get("sliding_window", default)
     if value is None:
         return 0
