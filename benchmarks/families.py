@@ -1,11 +1,11 @@
-"""What do BERT's and T5's steps cost beside a decoder's? CPU seconds for the same FLOPs, in turns.
+"""Cost of BERT's and T5's steps beside a decoder's: CPU seconds for the same FLOPs, in turns.
 
     python benchmarks/families.py [--rounds=7] [--steps=2]
 
 The three have the same width, heads, batch and length; T5 has half of the layers on each side.
-FLOPs are the compiler's own count of each step, with every loop unrolled so that it counts them
-all. Prints the median ratio of the pairs of seconds a FLOP, by CPU time and by wall time. The first
-step of a turn is not counted: it gets back the memory that the step before it left.
+FLOPs are the compiler's own count of each step, with every loop unrolled so that it counts all of
+them. Prints the median ratio of the pairs of seconds a FLOP, by CPU time and by wall time. The
+first step of a turn is not counted: it reclaims memory from the step before it.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What do modules, sharding rules and configs cost? Our step beside a hand-written one, in turns.
+"""Cost of modules, sharding rules and configs: our step beside a hand-written one, in turns.
 
     python benchmarks/framework_tax.py [--rounds=5] [--steps=4]
 

@@ -1,5 +1,4 @@
-"""How many tokens a second does one core load? Our store and Grain wrapper beside other ways to
-keep tokens.
+"""Tokens a second that one core loads: our store and Grain wrapper beside other stores.
 
     python benchmarks/loader.py [--tokens=50000000] [--seconds=2]
 
@@ -69,7 +68,7 @@ def rate(run: Iterator, tokens: int) -> float:
 
 
 def window_numbers(store: TokenStore, length: int, size: int) -> Iterator[np.ndarray]:
-    """Random windows, chosen beforehand: the rivals do not pay for a permutation."""
+    """Random windows, drawn beforehand: the others do not pay for a permutation."""
     count = (store.num_tokens("train") - 1) // length
     order = permute(np.arange(count), count, 0, 0)
     while True:

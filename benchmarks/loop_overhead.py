@@ -1,5 +1,4 @@
-"""What do loader, metrics and logging cost? The whole loop beside its bare step on a resident
-batch.
+"""Cost of loader, metrics and logging: the whole loop beside its bare step on a resident batch.
 
     python benchmarks/loop_overhead.py [--rounds=3] [--steps=60]
 
@@ -27,7 +26,7 @@ from lm_jax.training.train_step import init_state
 
 
 class Timed:
-    """A step that notes when it is called."""
+    """A step that records the times of its calls."""
 
     def __init__(self, step):
         self.step, self.calls = step, []
@@ -37,7 +36,7 @@ class Timed:
         return self.step(state, batch)
 
     def milliseconds(self):
-        """Mean time between calls, the first three (compilation, a full pipeline) aside."""
+        """Mean time between calls, without the first three (compilation, filling the pipeline)."""
         return (self.calls[-1] - self.calls[3]) / (len(self.calls) - 4) * 1e3
 
 

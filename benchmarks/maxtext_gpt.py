@@ -1,4 +1,4 @@
-"""Another rival of cpu_gpt.py: MaxText's own trainer on a GPT of the same shape, synthetic data.
+"""The MaxText side of cpu_gpt.py: MaxText's own trainer on a GPT of the same shape, synthetic data.
 
 Needs Python 3.12 and `pip install maxtext` with what it imports. Without rematerialization of the
 products and without a scan over the layers, which are its fastest settings on a CPU. Prints JSON

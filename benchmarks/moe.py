@@ -1,12 +1,12 @@
-"""What does routing cost? 8 experts, 2 a token, beside the dense model of the same active FLOPs.
+"""Cost of routing: 8 experts, 2 a token, beside the dense model of the same active FLOPs.
 
     python benchmarks/moe.py [--rounds=7] [--steps=2] [--experts=8] [--gated]
 
 The dense model's feed-forward layer is two experts wide, so that both multiply a token by as many
 weights (the router aside). Whole train steps, in turns. Prints the median ratio of the pairs, by
-CPU time and wall time. It has, beside the experts' products, the optimizer's pass over four times
-as many feed-forward weights. The first step of a turn is not counted: it gets back from the system
-the memory that the other model's step left to it, which in a training of one model happens once.
+CPU time and wall time, in which the optimizer's pass over four times as many feed-forward weights
+is included. The first step of a turn is not counted: it reclaims memory from the other model's
+step, which happens once in a training of one model.
 """
 
 import dataclasses

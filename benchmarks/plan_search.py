@@ -1,14 +1,13 @@
-"""Is the plan that a search picks the best there is? Beside all that it could have picked.
+"""The plan that a search picks beside the best of all that it could have picked.
 
     python benchmarks/plan_search.py [--case=1] [--effort=-1]
 
 For each case, `python -m lm_jax.plan` without --mesh: the three plans that are estimated to be the
 fastest are compiled, and the fastest of these by its program is picked. Here every mesh with every
-policy of rematerialization whose parameters and optimizer have room is compiled, also those that
-the estimate takes for too large, and the picked one is put beside the best of them. The many are
-compiled with the compiler's `--effort`; the picked three and the three that are then best once more
-as a plan compiles them. The time is that of the roofline, one part after the other (by which plans
-are ranked) and, beside it, all parts at once.
+policy of rematerialization whose parameters and optimizer fit is compiled, also those that are too
+large by the estimate, and the picked one is compared with the best of them. All are compiled with
+the compiler's `--effort`; the picked three and the best three once more as a plan compiles them.
+The time is that of the roofline, without overlap (by which plans are ranked) and with full overlap.
 """
 
 import argparse
@@ -34,13 +33,13 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", type=int, default=0)
     parser.add_argument("--effort", type=float, default=-1.0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
-    for case in CASES[asked.case - 1 : asked.case or None] if asked.case else CASES:
-        print(one(*case, asked.effort), flush=True)
+    for case in CASES[args.case - 1 : args.case] if args.case else CASES:
+        print(row(*case, args.effort), flush=True)
 
 
-def one(name, topology, batch, remat, effort):
+def row(name, topology, batch, remat, effort):
     """A row of the table of docs/plans.md, after a line for each plan."""
     print(f"== {name} {topology} batch {batch or 'of the config'} {remat}", flush=True)
     topology = chips.parse(topology)
@@ -49,15 +48,15 @@ def one(name, topology, batch, remat, effort):
     plans = search.search(config, topology, remat)
     every = {key(plan.config): plan.config for plan in plans}
     for _, tried in search.candidates(config, topology, remat):
-        if key(tried) not in every and state(tried) < topology.chip.device_hbm:
+        if key(tried) not in every and state_bytes(tried) < topology.chip.device_hbm:
             every[key(tried)] = tried
     first = [key(plan.config) for plan in plans[:FIRST]]
     os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = str(effort)
-    swept = dict(zip(every, together(every.values(), topology), strict=True))
+    swept = dict(zip(every, compile_all(every.values(), topology), strict=True))
     best = sorted(swept, key=lambda each: search.rank_key(swept[each]))[:FIRST]
     del os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"]
     top = list(dict.fromkeys((*first, *best)))
-    again = dict(zip(top, together([every[each] for each in top], topology), strict=True))
+    again = dict(zip(top, compile_all([every[each] for each in top], topology), strict=True))
     found = []
     for by in (swept, again):
         picked = min((by[each] for each in first), key=search.rank_key)
@@ -72,25 +71,25 @@ def one(name, topology, batch, remat, effort):
 
 
 def key(config):
-    """What tells plans apart."""
+    """The fields in which plans differ."""
     return config.mesh, config.model.remat, config.microbatches
 
 
-def state(config):
-    """Bytes of a device that nothing makes smaller."""
+def state_bytes(config):
+    """Bytes of a device for parameters and optimizer."""
     held = shapes.state(config)
     sizes = shapes.sizes_of(config.mesh)
     return held.bytes("parameters", sizes) + held.bytes("optimizer", sizes)
 
 
-def together(configs, topology):
-    """Compiles them, two at once."""
+def compile_all(configs, topology):
+    """Plans of the configs, compiled two at a time."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(lambda config: compiled(config, topology), configs))
 
 
 def compiled(config, topology):
-    """The plan of it, and a line."""
+    """The compiled plan of a config; prints a line about it."""
     plan = search.with_compiler(search.Plan(search.estimate(config, topology)))
     guess = plan.estimate
     print(f"{words(plan)}: {plan.source} {'' if plan.fits else 'TOO MUCH '}"
@@ -103,7 +102,7 @@ def compiled(config, topology):
 
 
 def words(plan):
-    """data:4,tensor:2 full x2."""
+    """A plan in words: data:4,tensor:2 full x2."""
     config = plan.config
     return f"{ranking.mesh(plan)} {config.model.remat} x{config.microbatches}"
 

@@ -1,9 +1,9 @@
-"""What does the TPU compiler say of the models and slices of docs/plans.md? Both of its tables.
+"""The TPU compiler's figures for the models and slices of docs/plans.md: both of its tables.
 
     python benchmarks/plans.py [--rows=1,3]
 
 Runs `python -m lm_jax.plan --json` with the flags of each row, one after the other (minutes each),
-and beside it the estimate that a search would rank by. Prints the rows as they come.
+and beside it the estimate that a search ranks by. Prints each row when it is done.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def predicted(config, topology, mesh, batch="--batch=0"):
 
 
 def memory_row(name, flags, found, predicted, wall):
-    """Of the first table."""
+    """A row of the first table."""
     memory = {kind: size / 1e9 for kind, size in found["memory"].items()}
     held = f"{memory['peak']:.2f} of {memory['limit']:.2f}" + " TOO MUCH" * (not found["fits"])
     ratio = predicted / found["memory"]["peak"]
@@ -78,7 +78,7 @@ def memory_row(name, flags, found, predicted, wall):
 
 
 def time_row(name, found):
-    """Of the second table."""
+    """A row of the second table."""
     if not found["fits"]:
         return f"| {name} | {found['topology']} | does not fit: {found['advice'][0]} |"
     matrix = sum(found["flops"][kind] for kind in ("products", "attention"))
@@ -93,7 +93,7 @@ def time_row(name, found):
 
 
 def mesh_of(found):
-    """fsdp 16 x tensor 4."""
+    """A mesh in words: fsdp 16 x tensor 4."""
     return " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
 
 

@@ -1,4 +1,4 @@
-"""How fast is preparing text beside the tokenizer alone? Same text, same tokenizer, same threads.
+"""Speed of preparing text beside the tokenizer alone: same text, same tokenizer, same threads.
 
     python benchmarks/prepare.py [--input=stdlib] [--repeat=3]
 

@@ -1,4 +1,4 @@
-"""What does each kind of model learn from the same text? Writes the table of docs/results.md.
+"""Models of every kind trained on the same text: writes the table of docs/results.md.
 
     taskset -c 0 python benchmarks/results.py [--workdir=runs/results] [--only=NAME,NAME]
 
@@ -60,7 +60,7 @@ ROWS = {  # name: (fields of config.model, other fields)
 
 
 def main(argv):
-    """Trains what is not trained yet, and writes the table."""
+    """Trains the models that are not trained yet, and writes the table."""
     del argv
     work = Path(WORKDIR.value)
     store = work / "store"
@@ -82,12 +82,12 @@ def main(argv):
 
 
 def call(module, *arguments):
-    """One command of lm_jax, as a user gives it."""
+    """Runs a command of lm_jax."""
     subprocess.run([sys.executable, "-m", module, *arguments], check=True, cwd=ROOT)
 
 
 def train(run, store, model, other):
-    """One run with the quickstart's shape and recipe, but for what a row says."""
+    """One run with the quickstart's shape and recipe, changed by the fields of a row."""
     fields = {f"model.{name}": value for name, value in model.items()}
     fields |= {"eval.every": 0,
                "eval.samples": 0, "eval.baselines": False, "steps": STEPS.value,
@@ -97,10 +97,10 @@ def train(run, store, model, other):
 
 
 def figures(name, run):
-    """What a finished run says of itself."""
+    """A row of the table from the files of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
-    asked = json.loads((run / "config.json").read_text())["steps"] * 4 * WINDOW
-    tokens = min(asked, summary["data"]["train tokens"]) if "gram" in name else asked
+    budget = json.loads((run / "config.json").read_text())["steps"] * 4 * WINDOW
+    tokens = min(budget, summary["data"]["train tokens"]) if "gram" in name else budget
     rates = [tokens / summary["seconds"]]
     if "gram" not in name:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

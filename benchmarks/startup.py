@@ -1,4 +1,4 @@
-"""How long from the command to the first finished step? Cold, then with a warm compilation cache.
+"""Time from the command to the first finished step: cold, then with a warm compilation cache.
 
     python benchmarks/startup.py [--config=configs/quickstart.py] [--rounds=2]
 

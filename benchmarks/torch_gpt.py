@@ -1,4 +1,4 @@
-"""The rival of cpu_gpt.py: an eager PyTorch GPT-2 of the same shape, trained on random tokens.
+"""The PyTorch side of cpu_gpt.py: an eager GPT-2 of the same shape, trained on random tokens.
 
 Prints JSON: tokens a second and tokens a CPU-second over the timed steps.
 """

@@ -1,11 +1,11 @@
-"""What does Llama 3 8B hold on a TPU slice? The compiler's own figures, beside those of MaxText.
+"""Memory of Llama 3 8B on a TPU slice by the compiler, beside that of MaxText.
 
     python benchmarks/tpu_memory.py [--rows=1,2,3,4] [--layers=32]
 
 The train step of configs/llama3_8b.py at 8,192 tokens of context, compiled by libtpu: float32
 weights and Adam, bfloat16 computation, full rematerialization, scanned layers. MaxText's figures
 are of its own ahead-of-time compile (train_compile) of Llama-3.1-8B with the same slice, mesh and
-tokens a step, as they were given to us. Bytes a device as memory_analysis() says them
+tokens a step, as they were given to us. Bytes a device from memory_analysis()
 (temporaries include what is donated), and the CPU seconds from tracing to the program.
 """
 
