@@ -36,7 +36,7 @@ def compare_tokenizer(path: Path, tokenizer: Tokenizer, frame: Frame) -> dict[st
     It is the same when the ids of every text of TEXTS, and of those that spell special tokens, are
     `tokenizer`'s with `frame` around them, and the chat template is. Some classes of transformers
     (LlamaTokenizer) have rules of their own instead of a tokenizer.json: where the `tokenizers`
-    library has our ids of that very file, it is the same, too, and "why" says so.
+    library has our ids for that file, it counts as the same, and "why" notes it.
     """
     import tokenizers
     import transformers

@@ -36,7 +36,7 @@ class Collective:
     """One instruction that moves data between devices."""
 
     kind: str
-    name: str  # of the operation in the source, where the compiler says it
+    name: str  # of the operation in the source, where the compiler notes it
     axes: tuple[str, ...]  # of the mesh, along which its groups lie; () for none or another order
     groups: np.ndarray  # [groups, size] places in the mesh; of a permute: [pairs, 2]
     whole: float  # bytes of what a group has together; of a permute: of what a device sends

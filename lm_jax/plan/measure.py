@@ -26,8 +26,8 @@ class Memory:
     parameters: float
     optimizer: float  # and the rest of the state
     batch: float
-    temporaries: float  # activations, gradients, weights of other devices; as the compiler says
-    peak: float  # all of them together, and what is not donated; as the compiler says
+    temporaries: float  # activations, gradients, gathered weights; by the compiler
+    peak: float  # all of them, and what is not donated; by the compiler
     limit: float  # what a program may use
 
 

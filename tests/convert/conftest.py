@@ -1,4 +1,4 @@
-"""Golden models that are changed a little."""
+"""Copies of golden models with changed tensors or options."""
 
 import json
 import shutil

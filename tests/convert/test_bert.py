@@ -1,4 +1,4 @@
-"""Are the files of BERT and RoBERTa taken as they were written over the years, or refused?"""
+"""Files of BERT and RoBERTa of all years are imported, or refused."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does `python -m lm_jax.convert` go both ways, and say in one line what it cannot do?"""
+"""`python -m lm_jax.convert` imports and exports, and refuses in one line."""
 
 import importlib.util
 import json

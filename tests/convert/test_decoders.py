@@ -1,4 +1,4 @@
-"""Do the words of each decoder family mean what they mean in `transformers`, and nothing else?"""
+"""Options of each decoder family have the meaning that they have in `transformers`."""
 
 import dataclasses
 import json

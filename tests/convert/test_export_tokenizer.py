@@ -1,4 +1,4 @@
-"""Do the rules in an exported tokenizer.json give our ids? By the plainest program for them; that
+"""The rules in an exported tokenizer.json give our ids, by the plainest program for them; that
 the libraries agree is tested live, in tests/parity/test_tokenizers.py.
 """
 

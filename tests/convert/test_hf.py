@@ -1,4 +1,4 @@
-"""Does the exchange take what is out there, in its forms, and refuse what it cannot say?"""
+"""The exchange reads files in all their forms, and refuses options that a family does not have."""
 
 import dataclasses
 from pathlib import Path

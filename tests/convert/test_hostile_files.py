@@ -1,4 +1,4 @@
-"""What does a file that lies do? One line that names it, nothing loaded."""
+"""A malformed or malicious file is refused in one line that names it, and nothing is loaded."""
 
 import json
 import shutil

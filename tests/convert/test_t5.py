@@ -1,4 +1,4 @@
-"""Are the files of T5 taken as they were written over the years, or refused?"""
+"""Files of T5 of all years are imported, or refused."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What came with an imported tokenizer goes where it goes: chat template, special tokens, rules."""
+"""Files of an imported tokenizer are kept: chat template, special tokens, rules."""
 
 import json
 import sys

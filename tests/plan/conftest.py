@@ -1,4 +1,4 @@
-"""What do the tests of the command share? A call of it in this process, with the flags it has."""
+"""A call of the command in this process, with its flags."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""The estimate holds what the model holds, and what it says of a step is what compilers said."""
+"""The estimate has the bytes of the model, and is near the figures of the compiler."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The command: refuses in a blink, compiles for real, and says what it found."""
+"""The command refuses at once, compiles for real, and prints the figures."""
 
 import dataclasses
 import json

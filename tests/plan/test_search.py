@@ -1,4 +1,4 @@
-"""A search offers what the checks let through, the fastest first, and says what it knows."""
+"""A search offers the plans that pass the checks, the fastest first."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Are the presets the published models? Each parses, and has the published number of parameters."""
+"""Presets are the published models: each parses and has the published number of parameters."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Do the weights of every config begin as those of its reference? docs/recipes.md has the table,
+"""Initial weights of every config are those of its reference; docs/recipes.md has the table,
 which `python tests/project/test_initialization.py` writes anew.
 """
 

@@ -1,4 +1,4 @@
-"""Is the README true? Files, commands, flags and configs that it names exist."""
+"""Files, commands, flags and configs that README and docs name exist."""
 
 import configparser
 import re

@@ -1,4 +1,4 @@
-"""Do the configs drop, warm up and decay as their references publish it?"""
+"""Dropout, warm-up and decay of the configs are those that their references publish."""
 
 import pytest
 from reference_recipes import PLACES, RECIPES

@@ -1,5 +1,5 @@
-"""OLMo 2 of `transformers`: a Llama whose norms stand after its branches, and over all of a token's
-queries and keys together (transformers/models/olmo2).
+"""OLMo 2 of `transformers`: a Llama whose norms follow its branches, with one norm over all
+queries of a token and one over its keys (transformers/models/olmo2).
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json of `transformers`, in either of its two forms."""
+"""Rotary positions in a config.json of `transformers`, in both of its forms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ LENGTH = "original_max_position_embeddings"
 KEYS = ("rope_theta", "rope_scaling", "rope_parameters", LENGTH)
 SCALINGS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
 ORIGINAL = {"factor": "rope_factor", LENGTH: "rope_original_length"}
-NEEDS = {  # what each scaling must have: their key, our field
+NEEDS = {  # required keys of each scaling, and our fields
     "none": {},
     "linear": {"factor": "rope_factor"},
     "llama3": {
@@ -22,14 +22,14 @@ NEEDS = {  # what each scaling must have: their key, our field
     },
     "yarn": ORIGINAL,
 }
-MAY = {  # what it may have; null is what our defaults are
+OPTIONAL = {  # optional keys of each scaling; null is our default
     "yarn": {
         "beta_fast": "rope_beta_fast",
         "beta_slow": "rope_beta_slow",
         "attention_factor": "rope_attention_factor",
     }
 }
-READ = words(  # by transformers, of which those that are not above must be without effect
+READ = words(  # by transformers; those that are not above must be without effect
     "attention_factor beta_fast beta_slow factor high_freq_factor long_factor low_freq_factor "
     "mscale mscale_all_dim original_max_position_embeddings partial_rotary_factor short_factor "
     "truncate"
@@ -62,7 +62,7 @@ def base(value: Any, where: str) -> float:
 
 
 def with_length(given: dict[str, Any], values: dict[str, Any], where: str) -> dict[str, Any]:
-    """A scaling with its original length, which may stand beside it, or be the model's own."""
+    """A scaling with its original length, which may be a key beside it, or the model's own."""
     beside = values.get(LENGTH)
     if beside is not None and given.get(LENGTH, beside) != beside:
         raise UserError(f"{where}: {LENGTH}={short(beside)}: differs from {short(given[LENGTH])}.")
@@ -71,7 +71,7 @@ def with_length(given: dict[str, Any], values: dict[str, Any], where: str) -> di
 
 
 def read_form(values: dict[str, Any], key: str, where: str) -> dict[str, Any]:
-    """Our fields of one of the two forms; none where config.json has it not."""
+    """Our fields of one of the two forms; {} where config.json lacks it."""
     given = values.get(key)
     if given is None:
         return {}
@@ -79,7 +79,7 @@ def read_form(values: dict[str, Any], key: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {key}={short(given)}: expected a group of fields.")
     kind = given.get("rope_type", given.get("type", "default"))
     scaling = chosen(SCALINGS, kind, f"{where}: {key}.rope_type")
-    may = MAY.get(scaling, {})
+    may = OPTIONAL.get(scaling, {})
     given = with_length(given, values, where) if LENGTH in NEEDS[scaling] else given
     wanted = {**NEEDS[scaling], **may, "rope_theta": "rope_theta"}
     found: dict[str, Any] = {"rope_scaling": scaling}
@@ -118,8 +118,8 @@ def unread(values: Mapping[str, Any]) -> list[str]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """Both forms: a reader of one alone gets it right."""
-    form = written(config)
+    """Both forms, for readers that know one of them."""
+    form = parameters(config)
     scaling = {key: value for key, value in form.items() if key != "rope_theta"}
     return {
         "rope_theta": config.rope_theta,
@@ -128,10 +128,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def written(config: ModelConfig) -> dict[str, Any]:
+def parameters(config: ModelConfig) -> dict[str, Any]:
     """The form of transformers 5."""
     kind = next(theirs for theirs, ours in SCALINGS.items() if ours == config.rope_scaling)
-    fields = {**NEEDS[config.rope_scaling], **MAY.get(config.rope_scaling, {})}
+    fields = {**NEEDS[config.rope_scaling], **OPTIONAL.get(config.rope_scaling, {})}
     values = {key: getattr(config, name) for key, name in fields.items()}
     if values.get("attention_factor") == 0:
         del values["attention_factor"]

@@ -81,10 +81,10 @@ def attention(ours: str, layer: str, kind: str) -> list[Row]:
 
 
 def read(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The decoder's layers, the feed-forward layer, and the head: T5 1.0 scales what it reads.
+    """The decoder's layers, the feed-forward layer, and the head: T5 1.0 scales its input.
 
-    transformers 4 says it by tie_word_embeddings; 5 by scale_decoder_outputs, and ties the head
-    unless it finds another one in the files (`fit`). Its mT5 never scales.
+    In transformers 4 the key of the scale is tie_word_embeddings; in 5 it is scale_decoder_outputs,
+    and the head is tied unless the files hold another one (`fit`). Its mT5 never scales.
     """
     mt5 = values["model_type"] == "mt5"
     flag = lambda key, other: typed(
