@@ -116,7 +116,6 @@ def test_one_line_and_a_code(run, checkpoint, tmp_path, flags, code, message):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "objective"), [("bert", "mlm"), ("t5", "span_corruption")])
 def test_an_empty_folder_that_is_the_current_one_is_refused(run, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(f"--from={checkpoint}", "--to=.")
@@ -124,6 +123,7 @@ def test_an_empty_folder_that_is_the_current_one_is_refused(run, checkpoint, tmp
     assert "--to=.: is the current directory; name a new one inside it" in err
 
 
+@pytest.mark.parametrize(("name", "objective"), [("bert", "mlm"), ("t5", "span_corruption")])
 def test_an_imported_model_has_an_objective_that_it_can_have(run, tmp_path, name, objective):
     assert run(f"--from={GOLDEN / name}", f"--to={tmp_path / 'made'}")[0] == 0
     lm = lm_jax.load(tmp_path / "made")
