@@ -9,12 +9,15 @@ from typing import Any
 
 from lm_jax.config import from_model
 from lm_jax.convert.safetensors_file import read_json
-from lm_jax.convert.values import GENERATION
+from lm_jax.convert.tokenizer import import_tokenizer
+from lm_jax.convert.values import GENERATION, short
+from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import CheckpointError
 from lm_jax.inference.language_model import WINDOW, LanguageModel
 
 # Files of a tokenizer that transformers turns into a tokenizer.json as it reads them.
-OLDER = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt", "vocab.json")
+OTHER_TOKENIZERS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tekken.json",
+                    "vocab.txt", "vocab.json")  # fmt: skip
 
 
 def load_hf(name: str, new_head: bool = False) -> LanguageModel:
@@ -25,19 +28,13 @@ def load_hf(name: str, new_head: bool = False) -> LanguageModel:
 
     directory = find(name)
     family, model_config, model = imported(directory, new_head)
-    tokenizer = None
-    if (Path(directory) / "tokenizer.json").is_file():
-        from lm_jax.convert.tokenizer import import_tokenizer
-
-        tokenizer = import_tokenizer(directory)
-    elif older := [name for name in OLDER if (Path(directory) / name).is_file()]:
-        print(unread_tokenizer(directory, older[0]), file=sys.stderr, flush=True)
+    tokenizer = find_tokenizer(Path(directory))
     config = from_model(model_config, min(model_config.max_length, WINDOW), Path(directory).name)
     metadata: dict[str, Any] = {"family": family.model_type, "source": directory}
     if ends := stop_ids(Path(directory)):
         metadata["stop_ids"] = ends
-    if settings := json_of(Path(directory) / GENERATION):
-        metadata["generation"] = settings
+    if (settings := Path(directory) / GENERATION).is_file():
+        metadata["generation"] = read_json(settings)
     return LanguageModel(model, tokenizer, config, 0, f"hf:{directory}", metadata)
 
 
@@ -62,29 +59,32 @@ def find(name: str) -> str:
     )
 
 
-def unread_tokenizer(directory: str, name: str) -> str:
-    """The line about a tokenizer without its tokenizer.json."""
-    return (
-        f"{directory}: no tokenizer.json, so the model knows ids, no text; transformers makes one "
-        f"of {name}: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-    )
+def find_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer in `path`, or None, with a line where its files are of another kind."""
+    if (path / "tokenizer.json").is_file():
+        return import_tokenizer(path)
+    other = [name for name in OTHER_TOKENIZERS if (path / name).is_file()]
+    if other:
+        print(
+            f"{path}: no tokenizer.json, so the model takes ids, no text; transformers makes one "
+            f"of {other[0]}: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            file=sys.stderr,
+            flush=True,
+        )
+    return None
 
 
 def stop_ids(path: Path) -> list[int]:
     """The ids at which generation ends in transformers: those of generation_config.json, else of
-    config.json; [] where neither names one.
+    config.json; [] where neither names one. Raises CheckpointError at what is no id.
     """
-    for name in (GENERATION, "config.json"):
-        found = json_of(path / name).get("eos_token_id")
-        ids: list[Any] = found if isinstance(found, list) else [found]
-        if ids and all(type(i) is int and i >= 0 for i in ids):
+    for file in (path / GENERATION, path / "config.json"):
+        found = read_json(file).get("eos_token_id") if file.is_file() else None
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if any(type(i) is not int for i in ids):
+            raise CheckpointError(
+                f"{file}: eos_token_id={short(found)}: must be an id, a list of ids, or null."
+            )
+        if ids := [i for i in ids if i >= 0]:
             return ids
     return []
-
-
-def json_of(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is none that can be read, as in transformers."""
-    try:
-        return read_json(path)
-    except (CheckpointError, OSError):
-        return {}

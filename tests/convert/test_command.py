@@ -75,7 +75,7 @@ def test_a_tokenizer_of_an_older_form_is_not_passed_over_in_silence(copy, capsys
     (source / "spiece.model").write_bytes(b"")
     assert lm_jax.load(f"hf:{source}").tokenizer is None
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no tokenizer.json, so the model knows ids, no text" in line
+    assert "no tokenizer.json, so the model takes ids, no text" in line
     assert "of spiece.model: AutoTokenizer" in line
 
 
