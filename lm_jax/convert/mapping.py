@@ -63,6 +63,7 @@ class Family:
     fit: completes the options by the tensors of the files, where config.json leaves them open.
     zeros: flags of ours that the family always has; a model without is written with weights of 0.
     heads_divide: config.dim must be a multiple of the number of heads.
+    depth_scaling: config.model.init_depth_scaling, which config.json cannot express.
     """
 
     model_type: str
@@ -84,6 +85,7 @@ class Family:
     nested: Callable[[Mapping[str, Any]], list[str]] = lambda values: []
     head: str = r"lm_head\.|cls\."
     heads_divide: bool = False
+    depth_scaling: bool = False
 
     def completed(self, config: ModelConfig) -> ModelConfig:
         """The options of the same model in this family: with the weights of `zeros`."""
@@ -113,7 +115,7 @@ class Family:
                     f"{ANYWHERE[key]}"
                 )
         hints = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
-        found = {"init_depth_scaling": self.model_type == "gpt2", **self.ours}
+        found = {"init_depth_scaling": self.depth_scaling, **self.ours}
         for option in self.options:
             value = values.get(option.theirs)
             if value is None and option.default is REQUIRED:

@@ -102,6 +102,7 @@ FAMILY = Family(
     read=read,
     write=write,
     zeros=("bias",),
+    depth_scaling=True,
     aliases={
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
