@@ -115,8 +115,9 @@ def phases(part: Part, topology: Topology) -> Phases:
     logits = Flops(products=6.0 * model.dim * model.vocab_size * config.tokens_per_step)
     total, least = flops(config), flops(once)
     share = 1 / 2 if model.quantization.endswith("_full") else 1  # forward, of what is in 8 bits
-    forward_flops = Flops(products=(least.matrix - logits.matrix) / 3, int8=least.int8 * share,
-                  fp8=least.fp8 * share)  # fmt: skip
+    forward_flops = Flops(
+        products=(least.matrix - logits.matrix) / 3, int8=least.int8 * share, fp8=least.fp8 * share
+    )
     share_of_all = 1 / (topology.devices * config.microbatches)
     backward_flops = total + (forward_flops + logits).times(-1)
     matrix = [
