@@ -100,10 +100,10 @@ def test_files_that_transformers_cannot_read_fail_with_its_words(lm, tmp_path):
 
 
 def test_text_is_read_where_there_is_a_tokenizer(tmp_path):
-    from lm_jax.convert.certificate import ids_of
+    from lm_jax.convert.certificate import sample_ids
 
     tokenizer, config = Tokenizer("bytes"), lm_jax.ModelConfig(max_length=2000, window=300)
-    ids = ids_of(config, tokenizer)
+    ids = sample_ids(config, tokenizer)
     assert ids.shape == (1, 600)
     assert tokenizer.decode(ids[0, 1:300]) == TEXT[:299].encode()[:299].decode(errors="replace")
 
