@@ -13,7 +13,7 @@ import lm_jax
 from lm_jax import convert
 from lm_jax.convert import hf, registry
 from lm_jax.convert.bodies import missing_head
-from lm_jax.convert.load import find, find_tokenizer, stop_ids
+from lm_jax.convert.load import find, stop_ids
 from lm_jax.errors import CheckpointError, UserError
 from lm_jax.inference.language_model import LanguageModel
 from lm_jax.inference.load import save
@@ -121,18 +121,6 @@ def test_a_model_in_the_cache_of_the_hub_is_found_by_its_name(tmp_path, monkeypa
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     with pytest.raises(CheckpointError, match=os.path.join("home", "hub")):
         find("org/name")
-
-
-def test_a_tokenizer_of_another_kind_is_not_passed_over_in_silence(copy, capsys):
-    path = copy("llama")
-    assert find_tokenizer(path) is None
-    assert capsys.readouterr().err == ""
-    (path / "tokenizer.model").write_bytes(b"")
-    assert find_tokenizer(path) is None
-    err = capsys.readouterr().err
-    assert (
-        err.count("\n") == err.count("has no tokenizer.json, and tokenizer.model is not read") == 1
-    )
 
 
 @pytest.mark.parametrize(

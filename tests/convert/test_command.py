@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import Commands
+from in_process import command
 from safetensors.numpy import load_file
 
 import lm_jax
@@ -116,9 +117,10 @@ def test_one_line_and_a_code(run, checkpoint, tmp_path, flags, code, message):
     assert not any(tmp_path.iterdir())
 
 
-def test_an_empty_folder_that_is_the_current_one_is_refused(run, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code, _, err = run(f"--from={checkpoint}", "--to=.")
+def test_an_empty_folder_that_is_the_current_one_is_refused(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    code, _, err = command("lm_jax.convert", f"--from={checkpoint}", "--to=.")
     assert (code, err.count("\n")) == (2, 1)
     assert "--to=.: is the current directory; name a new one inside it" in err
 

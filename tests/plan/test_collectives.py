@@ -85,7 +85,7 @@ def test_groups_are_read_in_every_way_to_write_them(text, groups, axes):
 
 
 def test_groups_in_a_new_way_are_refused():
-    with pytest.raises(MachineError, match="groups of devices that are new"):
+    with pytest.raises(MachineError, match="groups of devices in an unknown form"):
         group_array(", replica_groups=everyone", 8)
 
 
