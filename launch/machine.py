@@ -5,6 +5,7 @@ tpu-v5-lite-podslice:4x4, v6e:4x4*2), with the standard library alone; what is n
 exit code 2.
 """
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -29,11 +30,11 @@ def gcloud_name(text: str) -> str:
                         "GPUs: launch/gke.sh.")  # fmt: skip
     if shape is None:
         raise UserError(f"--type={text}: must be a type and its size, as in --type={chip.name}-16.")
-    count = chips.chips_in(shape)
+    count = math.prod(shape)
     if shape != chips.slice_of(chip, count):
         near = chips.slice_of(chip, count) or chips.slices(chip)[3]
         raise UserError(f"--type={text}: no slice of this API; the nearest is {chip.gcloud}-"
-                        f"{chips.chips_in(near) * chip.cores}, {chips.joined(near)}.")  # fmt: skip
+                        f"{math.prod(near) * chip.cores}, {chips.joined(near)}.")  # fmt: skip
     return f"{chip.gcloud}-{count * chip.cores} {machine.slices or 1}"
 
 
