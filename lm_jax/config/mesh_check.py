@@ -105,12 +105,17 @@ def fill_mesh(mesh: Any, devices: int, of: str = "") -> Any:
     do not multiply to them; of: whose devices these are.
     """
     sizes = dataclasses.asdict(mesh)
-    left = max(1, devices // math.prod(size for size in sizes.values() if size > 0))
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    left = max(1, devices // fixed)
     filled = {axis: left if size == -1 else size for axis, size in sizes.items()}
     if math.prod(filled.values()) != devices:
+        remedy = f"set one axis to -1, or sizes whose product is {devices}"
+        if -1 in sizes.values():  # advice that was followed
+            remedy = (
+                f"the axes beside -1 take {fixed}, which must divide {devices}: make them smaller"
+            )
         raise UserError(
-            f"config.mesh: {large_axes(sizes)} does not make {devices} devices{of}; "
-            f"set one axis to -1, or sizes whose product is {devices}."
+            f"config.mesh: {large_axes(sizes)} does not make {devices} devices{of}; {remedy}."
         )
     return dataclasses.replace(mesh, **filled)
 

@@ -37,10 +37,17 @@ def test_minus_one_takes_the_devices_that_are_left(asked, found):
 
 
 @pytest.mark.parametrize(
-    "asked", [{"data": 3}, {"fsdp": 3}, {"data": 16}, {"data": 4, "tensor": 1}]
+    ("asked", "remedy"),
+    [
+        ({"data": 3}, "set one axis to -1, or sizes whose product is 8"),
+        ({"data": 16}, "whose product is 8"),
+        ({"data": 4, "tensor": 1}, "whose product is 8"),
+        ({"fsdp": 3}, "the axes beside -1 take 3, which must divide 8"),
+        ({"data": 2, "fsdp": -1, "expert": 8}, "take 16, which must divide 8: make them smaller"),
+    ],
 )
-def test_sizes_that_do_not_make_all_devices_are_refused(asked):
-    with pytest.raises(UserError, match=r"does not make 8 devices; .* product is 8"):
+def test_sizes_that_do_not_make_all_devices_are_refused(asked, remedy):
+    with pytest.raises(UserError, match=rf"does not make 8 devices; .*{remedy}"):
         make_mesh(MeshConfig(**asked))
 
 

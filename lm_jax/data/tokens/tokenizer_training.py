@@ -106,8 +106,12 @@ def explain(message: str, vocab_size: int) -> str:
             f"config.data.vocab_size={vocab_size}: this text is too small for so many pieces;"
             f" at most {most[1]}, or config.data.tokenizer=bytes."
         )
-    if "required_chars" in message or "smaller than" in message:
-        return f"config.data.vocab_size={vocab_size}: this text has more characters; raise it."
+    least = re.search(r"required_chars\. \d+ vs (\d+)", message)
+    if least:
+        return (
+            f"config.data.vocab_size={vocab_size}: must be at least {least[1]} for this text"
+            " (bytes, specials, and its characters); or config.data.tokenizer=bytes."
+        )
     if "sentences_" in message or "empty" in message.lower():
         return "no text to train a tokenizer on; or config.data.tokenizer=bytes."
     return f"SentencePiece: {' '.join(message.split())}"

@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import re
 import string
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_a_vocabulary_that_cannot_be_is_refused_in_words_of_the_config():
         train("bpe", [], 400)
     with pytest.raises(DataError, match="Did you mean 'unigram'"):
         train("unigramm", TEXTS, 400)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_vocabulary_below_the_characters_of_a_text_is_told_the_least_that_will_do(kind):
+    with pytest.raises(DataError, match=r"vocab_size=270: must be at least \d+ for this") as error:
+        train(kind, TEXTS, 270)
+    least = int(re.search(r"at least (\d+)", str(error.value))[1])
+    assert train(kind, TEXTS, least).vocab_size == least
+    with pytest.raises(DataError, match=f"must be at least {least} for this text"):
+        train(kind, TEXTS, least - 1)
 
 
 def test_ids_and_text_that_are_none_are_refused(tokenizer):
