@@ -11,6 +11,7 @@ first step of a turn is not counted: it reclaims memory from the step before it.
 import dataclasses
 import statistics
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +44,10 @@ def compiled(model):
     config = Config(model=model, batch_size=B, data=DataConfig(sequence_length=L),
                     loss=LossConfig(chunk_size=L))  # fmt: skip
     rng = np.random.default_rng(0)
-    batch = {"tokens": rng.integers(0, V, (1, B, L)), "targets": rng.integers(0, V, (1, B, L))}
+    batch: dict[str, Any] = {
+        "tokens": rng.integers(0, V, (1, B, L)),
+        "targets": rng.integers(0, V, (1, B, L)),
+    }
     if model.architecture == "encoder_decoder":
         batch["inputs"] = rng.integers(0, V, (1, B, L))
     batch = {name: x.astype(np.int32) for name, x in batch.items()}
@@ -55,14 +59,15 @@ def compiled(model):
         state = jax.jit(lambda: init_state(config))()
         batch = sharding.put(batch, mesh, leading=1)
         step = jax.jit(make_train_step(config), donate_argnums=0).lower(state, batch).compile()
-    return step, state, batch, step.cost_analysis()["flops"]
+    costs: Any = step.cost_analysis()
+    return step, state, batch, costs["flops"]
 
 
 def main(argv):
     """Prints the table."""
     del argv
     runs = {name: list(compiled(model)) for name, model in MODELS.items()}
-    found = {name: [] for name in MODELS}
+    found: dict[str, list[Any]] = {name: [] for name in MODELS}
     for _ in range(ROUNDS.value + 1):
         for name, run in runs.items():
             step, state, batch, flops = run

@@ -121,7 +121,7 @@ def main():
         pair = run_ours(batch), run_theirs(batch)
         assert abs(pair[0] - pair[1]) < 1e-4, f"not the same mathematics: {pair}"
     print(f"losses agree: {pair[0]:.6f} {pair[1]:.6f}")
-    ratios = {"CPU": [], "wall": []}
+    ratios: dict[str, list[float]] = {"CPU": [], "wall": []}
     for _ in range(a.rounds):
         took = {}
         for run in (run_ours, run_theirs):

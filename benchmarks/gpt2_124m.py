@@ -16,6 +16,7 @@ import runpy
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,8 @@ def main():
             seconds = time.perf_counter() - started
             state, out = step(state, batch)
         losses[attention], built[attention] = float(out["loss"]), [step, state, batch, mesh]
-        memory = step.memory_analysis().temp_size_in_bytes
+        analysis: Any = step.memory_analysis()
+        memory = analysis.temp_size_in_bytes
         print(f"{attention}: compiled in {seconds:.0f} s, {memory / 2**30:.1f} GiB of temporaries,"
               f" first loss {losses[attention]:.4f}")  # fmt: skip
     assert max(losses.values()) - min(losses.values()) < 1e-2, f"not the same model: {losses}"

@@ -10,7 +10,7 @@ one core; figures are for a second of it.
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 from absl import app, flags
@@ -79,7 +79,7 @@ def window_numbers(store: TokenStore, length: int, size: int) -> Iterator[np.nda
 def stream(workers: int) -> Callable:
     """Ours as training uses it, through Grain."""
 
-    def run(store: TokenStore, folder: str, length: int, size: int) -> Iterator:
+    def run(store: TokenStore, folder: str, length: int, size: int) -> Generator:
         with batches(Windows(store, "train", length), 0, size, workers=workers) as found:
             yield from found
 
@@ -89,7 +89,7 @@ def stream(workers: int) -> Callable:
 def windows(packed: bool) -> Callable:
     """Ours without Grain."""
 
-    def run(store: TokenStore, folder: str, length: int, size: int) -> Iterator:
+    def run(store: TokenStore, folder: str, length: int, size: int) -> Generator:
         examples, step = Windows(store, "train", length, packed=packed), 0
         while True:
             yield examples.batch(step, size)
@@ -98,12 +98,12 @@ def windows(packed: bool) -> Callable:
     return run
 
 
-def tensorstore_files(store: TokenStore, folder: str, length: int, size: int) -> Iterator:
+def tensorstore_files(store: TokenStore, folder: str, length: int, size: int) -> Generator:
     """Ours as it reads a URL: byte ranges of the same file through TensorStore."""
     return windows(True)(TokenStore.open(f"file://{folder}/store"), folder, length, size)
 
 
-def memory_map(store: TokenStore, folder: str, length: int, size: int) -> Iterator:
+def memory_map(store: TokenStore, folder: str, length: int, size: int) -> Generator:
     """The least that can be done: copy windows out of a memory map."""
     tokens = np.asarray(np.memmap(f"{folder}/store/train.tokens", np.uint16, "r"))
     for numbers in window_numbers(store, length, size):
@@ -113,7 +113,7 @@ def memory_map(store: TokenStore, folder: str, length: int, size: int) -> Iterat
         yield found
 
 
-def array_record(store: TokenStore, folder: str, length: int, size: int) -> Iterator:
+def array_record(store: TokenStore, folder: str, length: int, size: int) -> Generator:
     """ArrayRecord, one window a record (a change of length means writing it anew)."""
     from array_record.python import array_record_data_source, array_record_module
 
@@ -135,7 +135,7 @@ def zarr(driver: str) -> Callable:
     it.
     """
 
-    def run(store: TokenStore, folder: str, length: int, size: int) -> Iterator:
+    def run(store: TokenStore, folder: str, length: int, size: int) -> Generator:
         import tensorstore
 
         spec = {

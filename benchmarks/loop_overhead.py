@@ -60,11 +60,13 @@ def main():
     for index in range(args.rounds):
         workdir = folder / f"run{index}"
         store = rundir.open_store(workdir, config, prepare=True)
+        assert store is not None
         rundir.create(workdir, asked)
         with jax.set_mesh(mesh), Checkpoints(workdir) as saved:
             abstract = jax.eval_shape(lambda: init_state(config))
             run = loop.Run(config, workdir, mesh, store, saved, abstract)
-            bare, run.step = run.step, Timed(run.step)
+            bare, timed = run.step, Timed(run.step)
+            run.step = timed  # type: ignore[assignment]
             run.run()
             windows = by_objective.make(store, "train", config, config.seed)
             batch = run.on_device({k: v[None] for k, v in windows.batch(0, 12).items()})
@@ -72,7 +74,7 @@ def main():
             for _ in range(args.steps):
                 run.state, metrics = alone(run.state, batch)
                 jax.block_until_ready(metrics)
-        loop_ms, bare_ms = run.step.milliseconds(), alone.milliseconds()
+        loop_ms, bare_ms = timed.milliseconds(), alone.milliseconds()
         ratios.append(loop_ms / bare_ms)
         print(f"loop {loop_ms:.1f} ms a step, bare step {bare_ms:.1f} ms")
     print(f"loop / bare step: median {statistics.median(ratios):.3f}")

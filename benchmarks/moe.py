@@ -54,7 +54,7 @@ def main():
         found = {name: run(name, batch) for name in runs}
     for name, metrics in found.items():
         print(name, " ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
-    ratios = {"CPU": [], "wall": []}
+    ratios: dict[str, list[float]] = {"CPU": [], "wall": []}
     for _ in range(a.rounds):
         took = {}
         for name in runs:

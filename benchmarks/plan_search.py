@@ -60,13 +60,13 @@ def row(name, topology, batch, remat, effort):
     found = []
     for by in (swept, again):
         picked = min((by[each] for each in first), key=search.rank_key)
-        top = min(by.values(), key=search.rank_key)
-        serial = picked.times.serial / top.times.serial
-        fast = min(plan.times.overlapped for plan in by.values() if plan.fits or not top.fits)
-        found += [(picked, top, serial, picked.times.overlapped / fast)]
-    (_, _, few, _), (picked, top, serial, overlapped) = found
+        lead = min(by.values(), key=search.rank_key)
+        serial = picked.times.serial / lead.times.serial
+        fast = min(plan.times.overlapped for plan in by.values() if plan.fits or not lead.fits)
+        found += [(picked, lead, serial, picked.times.overlapped / fast)]
+    (_, _, few, _), (picked, lead, serial, overlapped) = found
     fit = sum(plan.fits for plan in swept.values())
-    return (f"| {name} | {topology} | {len(swept)}, {fit} fit | {words(picked)} | {words(top)} | "
+    return (f"| {name} | {topology} | {len(swept)}, {fit} fit | {words(picked)} | {words(lead)} | "
             f"{few:.3f} | {serial:.3f} | {overlapped:.3f} |")  # fmt: skip
 
 

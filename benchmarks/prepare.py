@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
             start, cpu = time.monotonic(), time.process_time()
             run(tokenizer, texts)
             took = time.monotonic() - start, time.process_time() - cpu
-            best[name] = tuple(min(a, b) for a, b in zip(took, best.get(name, took), strict=True))
+            least = best.get(name, took)
+            best[name] = min(took[0], least[0]), min(took[1], least[1])
     print(f"{size / 1e6:.1f} MB, {len(texts)} documents, {cores()} cores")
     print(f"training the tokenizer: {trained[0]:.1f} s ({trained[1]:.1f} CPU-s), not in the rows")
     print(f"{'':<40}{'MB/s':>8}{'MB per CPU-s':>14}{'ratio':>8}{'by CPU-s':>10}")

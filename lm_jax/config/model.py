@@ -9,6 +9,7 @@ from lm_jax.config.field import execution, logits, training
 TRANSFORMERS = ("decoder", "encoder", "encoder_decoder")
 RECURRENT = ("rnn", "lstm", "gru")
 NEURAL = (*TRANSFORMERS, *RECURRENT)  # networks with layers, a residual stream and a head
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "output_dropout")  # rates
 ARCHITECTURES = (*NEURAL, "hmm", "ngram")
 
 
@@ -245,8 +246,13 @@ class ModelConfig:
     @property
     def has_dropout(self) -> bool:
         """Whether a training step draws random numbers."""
-        return any((self.dropout, self.attention_dropout, self.activation_dropout,
-                    self.output_dropout))  # fmt: skip
+        return any(getattr(self, name) for name in DROPOUTS)
+
+    def without_dropout(self) -> "ModelConfig":
+        """The same model with no dropout anywhere, as outside of training."""
+        return dataclasses.replace(
+            self, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, output_dropout=0.0
+        )
 
     @property
     def mlp_size(self) -> int:

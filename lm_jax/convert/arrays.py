@@ -1,6 +1,5 @@
 """Arrays of a model from tensors of files, one layer at a time onto the devices, and back."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -25,7 +24,7 @@ def abstract_model(config: ModelConfig, where: str) -> Transformer:
     if mesh_is_set():
         need_axes(*AXES)
         check_model(config, where, jax.sharding.get_abstract_mesh().shape)
-    config = dataclasses.replace(config, attention_dropout=0.0)  # only training has another kernel
+    config = config.without_dropout()  # only training has another kernel
     return jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
 
 

@@ -49,7 +49,7 @@ def portable(config: ModelConfig) -> ModelConfig:
     """The model as it runs here: an attention backend of other devices becomes this one's. Products
     in eight bits and attention's dropout, which decide about the backend too, are of training.
     """
-    config = dataclasses.replace(config, quantization="none", attention_dropout=0.0)
+    config = dataclasses.replace(config.without_dropout(), quantization="none")
     try:
         return resolved(config, jax.default_backend())
     except UserError:

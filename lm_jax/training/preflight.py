@@ -151,9 +151,9 @@ def check_accumulation(config: Config) -> float:
     tiny = dataclasses.replace(
         config,
         model=dataclasses.replace(
-            config.model, vocab_size=128, num_layers=1, dim=32, num_heads=2, num_kv_heads=2,
-            head_dim=16, mlp_dim=32, dropout=0.0, attention="xla", dtype="float32", max_length=16,
-            remat="none", num_experts=0, experts_per_token=1,
+            config.model.without_dropout(), vocab_size=128, num_layers=1, dim=32, num_heads=2,
+            num_kv_heads=2, head_dim=16, mlp_dim=32, max_length=16, attention="xla",
+            dtype="float32", remat="none", num_experts=0, experts_per_token=1,
         ),
         data=dataclasses.replace(config.data, sequence_length=16), mesh=MeshConfig(),
         batch_size=2 * config.microbatches, loss=dataclasses.replace(config.loss, chunk_size=0),

@@ -47,7 +47,7 @@ def test_more_ids_than_rows_are_refused_before_any_text_is_read(asked, tmp_path)
             rundir.open_store(tmp_path / "run", small, prepare=not dry)
     with pytest.raises(DataError, match=r"than the 4096 pieces of config\.data\.tokenizer=bpe"):
         check_vocabulary(dataclasses.replace(asked.data, tokenizer="bpe", vocab_size=4096), 512)
-    with pytest.raises(DataError, match="smaller than the 259 pieces"):
+    with pytest.raises(DataError, match="smaller than the 259 ids"):
         check_vocabulary(dataclasses.replace(asked.data, tokenizer="bytes"), 256)
     lost = dataclasses.replace(asked.data, tokenizer=str(tmp_path / "none"))
     with pytest.raises(DataError, match=r"none/tokenizer\.json: no such file"):

@@ -129,8 +129,8 @@ MISTAKES = {
         'unsupported URL scheme "foo"'),
     # Using a model.
     "top_k too large": ("generate --checkpoint={p}/run --top_k=3000000000", 2, "top_k=3000000000"),
-    "seed too large": ("generate --checkpoint={p}/run --seed=4294967296", 2, "must be 0 to 42949"),
-    "seed below 0": ("generate --checkpoint={p}/run --seed=-1", 2, "seed=-1: must be 0 to"),
+    "seed too large": ("generate --checkpoint={p}/run --seed=4294967296", 2, "0 to 4294967295"),
+    "seed below 0": ("generate --checkpoint={p}/run --seed=-1", 2, "seed=-1: must be a whole"),
     "negative batch": ("evaluate --checkpoint={p}/run --batch_size=-1", 2, "--batch_size=-1: must"),
     "more tokens than the model sees": (
         "generate --checkpoint={p}/run --prompt=abc --max_new_tokens=30", 2,

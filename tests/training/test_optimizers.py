@@ -226,7 +226,7 @@ def test_a_parameter_that_says_nothing_is_refused_by_name(name):
     model = jax.eval_shape(lambda: Transformer(MIXED, rngs=nnx.Rngs(0)))
     model.decoder.blocks.attn.adapter = nnx.Param(jnp.zeros((N, D, 2)))
     tx = optimizers.make(OptimizerConfig(name=name), 10)
-    with pytest.raises(UserError, match=r"^parameter decoder/blocks/attn/adapter: .* decays .*"):
+    with pytest.raises(UserError, match=r"^parameter decoder/blocks/attn/adapter: .*decays"):
         jax.eval_shape(tx.init, model)
 
 

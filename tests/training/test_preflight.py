@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm_jax.config import Config, DataConfig, MeshConfig, ModelConfig
+from lm_jax.config.model import DROPOUTS
 from lm_jax.devices import sharding
 from lm_jax.errors import MachineError
 from lm_jax.models.attention import kernels
@@ -132,6 +133,12 @@ def test_an_average_of_averages_is_refused(monkeypatch):
 @pytest.mark.parametrize("architecture", ["encoder", "encoder_decoder", "lstm", "hmm"])
 def test_accumulation_is_checked_in_every_architecture(architecture):
     model = dataclasses.replace(CONFIG.model, architecture=architecture)
+    assert preflight.check_accumulation(dataclasses.replace(CONFIG, model=model)) < 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in DROPOUTS if name != "dropout"])
+def test_accumulation_is_checked_without_what_dropout_draws_for_each_microbatch(name):
+    model = dataclasses.replace(CONFIG.model, **{name: 0.5})
     assert preflight.check_accumulation(dataclasses.replace(CONFIG, model=model)) < 1e-3
 
 
