@@ -11,10 +11,7 @@ Trains in one process on all devices of this machine; TRAIN_FLAGS are those of p
 --dry-run     print the commands, start nothing"
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-hosts=1 devices=1 simulated= retries=0 dry=
-number() {  # FLAG VALUE LEAST
-    [[ $2 =~ ^[0-9]+$ ]] && [ "$2" -ge "$3" ] || fail "$1=$2: must be a whole number, at least $3."
-}
+hosts=1 devices=1 simulated= retries=0 dry= train=(-m lm_jax.train)
 while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) say "$usage"; exit ;;
@@ -22,14 +19,13 @@ while [ $# -gt 0 ]; do
         --devices=*) devices=${1#*=} simulated=1; number --devices "$devices" 1 ;;
         --retries=*) retries=${1#*=}; number --retries "$retries" 0 ;;
         --dry-run) dry=1 ;;
-        *) break ;;
+        *) train+=("$1") ;;
     esac
     shift
 done
-[[ " $*" = *" --config="* && " $*" = *" --workdir="* ]] ||
-    fail "--config and --workdir: missing; after the options come the flags of python -m lm_jax.train."
+[[ " ${train[*]}" = *" --config="* && " ${train[*]}" = *" --workdir="* ]] ||
+    fail "--config and --workdir: missing; they are flags of python -m lm_jax.train."
 
-train=(-m lm_jax.train "$@")
 arguments() {  # INDEX PORT: sets words to the arguments of Python for one process
     words=("${train[@]}")
     if [ "$hosts" -gt 1 ]; then
@@ -38,12 +34,12 @@ arguments() {  # INDEX PORT: sets words to the arguments of Python for one proce
 }
 if [ -n "$simulated" ] || [ "$hosts" -gt 1 ]; then
     export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
-    simulated="JAX_PLATFORMS=cpu XLA_FLAGS=$XLA_FLAGS "
+    simulated="JAX_PLATFORMS=cpu XLA_FLAGS=$(quoted "$XLA_FLAGS") "
 fi
 if [ -n "$dry" ]; then
     for ((i = 0; i < hosts; i++)); do
         arguments "$i" PORT
-        say "$simulated.venv/bin/python ${words[*]}"
+        say "$simulated$(quoted .venv/bin/python "${words[@]}")"
     done
     exit
 fi

@@ -1,5 +1,5 @@
 # The environment of the scripts here. Sourced: finds a Python, makes .venv, installs if anything changed.
-# Defines: $root, say, fail, setup EXTRAS [VENV [CONSTRAINTS]] which sets $python. PYTHON=... chooses the interpreter.
+# Defines: $root, say, fail, number, quoted, setup EXTRAS [VENV [CONSTRAINTS]] which sets $python. PYTHON=... chooses the interpreter.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
@@ -8,6 +8,19 @@ say() { printf '%s\n' "$*"; }
 fail() {  # MESSAGE [EXIT_CODE]
     printf 'error: %s\n' "$1" >&2
     exit "${2:-2}"
+}
+
+number() {  # FLAG VALUE LEAST: fails unless the value is one that bash, too, reads as decimal
+    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && [ "$2" -ge "$3" ] || fail "$1=$2: must be a whole number, at least $3."
+}
+
+quoted() {  # WORDS: as one would type them
+    local word line='' quote="'" escaped="'\\''"
+    for word in "$@"; do
+        [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//$quote/$escaped}'"
+        line+="$word "
+    done
+    printf '%s' "${line% }"
 }
 
 supported() {  # PYTHON: is it 3.11 to 3.13, and can it make environments?

@@ -24,9 +24,6 @@ name='' zone='' type='' project='' slices=1 spot='' version='' mount='' retries=
 config='' workdir='' train=()
 # Seconds: between two polls, between polls while the log is shown, that one worker may outlive the others.
 poll=${POLL:-30} shown_for=${LOOK:-300} grace=${GRACE:-60}
-number() {  # FLAG VALUE LEAST
-    [[ $2 =~ ^[0-9]+$ ]] && [ "$2" -ge "$3" ] || fail "$1=$2: must be a whole number, at least $3."
-}
 for word in "$@"; do
     case "$word" in
         -h | --help) say "$usage"; exit ;;
@@ -82,14 +79,6 @@ git -C "$root" ls-files --error-unmatch -- "${config%%:*}" >/dev/null 2>&1 ||
 [ -n "$dry" ] || command -v gcloud >/dev/null ||
     fail "gcloud: not found; install it (https://cloud.google.com/sdk/docs/install) and run gcloud auth login." 4
 
-quoted() {  # WORDS: as one would type them
-    local word line='' quote="'" escaped="'\\''"
-    for word in "$@"; do
-        [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//$quote/$escaped}'"
-        line+="$word "
-    done
-    printf '%s' "${line% }"
-}
 cloud() {  # WORDS of gcloud compute tpus
     local words=(gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"} --quiet)
     if [ -n "$dry" ]; then say "$(quoted "${words[@]}")"; else "${words[@]}"; fi

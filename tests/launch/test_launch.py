@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -267,6 +268,11 @@ def test_a_dry_run_prints_what_would_run_and_does_nothing(launch):
     )
     one = launch("local.sh", "--devices=4", "--dry-run", *RUN)[1]  # not ignored without --hosts
     assert one == f"{first.partition(' --coordinator_address')[0]}\n"
+    spaced = ("--config=c.py", "--workdir=runs/my 'w'\n[1]")  # as one would type it
+    line = launch("local.sh", *spaced, "--dry-run", XLA_FLAGS="--a --b")[1]
+    assert shlex.split(line)[1:] == ["-m", "lm_jax.train", *spaced]
+    line = launch("local.sh", *spaced, "--devices=4", "--dry-run", XLA_FLAGS="--a --b")[1]
+    assert shlex.split(line)[1] == "XLA_FLAGS=--a --b --xla_force_host_platform_device_count=4"
     assert launch.log() == []
     assert not (launch.clone / ".venv").exists()
 
@@ -278,6 +284,11 @@ def test_a_dry_run_prints_what_would_run_and_does_nothing(launch):
         (["--hosts=0", *RUN], "error: --hosts=0"),
         (["--retries=-1", *RUN], "error: --retries=-1"),
         (["--hosts=2", RUN[0]], "error: --config and --workdir: missing"),
+        # bash would read these as octal, or not at all: a run of no process would end with 0.
+        (["--hosts=08", *RUN], "error: --hosts=08: must be a whole number, at least 1."),
+        (["--devices=010", *RUN], "error: --devices=010"),
+        (["--hosts=99999999999999999999", *RUN], "error: --hosts=99999999999999999999"),
+        ([*RUN, "--retries=0x1"], "error: --retries=0x1"),  # options stand anywhere
     ],
 )
 def test_local_refuses_before_any_setup(launch, arguments, says):

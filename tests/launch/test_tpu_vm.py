@@ -287,6 +287,7 @@ def test_the_number_of_another_process_is_not_taken_for_a_run(vm):
         (["--type=v5e-16*2", "--slices=3"], "--slices=3: --type says 2."),
         (["--slices=0"], "--slices=0: must be a whole number, at least 1."),
         (["--retries=x"], "--retries=x: must be a whole number, at least 0."),
+        (["--slices=08"], "--slices=08: must be a whole number, at least 1."),
         (["--workdir="], "--config and --workdir: missing"),
         (["--workdir=gs://b/run"], "--workdir=gs://b/run: must be a folder; mount the bucket"),
         (["--workdir=runs/q"], "--workdir=runs/q: must be a folder that all hosts see"),
