@@ -2,7 +2,7 @@
 
 import os
 
-from lm_jax.config.values import expand_home
+from lm_jax.config.values import expand_home, number
 from lm_jax.devices import runtime
 from lm_jax.errors import CheckpointError
 from lm_jax.inference import load as checkpoints
@@ -24,6 +24,7 @@ def load(path: str | os.PathLike, step: int | None = None, new_head: bool = Fals
     CheckpointError.
     """
     runtime.start()
+    step = None if step is None else number("step", step, whole=True)
     path = expand_home(str(path))
     if path.startswith("hf:"):
         from lm_jax.convert.load import load_hf

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm_jax.config.values import number
 from lm_jax.data.tokens.specials import decoder_start
 from lm_jax.devices import sharding
 from lm_jax.devices.sharding import shard, ways
@@ -46,6 +47,7 @@ def generate(
     fit `model.config.max_length`.
     """
     check_settings(temperature, top_k, top_p)
+    max_new_tokens = number("max_new_tokens", max_new_tokens, whole=True)
     if not model.generates:
         raise UserError("an encoder (BERT) continues no text; it fills in what is masked.")
     if max_new_tokens < 1:
@@ -100,6 +102,7 @@ def texts(
     longest, limit = max(len(prompt) for prompt in ids), model.config.max_length
     max_new_tokens = max_new_tokens or max(1, min(MAX_NEW_TOKENS, limit - longest))
     allowed = reading.allowed(tokenizer, model.config.vocab_size)
+    seed = number("seed", seed)
     if not 0 <= seed < 2**32 or seed != int(seed):
         raise UserError(f"seed={seed}: must be a whole number from 0 to {2**32 - 1}.")
     steps = generate(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lm_jax.config import Config
+from lm_jax.config.values import number
 from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.errors import CheckpointError, UserError
@@ -79,6 +80,7 @@ class LanguageModel:
         token. bos: whether BOS stands before a text; None: as `frame` has it. Ids are taken as they
         are. Raises UserError when prompt and max_new_tokens do not fit the model.
         """
+        num_samples = number("num_samples", num_samples, whole=True)
         if num_samples < 1:
             raise UserError(f"num_samples={num_samples}: must be at least 1.")
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -168,8 +170,11 @@ class LanguageModel:
         """Rules of this model for prompts and the end of an answer."""
         tokenizer, here = self.need_tokenizer(), self.trained_here
         more = objective_names(tokenizer, self.model.config.vocab_size) if here else {}
-        ends = tuple(self.metadata.get("stop_ids", ())) or (tokenizer.eos_id,)
-        return Reading(self.framed(bos), ends, special_tokens, more, all_ids=not here)
+        rows = self.model.config.vocab_size
+        ends = tuple(i for i in self.metadata.get("stop_ids", ()) if i < rows)
+        return Reading(
+            self.framed(bos), ends or (tokenizer.eos_id,), special_tokens, more, all_ids=not here
+        )
 
     def logits(
         self, ids: ArrayLike, target_ids: ArrayLike | None = None, mask: ArrayLike | None = None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.config.field import INT_MAX
+from lm_jax.config.values import number
 from lm_jax.errors import UserError
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # a little safer than the model's own distribution
@@ -70,6 +71,8 @@ def likeliest(p_BV: jax.Array, weights_BV: jax.Array, need_B1: jax.Array) -> jax
 
 def check_settings(temperature: float, top_k: int, top_p: float) -> None:
     """Raises UserError at the first setting of `sample` that cannot be."""
+    temperature, top_k = number("temperature", temperature), number("top_k", top_k)
+    top_p = number("top_p", top_p)
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature}: must be 0 (the likeliest token) or more.")
     if not 0 <= top_k <= INT_MAX or top_k != int(top_k):

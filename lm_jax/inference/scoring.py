@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm_jax.config.values import number
 from lm_jax.data.text.clean import tidy
 from lm_jax.data.tokens.frame import Frame
 from lm_jax.data.tokens.specials import Specials
@@ -195,10 +196,10 @@ def check(
 
 def checked(window: int, stride: int, max_length: int) -> tuple[int, int]:
     """Window and stride with their defaults; raises UserError."""
-    window = window or max_length
+    window = number("window", window or max_length, whole=True)
     if not 1 <= window <= max_length:
         raise UserError(f"window={window}: must be 1 to model.max_length={max_length}.")
-    stride = stride or window
+    stride = number("stride", stride or window, whole=True)
     if not 1 <= stride <= window:
         raise UserError(f"stride={stride}: must be 1 to the window of {window} tokens.")
     return window, stride
@@ -222,8 +223,8 @@ def masked(batches: Iterable[Batch], masking: Masking) -> Iterator[Batch]:
     """Each batch once a pass, with other tokens masked; these are the targets that count."""
     for batch in batches:
         column = np.arange(batch["tokens"].shape[1])[None]
-        for number in range(masking.passes):
-            chosen = (column % masking.passes == number) & (batch["weights"] > 0)
+        for turn in range(masking.passes):
+            chosen = (column % masking.passes == turn) & (batch["weights"] > 0)
             tokens = np.where(chosen, masking.mask_id, batch["tokens"]).astype(np.int32)
             yield {**batch, "tokens": tokens, "weights": chosen.astype(np.float32)}
 

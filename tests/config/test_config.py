@@ -68,7 +68,7 @@ REFUSED = {
     "model__tie_embeddings": [1, "yes"],
     "data__sequence_length": [0, 2048],
     "data__tokenizer": ["wordpiece"],
-    "optimizer__learning_rate": [-1e-3, float("nan"), float("inf"), "fast"],
+    "optimizer__learning_rate": [-1e-3, float("nan"), float("inf"), "1e400", 10**400, "fast"],
     "optimizer__warmup_steps": [-1, 2000],
     "mesh__data": [0, -2],
     "mesh__tensor": [3],

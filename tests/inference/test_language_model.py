@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -60,6 +61,8 @@ def test_what_holds_no_checkpoint_is_refused_by_name(run, tmp_path):
         lm_jax.load(tmp_path)
     with pytest.raises(CheckpointError, match="15"):
         lm_jax.load(run, step=15)
+    with pytest.raises(UserError, match="step='10a': expected a whole number"):
+        lm_jax.load(run, step="10a")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +204,20 @@ def test_a_hugging_face_directory_is_loaded_with_its_family():
 def test_text_that_is_no_unicode_is_refused(lm):
     with pytest.raises(DataError, match="surrogate"):
         lm.loss("a\ud800")
+
+
+def test_numbers_are_those_of_any_library_and_nothing_else(lm):
+    expected = lm.generate("a", max_new_tokens=3, num_samples=2, top_k=4)
+    given = {"max_new_tokens": np.int64(3), "num_samples": jnp.array(2), "top_k": np.float32(4)}
+    assert lm.generate("a", **given) == expected
+    for samples in ("2", 1.5, None, True):
+        with pytest.raises(UserError, match=r"num_samples=.*: expected a whole number"):
+            lm.generate("a", num_samples=samples)
+
+
+def test_an_end_that_the_model_does_not_have_ends_no_answer(lm):
+    odd = dataclasses.replace(lm, metadata={**lm.metadata, "stop_ids": [2**40]})
+    assert odd.generate("a", max_new_tokens=3) == lm.generate("a", max_new_tokens=3)
 
 
 def test_a_model_in_a_notebook_needs_no_checkpoint(lm):

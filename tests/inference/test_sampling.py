@@ -179,6 +179,12 @@ def test_other_settings_and_prompts_compile_nothing_new(model):
         ([1], {"top_k": 2.5}, r"top_k=2\.5"),
         ([1], {"top_p": 0.0}, "top_p=0"),
         ([1], {"top_p": 1.5}, "top_p=1.5"),
+        ([1], {"count": 1.5}, r"max_new_tokens='1.5': expected a whole number\."),
+        ([1], {"count": float("inf")}, "max_new_tokens='inf': expected a whole"),
+        ([1], {"count": "3"}, "max_new_tokens='3': expected a whole number"),
+        ([1], {"temperature": "hot"}, r"temperature='hot': expected a number\."),
+        ([1], {"top_k": [4]}, r"top_k='\[4\]': expected a number"),
+        ([1], {"top_p": None}, "top_p='None': expected a number"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(model, prompt, settings, message):
@@ -235,6 +241,9 @@ def test_special_tokens_and_padded_vocabulary_are_never_drawn(monkeypatch):
 def test_a_seed_that_is_no_whole_number_is_refused():
     for seed in (1.5, -1, 2**32):
         with pytest.raises(UserError, match=f"seed={seed}: must be a whole number from 0 to 4294"):
+            texts(FakeModel, Tokenizer("bytes"), ["a"], 3, seed)
+    for seed in ("a", None, [1]):
+        with pytest.raises(UserError, match=r"seed=.*: expected a number"):
             texts(FakeModel, Tokenizer("bytes"), ["a"], 3, seed)
 
 

@@ -129,8 +129,9 @@ def test_the_figure_is_the_same_on_a_mesh(model, documents):
 
 @pytest.mark.parametrize(
     ("window", "stride", "message"),
-    [(65, 0, "window=65.*64"), (-1, 0, "window=-1"), (16, 17, "stride=17.*16"), (16, -1, "stride")],
-)
+    [(65, 0, "window=65.*64"), (-1, 0, "window=-1"), (16, 17, "stride=17.*16"), (16, -1, "stride"),
+     (16, "3", "stride='3': expected a whole number"), (1.5, 1, "window='1.5': expected")],
+)  # fmt: skip
 def test_windows_that_cannot_be_are_refused(model, documents, window, stride, message):
     with pytest.raises(UserError, match=message):
         evaluate_tokens(model, documents, 1, window, stride)
