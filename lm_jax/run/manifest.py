@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
+from lm_jax.config.values import from_json
 from lm_jax.errors import CheckpointError
 
 NAMED = 5  # differing arrays that an error names
@@ -104,7 +105,7 @@ def read_files(path: epath.Path, manifest: dict[str, Any]) -> dict[str, bytes]:
 
 def _json(path: epath.Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = from_json(path.read_bytes())
     except FileNotFoundError:
         raise Damaged(f"{path.parent.name} is missing") from None
     except (OSError, ValueError) as error:

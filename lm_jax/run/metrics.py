@@ -12,6 +12,8 @@ from typing import Any
 
 from lm_jax.config import Config
 from lm_jax.config.cost import flops_per_token
+from lm_jax.config.field import INT_MAX
+from lm_jax.config.values import from_json
 from lm_jax.devices.chips import peak_flops
 from lm_jax.progress import duration, human
 from lm_jax.run.appended import Appended, Events
@@ -179,9 +181,10 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     # Not splitlines(): a sample may hold U+2028 and other ends of lines that JSON does not escape.
     for line in text.removesuffix("\n").split("\n") if text else []:
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        step = row.get("step") if isinstance(row, dict) else None
+        if type(step) is int and 0 <= step <= INT_MAX:
             rows.append(row)
     return rows

@@ -5,7 +5,6 @@ Reads config.json, summary.json and metrics.jsonl; what a run that was cut short
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.config import Config
+from lm_jax.config.values import from_json
 from lm_jax.progress import duration, human
 from lm_jax.run import metrics
 from lm_jax.run.chart import Series, line_chart
@@ -22,6 +22,7 @@ from lm_jax.run.rundir import replace_text
 # Names of the baselines of summary.json; any other is shown under its own.
 LABELS = {"xz": "xz -9", "byte_5gram": "byte 5-gram", "token_5gram": "token 5-gram"}
 MAX_SAMPLES = 6
+LARGEST = 1e300  # twice it, the width of an axis, is a float too
 
 
 def write(workdir: str | os.PathLike) -> Path:
@@ -112,7 +113,7 @@ def _verdict(model: float | None, baselines: Mapping[str, float]) -> str:
     beaten = [names[k] for k, v in baselines.items() if model < v]
     text = [f"the model beats {_list(beaten)}"] if beaten else []
     text += [
-        f"{names[k]} needs {100 * (1 - v / model):.1f} % fewer bits than the model"
+        f"{names[k]} needs {100 * (1 - v / model) if model else 0:.1f} % fewer bits than the model"
         for k, v in baselines.items()
         if v <= model
     ]
@@ -269,8 +270,9 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number (JSON has null where there was none)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a chart has room for (JSON has null where there was none)."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return known and abs(value) < LARGEST
 
 
 def _numbers(values: Any) -> dict[str, float]:
@@ -281,7 +283,7 @@ def _numbers(values: Any) -> dict[str, float]:
 def _json(path: Path) -> dict:
     """A JSON object from a file, {} when there is none that can be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = from_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

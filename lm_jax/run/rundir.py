@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_jax.config import Config, DataConfig
 from lm_jax.config.field import facts_of
-from lm_jax.config.values import differences
+from lm_jax.config.values import differences, from_json
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.views import by_objective
@@ -51,7 +51,7 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
             )
         return
     advice = "Name another --workdir."
-    same_run(lambda: json.loads(path.read_text()), config, UserError, path, advice)
+    same_run(lambda: from_json(path.read_bytes()), config, UserError, path, advice)
 
 
 def same_run(
@@ -278,10 +278,13 @@ def dropout_parts(config: Config, mesh: Mapping[str, int]) -> dict[str, int]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or, where the disk is full or the process killed, leaves it as it was."""
+    """Writes a file whole or, where the disk is full or the process killed, leaves it as it was.
+
+    What UTF-8 cannot write, such as a part of a name of the disk that is no text, becomes "?".
+    """
     new = path.with_name(f".{path.name}.new")
     try:
-        new.write_text(text, "utf-8")
+        new.write_text(text, "utf-8", errors="replace")
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ the loop.
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from lm_jax.training.train_step import init_state
 
 def train(
     requested: Config | ConfigDict | dict[str, Any],
-    workdir: str,
+    workdir: str | os.PathLike[str],
     dry_run: bool = False,
     check: bool = True,
     profile: bool = False,

@@ -168,7 +168,10 @@ def test_a_damaged_line_costs_no_other_row(make, tmp_path):
         "\0" * 40,
         "null",
         "[2]",
+        "[" * 100_000,  # too deep for Python's JSON
         '{"kind": "train"}',
+        '{"step": true}',
+        '{"step": ' + "9" * 400 + "}",
         '{"step": 2}',
         '{"step": 3',
     ]

@@ -117,11 +117,12 @@ def test_page_needs_nothing_from_outside(run):
 
 
 @pytest.mark.parametrize("missing", ["config.json", "summary.json", "metrics.jsonl"])
-@pytest.mark.parametrize("damage", ["gone", "broken", "wrong kind"])
+@pytest.mark.parametrize("damage", ["gone", '{"model": {"bp', "[1, 2]\n", "[" * 100_000],
+                         ids=["gone", "broken", "wrong kind", "deep"])  # fmt: skip
 def test_page_is_written_without_any_one_file(run, missing, damage):
     (run / missing).unlink()
     if damage != "gone":
-        (run / missing).write_text('{"model": {"bp' if damage == "broken" else "[1, 2]\n")
+        (run / missing).write_text(damage)
     page = Page(report.write(run).read_text("utf-8"))
     assert ("Curves" in page.text) == (missing != "metrics.jsonl")
     assert ("small" in page.text) == (missing != "config.json")
@@ -152,6 +153,16 @@ def test_values_that_are_not_numbers_leave_holes(tmp_path):
     assert "nan" not in page.text.lower()
 
 
+def test_what_no_chart_and_no_file_has_room_for_is_left_out(tmp_path):
+    rows = [{"step": 1, "kind": "train", "loss": 10**400, "bpb": 1e308},
+            {"step": 2, "kind": "train", "loss": 3.5, "bpb": -1e308},
+            {"step": 2, "kind": "sample", "text": "a\ud800b"}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    page = Page(report.write(tmp_path).read_text("utf-8"))
+    assert "step 2 training: 3.5" in page.text
+    assert "a?b" in page.text
+
+
 @pytest.mark.parametrize(
     ("model", "baselines", "said"),
     [
@@ -159,6 +170,7 @@ def test_values_that_are_not_numbers_leave_holes(tmp_path):
         (2.0, {"xz": 1.0}, "Xz -9 needs 50.0 % fewer bits than the model."),
         (1.0, {}, "The model needs 1.000 bits per byte. No baseline was measured."),
         (None, {"xz": 1.0}, "The model was not evaluated."),
+        (0.0, {"xz": 0.0}, "Xz -9 needs 0.0 % fewer bits than the model."),
     ],
 )
 def test_whichever_wins_is_said(model, baselines, said):

@@ -154,6 +154,8 @@ def test_changed_metadata_or_files_are_damage(tmp_path):
     manifest_file = tmp_path / "checkpoints" / "2" / "manifest" / "metadata"
     manifest_file.write_text(manifest_file.read_text().replace('"step_was"', '"step_is"'))
     assert SavedSteps(tmp_path, report=lambda line: None).metadata()["step_was"] == 1
+    manifest_file.write_text("[" * 100_000)  # too deep for Python's JSON
+    assert SavedSteps(tmp_path, report=lambda line: None).metadata()["step_was"] == 1
     files = tmp_path / "checkpoints" / "1" / "files" / "metadata"
     files.write_text(json.dumps(json.loads(files.read_text()) | {"more": "AAAA"}))
     with pytest.raises(CheckpointError, match="files have changed"):

@@ -71,7 +71,8 @@ def test_the_config_comes_back_and_is_written_only_when_it_changes(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"stepz": 3}', '{"steps": "many"}', "[]"])
+@pytest.mark.parametrize("text", ["", "{", '{"stepz": 3}', '{"steps": "many"}', "[]",
+                                  pytest.param("[" * 100_000, id="deep")])  # fmt: skip
 def test_a_config_that_cannot_be_read_is_refused_and_kept(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json: cannot be read .* Name another --workdir"):

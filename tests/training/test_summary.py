@@ -88,7 +88,7 @@ def test_a_dry_run_stops_at_the_screen_and_writes_nothing(tmp_path, capsys, monk
     text = tmp_path / "text.txt"
     text.write_text("some text\n")
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, input=str(text)))
-    assert start.train(config, str(tmp_path / "run"), dry_run=True) == 0
+    assert start.train(config, tmp_path / "run", dry_run=True) == 0  # a Path, or a text
     assert "not prepared yet" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 

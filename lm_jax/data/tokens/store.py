@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.config.values import expand_home
+from lm_jax.config.values import expand_home, from_json
 from lm_jax.data.tokens.files import Blocks, LocalFiles, RemoteFiles, is_remote
 from lm_jax.data.tokens.hf_folder import ABOUT, COMPANIONS
 from lm_jax.data.tokens.load import load_tokenizer
@@ -73,7 +73,7 @@ class TokenStore:
     def read_manifest(self) -> dict[str, Any]:
         """The content of store.json; raises DataError unless it is one, whole and unchanged."""
         try:
-            manifest = json.loads(self.files.read("store.json"))
+            manifest = from_json(self.files.read("store.json"))
             found = manifest.get("format")
         except (ValueError, OSError, AttributeError):
             raise DataError(
@@ -157,12 +157,12 @@ class TokenStore:
             (n for n in TOKENIZER_FILES if self.files.exists(f"tokenizer/{n}")), "tokenizer.json"
         )
         try:
-            about = json.loads(self.files.read(f"tokenizer/{ours}"))
-        except (ValueError, FileNotFoundError):
+            known = from_json(self.files.read(f"tokenizer/{ours}")).get("hash")
+        except (ValueError, OSError, AttributeError):
             raise DataError(f"{self.path}/tokenizer: missing; prepare the data again.") from None
-        if about.get("hash") != self.tokenizer_hash:
+        if known != self.tokenizer_hash:
             raise DataError(
-                f"{self.path}/tokenizer: hash {str(about.get('hash'))[:12]}, the tokens were made"
+                f"{self.path}/tokenizer: hash {str(known)[:12]}, the tokens were made"
                 f" with {self.tokenizer_hash[:12]}; prepare the data again."
             )
 

@@ -32,7 +32,10 @@ def test_documents_come_back_between_bos_and_eos(store):
     assert [h["text"] for h in store.heldout()] == list(store.text("heldout"))
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "no JSON", '{"format": "lm_jax token store 1"}'])
+@pytest.mark.parametrize(
+    "manifest", ["", "[]", "no JSON", "[" * 100_000, '{"format": "lm_jax token store 1"}'],
+    ids=["empty", "list", "no JSON", "deep", "format alone"],
+)  # fmt: skip
 def test_what_is_no_store_is_one_line(tmp_path, manifest):
     (tmp_path / "store.json").write_text(manifest)
     for path in (tmp_path, tmp_path / "store.json"):  # a folder; a file
@@ -157,6 +160,10 @@ def test_another_tokenizer_or_an_edited_manifest_is_refused(tmp_path, write_stor
     train("bpe", ["some other words " * 50], 270).save(tmp_path / "store" / "tokenizer")
     with pytest.raises(DataError, match="the tokens were made with"):
         TokenStore.open(tmp_path / "store")
+    for damage in ("[]", "[" * 100_000, "no JSON"):
+        (tmp_path / "store" / "tokenizer" / "tokenizer.json").write_text(damage)
+        with pytest.raises(DataError, match="prepare the data again"):
+            TokenStore.open(tmp_path / "store")
     write_store(tmp_path / "edited")
     manifest = tmp_path / "edited" / "store.json"
     about = json.loads(manifest.read_text())
