@@ -78,8 +78,9 @@ def duration(seconds: float) -> str:
 
 
 def human(number: float) -> str:
-    """1234567 -> '1.23M'."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{letter}"
+    """1234567 -> '1.23M', 999999 -> '1M'."""
+    number = float(f"{number:.3g}")  # rounded first: 999.9 k would be '1e+03k'
+    for power, letter in zip(range(21, 0, -3), "ZEPTGMk", strict=True):
+        if abs(number) >= 10**power:
+            return f"{number / 10**power:.3g}{letter}"
     return f"{number:.3g}"

@@ -141,11 +141,12 @@ def check_lengths(store: Any, config: Config) -> None:
             f"config.data.sequence_length={data.sequence_length}; give more text or shorten it."
         )
     if (count := store.num_tokens("heldout")) < needed:
+        made = store.metadata.get("data", {}).get("heldout_fraction", data.heldout_fraction)
+        place = "store (python -m lm_jax.prepare)" if data.store else "--workdir"
         raise DataError(
             f"{store.path}: {count} held-out tokens do not fill one window of "
             f"config.data.sequence_length={data.sequence_length}; raise "
-            f"config.data.heldout_fraction="
-            f"{data.heldout_fraction:g} in a new --workdir, or give more text."
+            f"config.data.heldout_fraction={made:g} in a new {place}, or give more text."
         )
 
 

@@ -217,14 +217,14 @@ def test_a_sample_keeps_its_lines_where_text_is_shown_as_markdown(make, monkeypa
     assert shown == ["    a", "    one\n      two\n    \n    three"]
 
 
-def test_numbers_are_short():
-    assert [human(x) for x in (7, 4123, 412_345, 1.5e9, 3e12)] == [
-        "7",
-        "4.12k",
-        "412k",
-        "1.5G",
-        "3T",
-    ]
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(7, "7"), (4123, "4.12k"), (412_345, "412k"), (1.5e9, "1.5G"), (3e12, "3T"), (0, "0"),
+     (0.25, "0.25"), (-4123, "-4.12k"), (2.43e17, "243P"), (7.2e20, "720E"), (999.4, "999"),
+     (999.6, "1k"), (999_499, "999k"), (999_500, "1M"), (999.9e12, "1P")],
+)  # fmt: skip
+def test_numbers_are_short_and_never_have_an_exponent(number, shown):
+    assert human(number) == shown
 
 
 def test_pauses_and_waits_are_not_training():

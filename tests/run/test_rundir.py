@@ -124,8 +124,12 @@ def test_a_store_that_does_not_fit_the_model_is_refused(tmp_path):
     pairs = changed(**long, loss={"objective": "seq2seq"})
     assert rundir.open_store(tmp_path, pairs, prepare=True)
     write_store(tmp_path / "none" / "data", CONFIG.data, held=0)
-    with pytest.raises(DataError, match=r"0 held-out tokens do not fill .*heldout_fraction"):
+    with pytest.raises(DataError, match=r"0 held-out tokens do not fill .*=0\.02 in a new --w"):
         rundir.open_store(tmp_path / "none", CONFIG, prepare=True)
+    # A store that is named was made with a fraction of its own.
+    named = {"store": str(tmp_path / "none" / "data"), "heldout_fraction": 0.5}
+    with pytest.raises(DataError, match=r"heldout_fraction=0\.02 in a new store \(python -m"):
+        rundir.open_store(tmp_path / "other", changed(data=named), prepare=True)
 
 
 def test_a_checkpoint_says_what_it_was_trained_on_and_is_not_continued_on_other_data(tmp_path):
