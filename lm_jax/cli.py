@@ -1,6 +1,7 @@
 """Start and end of a command: one line for a mistake, an exit code for its kind, no traceback."""
 
 import errno
+import io
 import itertools
 import os
 import re
@@ -45,6 +46,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     module = sys.modules["__main__"].__spec__
     if module and ("-m", module.name) in itertools.pairwise(sys.orig_argv):
         runtime.huge_pages()  # starts `python -m lm_jax.train` anew, and nothing else
+    # A sample, or a folder's name, may hold what the terminal's encoding does not: it costs a "?",
+    # not the run.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
 
 

@@ -1,6 +1,7 @@
 """What does a command say and return when something is wrong, and what with --debug?"""
 
 import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -22,10 +23,11 @@ cli.run(main)
 """
 
 
-def command(body, *flags):
+def command(body, *flags, **env):
     """(exit code, output, errors) of a command whose main is `body`."""
     done = subprocess.run([sys.executable, "-c", COMMAND.format(body=body), *flags],
-                          capture_output=True, text=True, timeout=60, cwd=ROOT)  # fmt: skip
+                          capture_output=True, text=True, timeout=60, cwd=ROOT,
+                          env=os.environ | env)  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
 
@@ -64,6 +66,14 @@ def test_a_bug_of_ours_is_never_hidden():
 def test_what_main_returns_is_the_exit_code():
     assert command("return 75") == (75, "", "")
     assert command("raise KeyboardInterrupt") == (130, "", "error: stopped by the keyboard.\n")
+
+
+def test_what_a_terminal_cannot_show_ends_no_command():
+    body = "print(chr(0xfffd), chr(0xdcff), 'on')"  # of a sample; of a name that is no UTF-8
+    assert command(body, PYTHONIOENCODING="latin-1") == (0, "? ? on\n", "")
+    assert command(body, PYTHONIOENCODING="utf-8") == (0, "\ufffd ? on\n", "")
+    shown = "\\ufffd \\udcff on\n"  # as the user has it
+    assert command(body, PYTHONIOENCODING="latin-1:backslashreplace") == (0, shown, "")
 
 
 def test_a_reader_that_leaves_the_pipe_is_no_error():
