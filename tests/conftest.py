@@ -2,16 +2,11 @@
 
 import os
 
+from quick_xla import xla_flags
+
 # libtpu, which the compile tests use, must not be taken for a device.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test is compilation: half of it goes to optimizing what then runs for a millisecond.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-    ]
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
 
 import jax
 import pytest

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from host_processes import DEVICES, begin, codes, make_folder, rows, same_run
+from quick_xla import xla_flags
 from slurm_cluster import Cluster, missing
 from small_training import final_bits
 
@@ -63,7 +64,7 @@ def submit(cluster, folder, name):
     """The number of a job of two nodes with two processes each; its log is NAME.log."""
     environment = {
         "PYTHON": sys.executable, "SRUN_FLAGS": "--overcommit --mem=0", "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(1),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
     }  # fmt: skip

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from typing import Any
 
+from quick_xla import xla_flags
+
 SERVER = """
 import json, os, runpy, signal, sys
 import lm_jax.inference.load, lm_jax.training.start, lm_jax.inference.scoring
@@ -71,6 +73,5 @@ class Commands:
         self.server.stdout.close()
 
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-ONE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+EIGHT, ONE = {"XLA_FLAGS": xla_flags(8)}, {"XLA_FLAGS": xla_flags(1)}
 PLATFORM = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from quick_xla import xla_flags
 from small_training import CONFIG, write_text
 
 from lm_jax.run.checkpoint import SavedSteps
@@ -32,11 +33,10 @@ def free_port():
 def begin(folder, name, count, *more, steps=STEPS, program=("-m", "lm_jax.train")):
     """Starts `count` processes that make the run `name` together, on DEVICES devices in all."""
     port = free_port()
-    shown = f"--xla_force_host_platform_device_count={DEVICES // count}"
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{shown} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(DEVICES // count),
         "JAX_COMPILATION_CACHE_DIR": str(folder / f"cache{count}"),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",
     }

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from quick_xla import xla_flags
 from small_training import CONFIG, STEPS, final_bits, write_text
 
 from lm_jax.errors import EXIT_PREEMPTED
@@ -47,7 +48,7 @@ class Runs:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            "XLA_FLAGS": xla_flags(1),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         }
         self.server = subprocess.Popen(
