@@ -12,6 +12,9 @@ from lm_jax.errors import UserError, nearest
 INT_MAX = 2**31 - 1  # of a whole number that sets no other bound: it becomes an int32
 
 
+Condition = Callable[[Any], bool]  # on a config, or on a group of it
+
+
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """Properties of one option.
@@ -21,7 +24,8 @@ class Facts:
       training: what is learned, but not the function of given weights.
       execution: how the same is computed; results differ by rounding at most.
       record: what is shown, evaluated, saved or kept.
-    resume: whether it may differ between the start of a run and a resume.
+    resume: whether it may differ between the start of a run and a resume, or a condition on the
+      whole config.
     choices: the values that a string may have; empty: any. or_path: or it is a path, which has a
       slash in it (so that a mistyped choice is none, on any machine).
     low, high: inclusive bounds; above, below: exclusive ones.
@@ -30,7 +34,7 @@ class Facts:
     """
 
     role: str
-    resume: bool
+    resume: bool | Condition
     choices: tuple[str, ...] = ()
     or_path: bool = False
     low: float | None = None
@@ -38,11 +42,15 @@ class Facts:
     above: float | None = None
     below: float | None = None
     of: tuple[str, ...] = ()
-    when: Callable[[Any], bool] | None = None
+    when: Condition | None = None
 
     def acts(self, group: Any, architecture: str) -> bool:
         """Whether the option has an effect in `group`, of a model of this architecture."""
         return (not self.of or architecture in self.of) and (self.when is None or self.when(group))
+
+    def may_change(self, config: Any) -> bool:
+        """Whether the option may differ between the start of a run with `config` and a resume."""
+        return self.resume(config) if callable(self.resume) else self.resume
 
     def fault(self, value: Any) -> str:
         """The complaint about `value`, as the end of a sentence; "" for an allowed value."""
@@ -75,7 +83,7 @@ class Facts:
         return f"must be at most {high}." if self.below is None else f"must be below {self.below}."
 
 
-def option(default: Any, role: str, *, resume: bool, **facts: Any) -> Any:
+def option(default: Any, role: str, *, resume: bool | Condition, **facts: Any) -> Any:
     """A dataclass field with its facts."""
     return dataclasses.field(default=default, metadata={"facts": Facts(role, resume, **facts)})
 
@@ -85,7 +93,7 @@ def logits(default: Any, **facts: Any) -> Any:
     return option(default, "logits", resume=False, **facts)
 
 
-def training(default: Any, *, resume: bool = False, **facts: Any) -> Any:
+def training(default: Any, *, resume: bool | Condition = False, **facts: Any) -> Any:
     """An option of training alone, which changes what is learned."""
     return option(default, "training", resume=resume, **facts)
 

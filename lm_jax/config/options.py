@@ -17,6 +17,15 @@ from lm_jax.config.values import expand_home, from_dict
 from lm_jax.errors import UserError
 
 ENDLESS = ("constant", "rsqrt")  # schedules without an end
+
+
+def rates_ignore_steps(config: Any) -> bool:
+    """Whether no step's learning rate depends on config.steps: a run may then be made longer."""
+    named = config.optimizer
+    given = named.schedule in ("cosine", "linear") and named.decay_steps > 0
+    return (named.schedule in ENDLESS or given) and config.model.architecture != "ngram"
+
+
 LEARNED = ("bpe", "unigram")  # tokenizers whose pieces are learned from the text
 PATHS = ("input", "store", "tokenizer")  # of config.data, in which ~ is the home folder
 
@@ -165,7 +174,8 @@ class Config:
 
     name: str = record("run")
     seed: int = training(0, low=0, high=2**32 - 1)
-    steps: int = training(1000, low=1)
+    # a finished run goes on when it is larger
+    steps: int = training(1000, low=1, resume=rates_ignore_steps)
     batch_size: int = training(32, low=1)  # sequences a step, over all devices
     # parts in which a step computes its batch, one after the other
     microbatches: int = execution(1, low=1)

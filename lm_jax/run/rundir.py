@@ -70,7 +70,7 @@ def same_run(
             f"{where}: cannot be read ({error}); it is damaged or of another version. {advice}"
         ) from None
     facts = facts_of(Config)
-    rows = [row for row in differences(config, saved) if not facts[row[0]].resume]
+    rows = [row for row in differences(config, saved) if not facts[row[0]].may_change(config)]
     if rows:
         shown = (f"config.{name} is {old!r} there, {new!r} here" for name, new, old in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
@@ -251,6 +251,11 @@ def check_checkpoint(
             "the token store has changed since the checkpoint was saved, so the position in the "
             f"data means something else now; restore config.data.store={saved.get('store')}, or "
             "start a new --workdir."
+        )
+    if config.steps < saved.get("step", 0):
+        raise CheckpointError(
+            f"config.steps={config.steps}: the newest checkpoint is of step {saved['step']} "
+            "already; set at least that, or name another --workdir."
         )
     old, new = dropout_parts(before, saved.get("mesh", mesh)), dropout_parts(config, mesh)
     changed = [name for name in new if name in old and old[name] != new[name]]

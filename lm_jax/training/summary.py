@@ -12,6 +12,7 @@ import jax
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config.cost import flops_per_token
 from lm_jax.config.effect import without_effect
+from lm_jax.config.field import facts_of
 from lm_jax.config.mesh_check import large_axes
 from lm_jax.config.values import differences
 from lm_jax.data.views import by_objective
@@ -94,10 +95,14 @@ def network(config: Config, mesh: Any, abstract: Any) -> list[tuple[str, str]]:
     step = human(flops * config.tokens_per_step)
     precision = model.matmul_precision
     products = "" if precision == "default" else f" with products in {precision}"
+    how = [f"{model.dtype}{products}"]
+    for name in ("attention", "remat"):
+        if facts_of(model)[name].acts(model, model.architecture):
+            how.append(f"{name} {getattr(model, name)}")
     return [
         ("parameters", f"{human(sum(parts.values()))}: {shares}"),
         ("mesh", f"{axes} on {mesh.size} {kind}, {jax.process_count()} process(es)"),
-        ("compute", f"{model.dtype}{products}, attention {model.attention}, remat {model.remat}"),
+        ("compute", ", ".join(how)),
         ("memory", f"{human(held)}B of parameters and optimizer a device{has}"),
         ("FLOPs", f"{human(flops)} a token, {step} a step{speed}"),
     ]

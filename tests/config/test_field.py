@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from lm_jax.config import Config, LossConfig, ModelConfig
 from lm_jax.config.check import OBJECTIVES
 from lm_jax.config.field import check_values, facts_of, idle, walk
 from lm_jax.errors import UserError
+from lm_jax.training import optimizers
 
 FIELDS = {name: (field, value) for name, field, value in walk(Config)}
 NUMBERS = {name: value for name, (_, value) in FIELDS.items() if type(value) in (int, float)}
@@ -78,11 +80,25 @@ def test_the_bounds_themselves_are_allowed():
 
 def test_how_a_run_is_computed_may_change_on_resume_and_what_it_learns_may_not():
     facts = facts_of(Config)
-    may = {name for name in facts if facts[name].resume}
+    may = {name for name in facts if facts[name].may_change(Config())}
     assert {"model.pipeline_parts", "model.pipeline_rounds", "model.context_attention",
             "model.remat", "microbatches", "mesh.fsdp", "eval.every"} <= may  # fmt: skip
     assert not {name for name in may if facts[name].role == "logits"}
     assert not {"seed", "steps", "model.dropout", "optimizer.learning_rate", "model.dtype"} & may
+
+
+def test_a_run_may_be_made_longer_where_no_learning_rate_depends_on_its_length():
+    steps = facts_of(Config)["steps"]
+    for schedule in facts_of(Config)["optimizer.schedule"].choices:
+        for decay_steps in (0, 500):
+            optimizer = {"schedule": schedule, "decay_steps": decay_steps}
+            config = Config.parse({"optimizer": optimizer})
+            rates = [
+                optimizers.schedule(config.optimizer, n)(np.arange(1000)) for n in (1000, 2000)
+            ]
+            assert steps.may_change(config) == np.array_equal(*rates), optimizer
+    counted = {"model": {"architecture": "ngram"}, "optimizer": {"schedule": "constant"}}
+    assert not steps.may_change(Config.parse(counted))
 
 
 def test_architectures_and_objectives_are_the_same_list():

@@ -76,6 +76,17 @@ def test_options_without_effect_are_on_one_line():
     assert not any(line.startswith("no effect") for line in lines(plain))
 
 
+@pytest.mark.parametrize("architecture", ["lstm", "hmm"])
+def test_a_model_without_attention_shows_none(architecture):
+    model = dataclasses.replace(CONFIG.model, architecture=architecture, positions="none")
+    config = dataclasses.replace(CONFIG, model=resolved(model, "cpu"))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: init_state(config))
+        rows = dict(summary.network(config, mesh, abstract))
+    assert rows["compute"] == "float32"
+
+
 def test_parameters_that_are_in_no_module_are_called_by_their_names():
     model = jax.eval_shape(
         lambda: create(ModelConfig("hmm", vocab_size=64, dim=16), rngs=nnx.Rngs(0))
