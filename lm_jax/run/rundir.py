@@ -109,9 +109,11 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
             )
         from lm_jax.data.build import check_vocabulary
         from lm_jax.data.build import prepare as run_prepare
+        from lm_jax.data.text import sources
 
         check_vocabulary(data, config.model.vocab_size)
         if not prepare:
+            sources.probe(data.input, data.text_field)
             return None
         run_prepare(data, path, config.seed)
     store = TokenStore.open(path)

@@ -96,7 +96,9 @@ def test_a_store_is_found_where_it_is_named_or_in_the_run(tmp_path):
     )
     named = changed(data={"store": str(tmp_path / "run" / "data"), "input": ""})
     assert rundir.open_store(tmp_path / "elsewhere", named, prepare=True).path == named.data.store
-    assert rundir.open_store(tmp_path / "elsewhere", CONFIG, prepare=False) is None
+    (tmp_path / "text.txt").write_text("some text")
+    new = changed(data={"input": str(tmp_path / "text.txt")})
+    assert rundir.open_store(tmp_path / "elsewhere", new, prepare=False) is None
     with pytest.raises(DataError, match=r"no token store at .*; make one with"):
         rundir.open_store(tmp_path / "elsewhere", changed(data={"input": ""}), prepare=True)
 

@@ -1,6 +1,7 @@
 """Is all that is about to happen on one screen, and does --dry_run stop there?"""
 
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -13,6 +14,7 @@ from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.tokens.writer import Writer
 from lm_jax.devices import runtime, sharding
 from lm_jax.devices.resolve import resolved
+from lm_jax.errors import DataError
 from lm_jax.models import ModelConfig, create
 from lm_jax.training import start, summary
 from lm_jax.training.train_step import init_state
@@ -102,6 +104,25 @@ def test_a_dry_run_stops_at_the_screen_and_writes_nothing(tmp_path, capsys, monk
     assert start.train(config, tmp_path / "run", dry_run=True) == 0  # a Path, or a text
     assert "not prepared yet" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.csv", "label,text\n1,word\n", "a.csv: a CSV table"),
+        ("a.jsonl", '{"body": "word"}\n', "no field"),
+        ("a.txt", "", "a.txt: empty file."),
+        ("", "", "no such file or folder"),
+    ],
+)
+def test_a_dry_run_refuses_what_holds_no_text(tmp_path, monkeypatch, name, content, why):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    path = tmp_path / (name or "nowhere")
+    if name:
+        path.write_text(content)
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, input=str(path)))
+    with pytest.raises(DataError, match=re.escape(why)):
+        start.train(config, tmp_path / "run", dry_run=True)
 
 
 def test_pairs_are_counted_in_pairs(tmp_path):

@@ -64,6 +64,17 @@ def documents(
             raise MachineError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
+def probe(spec: str, text_field: str = "text") -> None:
+    """Raises DataError where `spec` holds no text. Reads up to the first document, and nothing of a
+    `tfds:` data set, which TFDS may have to download.
+    """
+    report = Report()
+    if spec.startswith("tfds:") or next(documents(spec, text_field, report), None):
+        return
+    report.check(0)
+    raise DataError(f"config.data.input={spec}: holds no text.")
+
+
 def total_bytes(spec: str) -> int | None:
     """Bytes on disk that `documents` will read; None when unknown before."""
     if spec.startswith("tfds:"):
