@@ -46,10 +46,10 @@ MODELS = {
 # eps: where a gradient is hardly more than its rounding, Adam with a smaller one makes whole steps
 # of the rounding.
 OPTIMIZERS = {
-    "AdamW": OptimizerConfig(learning_rate=3e-3, clip_norm=0.0, eps=1e-5),
-    "AdamW, clipped": OptimizerConfig(learning_rate=3e-3, clip_norm=0.5, eps=1e-5),
+    "AdamW": OptimizerConfig(learning_rate=3e-3, clip_norm=0.0, eps=1e-4),
+    "AdamW, clipped": OptimizerConfig(learning_rate=3e-3, clip_norm=0.5, eps=1e-4),
     "Muon": OptimizerConfig(name="muon", learning_rate=3e-3, muon_learning_rate=5e-3,
-                            clip_norm=1.0, eps=1e-5),
+                            clip_norm=1.0, eps=1e-4),
     "Adafactor": OptimizerConfig(name="adafactor", learning_rate=2e-2, weight_decay=0.0,
                                  clip_norm=0.0),
 }  # fmt: skip
