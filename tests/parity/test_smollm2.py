@@ -18,7 +18,12 @@ import pytest
 import lm_jax
 from lm_jax.convert.__main__ import export
 
-pytestmark = [pytest.mark.parity, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),  # 20 prompts of 50 tokens, twice and in both
+    pytest.mark.filterwarnings("default"),
+]
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

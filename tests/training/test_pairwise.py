@@ -141,17 +141,26 @@ def test_a_combination_goes_through_every_verb(exported, forks, stores, tmp_path
     run(row, forks, stores, tmp_path / "row", exported)
 
 
+def run_block(rows, block, forks, stores, folder, exported=False):
+    """Every BLOCKS-th row from `block` on; those that fail are named together."""
+    failed = []
+    for number in range(block, len(rows), BLOCKS):
+        try:
+            run(rows[number], forks, stores, folder / f"row{number}", exported)
+        except AssertionError as error:
+            failed.append(f"row {number}: {error}")
+    assert not failed, "\n\n".join(failed)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_every_combination_goes_through_every_verb(block, forks, stores, tmp_path):
-    rows = sampled()[0]
-    for number in range(block, len(rows), BLOCKS):
-        run(rows[number], forks, stores, tmp_path / f"row{number}")
+    run_block(sampled()[0], block, forks, stores, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_a_model_that_can_be_exported_is_however_it_was_trained(block, forks, stores, tmp_path):
-    rows = exchanged()
-    for number in range(block, len(rows), BLOCKS):
-        run(rows[number], forks, stores, tmp_path / f"row{number}", exported=True)
+    run_block(exchanged(), block, forks, stores, tmp_path, exported=True)
