@@ -182,9 +182,8 @@ def values(options: dict[str, str], flags: list[str]) -> dict[str, Any]:
             f"--name={name}: must be small letters, digits and -, and short; like {right}."
         )
     args = checked_flags(flags)
-    if (
-        place["hosts"] > 1 and options["accelerator"] in GPUS
-    ):  # TPUs find their coordinator themselves
+    # TPUs find their coordinator themselves.
+    if place["hosts"] > 1 and options["accelerator"] in GPUS:
         args += [f"--coordinator_address={name}-workers-0-0.{name}:{PORT}",
                  f"--num_processes={place['hosts']}",
                  "--process_id=$(JOB_COMPLETION_INDEX)"]  # fmt: skip

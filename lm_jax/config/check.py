@@ -9,7 +9,7 @@ from typing import Any
 
 from lm_jax.config.field import check_values
 from lm_jax.config.mesh_check import check_mesh
-from lm_jax.config.model import RECURRENT, TRANSFORMERS
+from lm_jax.config.model import DROPOUTS, RECURRENT, TRANSFORMERS
 from lm_jax.errors import UserError, nearest, need
 
 PAIRS = ("span_corruption", "prefix_lm", "ul2", "seq2seq")  # of an input and a target
@@ -140,7 +140,7 @@ def check_model(config: Any) -> None:
 def check_dropout(config: Any) -> None:
     """Raises UserError for dropout where the model has no such place, or its kernel cannot."""
     model, need_it = config.model, partial(need, config)
-    for name in ("attention_dropout", "activation_dropout", "output_dropout"):
+    for name in DROPOUTS[1:]:  # the first is of all networks
         need_it(
             not getattr(model, name) or model.architecture in TRANSFORMERS,
             f"model.{name}",

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 from lm_jax.config.field import execution, logits, training
 
@@ -250,9 +251,8 @@ class ModelConfig:
 
     def without_dropout(self) -> "ModelConfig":
         """The same model with no dropout anywhere, as outside of training."""
-        return dataclasses.replace(
-            self, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, output_dropout=0.0
-        )
+        none: dict[str, Any] = dict.fromkeys(DROPOUTS, 0.0)
+        return dataclasses.replace(self, **none)
 
     @property
     def mlp_size(self) -> int:

@@ -17,21 +17,19 @@ from lm_jax.config.values import expand_home, from_dict
 from lm_jax.errors import UserError
 
 ENDLESS = ("constant", "rsqrt")  # schedules without an end
-
-
-def rates_ignore_steps(config: Any) -> bool:
-    """Whether no step's learning rate depends on config.steps: a run may then be made longer."""
-    named = config.optimizer
-    given = named.schedule in ("cosine", "linear") and named.decay_steps > 0
-    return (named.schedule in ENDLESS or given) and config.model.architecture != "ngram"
-
-
 LEARNED = ("bpe", "unigram")  # tokenizers whose pieces are learned from the text
 PATHS = ("input", "store", "tokenizer")  # of config.data, in which ~ is the home folder
 
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+
+def rates_ignore_steps(config: Any) -> bool:
+    """Whether no step's learning rate depends on config.steps: a run may then be made longer."""
+    optimizer = config.optimizer
+    given = optimizer.schedule in ("cosine", "linear") and optimizer.decay_steps > 0
+    return (optimizer.schedule in ENDLESS or given) and config.model.architecture != "ngram"
 
 
 def has_objective(*names: str) -> Callable[["LossConfig"], bool]:

@@ -102,11 +102,11 @@ def texts(
     longest, limit = max(len(prompt) for prompt in ids), model.config.max_length
     max_new_tokens = max_new_tokens or max(1, min(MAX_NEW_TOKENS, limit - longest))
     allowed = reading.allowed(tokenizer, model.config.vocab_size)
-    seed = number("seed", seed)
-    if not 0 <= seed < 2**32 or seed != int(seed):
+    seed = number("seed", seed, whole=True)
+    if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be a whole number from 0 to {2**32 - 1}.")
     steps = generate(
-        model, ids, max_new_tokens, jax.random.key(int(seed)),
+        model, ids, max_new_tokens, jax.random.key(seed),
         eos_id=reading.stop_ids or NO_TOKEN, allowed=allowed, inputs=inputs, **settings,
     )  # fmt: skip
     decoders, silent = [tokenizer.decoder() for _ in prompts], {NO_TOKEN, *reading.stop_ids}

@@ -9,9 +9,9 @@ import numpy as np
 from lm_jax.config.field import INT_MAX
 from lm_jax.config.values import number
 from lm_jax.errors import UserError
+from lm_jax.models.attention.softmax import MASKED_LOGIT
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # a little safer than the model's own distribution
-MASKED_LOGIT = -1e30  # of a token that is never drawn: its probability is 0 in float32
 
 
 def sample(
@@ -71,11 +71,11 @@ def likeliest(p_BV: jax.Array, weights_BV: jax.Array, need_B1: jax.Array) -> jax
 
 def check_settings(temperature: float, top_k: int, top_p: float) -> None:
     """Raises UserError at the first setting of `sample` that cannot be."""
-    temperature, top_k = number("temperature", temperature), number("top_k", top_k)
-    top_p = number("top_p", top_p)
+    temperature, top_p = number("temperature", temperature), number("top_p", top_p)
+    top_k = number("top_k", top_k, whole=True)
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature}: must be 0 (the likeliest token) or more.")
-    if not 0 <= top_k <= INT_MAX or top_k != int(top_k):
+    if not 0 <= top_k <= INT_MAX:
         raise UserError(f"top_k={top_k}: must be 0 (off) or a number of tokens, up to {INT_MAX}.")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p}: must be above 0 and at most 1 (off).")

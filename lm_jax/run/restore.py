@@ -73,10 +73,10 @@ class SavedSteps:
     ) -> tuple[Any, dict[str, Any]]:
         """(model, metadata) as `restore` does, without reading the optimizer's arrays."""
         tree = {"model": abstract_model}
-        tree, metadata = self._newest(
+        arrays, metadata = self._newest(
             step, lambda path, about: _load(path, about, tree, mesh, within="model/")
         )
-        return tree["model"], metadata
+        return arrays["model"], metadata
 
     def arrays(
         self, step: int | None = None, within: str = "model/"
