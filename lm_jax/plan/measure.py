@@ -67,9 +67,8 @@ def measure(config: Config, topology: Topology) -> Measured:
     began = time.process_time()
     devices = ahead_of_time.devices(topology.slice_name, topology.slices)
     step = ahead_of_time.trace_step(config, devices)
-    share = (
-        1 / config.mesh.expert
-    )  # of the rows that a device has, if the experts are chosen equally often
+    # A device's share of the rows, if the experts are chosen equally often.
+    share = 1 / config.mesh.expert
     flops = Counter(per_device=True, ragged=share).closed(step.traced.jaxpr)
     everything = Counter(ragged=share).closed(step.traced.jaxpr)
     unknown = tuple(flops.uncounted)

@@ -209,9 +209,8 @@ class Layer:
         length = part.config.data.sequence_length
         queries, keys = part.heads(model.num_heads), part.keys
         buffers = 0
-        if (
-            part.ring
-        ):  # one piece of the queries at a time; what is sent has two buffers, in float32
+        # One piece of the queries at a time; what is sent has two buffers, in float32.
+        if part.ring:
             buffers = (queries + 4 * keys) // part.number * 4
             length, queries = part.length // 2, queries // 2
         waiting = (self.expanded if not model.num_experts else 0) + self.weight("down")
