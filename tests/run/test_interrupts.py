@@ -32,7 +32,7 @@ def get_config():
 def signal_at(phase="", number="", call="1", times="1"):
     # The process sends itself the signal as it begins a phase: a real one, at that very moment.
     places = {
-        "store": ("lm_jax.data.build", "write"),
+        "store": ("lm_jax.data.build", "encode_parts"),
         "compile": ("lm_jax.training.start", "init_state"),
         "data": ("lm_jax.training.loop", "Run.next_batch"),
         "save": ("lm_jax.run.checkpoint", "Checkpoints.save"),
