@@ -5,7 +5,7 @@ from typing import Any
 from lm_jax.config.field import walk
 
 COUNTED = (  # what n-grams, which are counted once, do not read
-    "optimizer.", "loss.", "checkpoint.", "microbatches", "log_every", "data.packed",
+    "optimizer.", "loss.", "checkpoint.", "mesh.", "microbatches", "log_every", "data.packed",
     "data.shifted", "data.workers", "eval.every", "eval.tokens",
 )  # fmt: skip
 OFF = (0, False, "", "none")  # values that ask for nothing

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lm_jax.config import Config, mesh_check
+from lm_jax.config import Config, MeshConfig, mesh_check
 from lm_jax.config import check as config_check
 from lm_jax.config.values import expand_home
 from lm_jax.data.views import by_objective, fit
@@ -77,9 +77,11 @@ def set_up(requested: Config, workdir: str, requests: Requests, dry_run: bool, c
     """`train`, once signals are handled: devices, mesh, checks of the config, the folder's lock."""
     devices = runtime.devices()
     counts = requested.model.architecture == "ngram"
-    devices = counting.host(devices) if counts else devices
-    mesh = sharding.make_mesh(requested.mesh, devices)
-    mesh_check.check_batch(requested.batch_size, requested.microbatches, mesh.shape)
+    if counts:  # on one device, whatever the mesh
+        mesh = sharding.make_mesh(MeshConfig(), counting.host(devices))
+    else:
+        mesh = sharding.make_mesh(requested.mesh, devices)
+        mesh_check.check_batch(requested.batch_size, requested.microbatches, mesh.shape)
     config_check.check_training(requested, mesh.shape)
     prefix, shared = config_check.has_prefix(requested), mesh.shape["context"] > 1
     model = resolved(requested.model, devices[0].platform, prefix, shared)

@@ -42,8 +42,9 @@ def text(
     rows: list[tuple[str, str]] = [("run", f"{requested.name} in {Path(workdir)}")]
     changed = [f"{name}={value}" for name, value, _ in differences(requested, Config())]
     rows.append(("not default", "  ".join(changed) or "nothing"))
-    filled = dataclasses.replace(requested, mesh=MeshConfig(**mesh.shape))
-    if idle := without_effect(filled):
+    # A model that counts has a mesh of its own.
+    sizes = requested.mesh if abstract is None else MeshConfig(**mesh.shape)
+    if idle := without_effect(dataclasses.replace(requested, mesh=sizes)):
         rows.append(("no effect", "  ".join(idle)))
     if abstract is not None:
         rows += network(config, mesh, abstract)

@@ -24,6 +24,8 @@ def idle(model=None, loss=None, optimizer=None, **more):
         ({"model": {"architecture": "lstm", "activation": "relu", "head_transform": True}}, set()),
         ({"model": {"architecture": "ngram"}, "optimizer": {"learning_rate": 0.5}},
          {"optimizer.learning_rate"}),
+        ({"model": {"architecture": "ngram"}, "mesh": {"data": 2, "fsdp": 4}},
+         {"mesh.data", "mesh.fsdp"}),
         ({"loss": {"balance_loss": 0.5, "mask_rate": 0.5}},
          {"loss.balance_loss", "loss.mask_rate"}),
         ({"model": {"num_experts": 4}, "loss": {"balance_loss": 0.5}}, set()),

@@ -58,6 +58,17 @@ def run(folder):
     return folder / "run"
 
 
+def test_a_mesh_has_no_effect_on_it_and_is_said_to(folder, run, capsys):
+    spread = config_of(folder, mesh={"data": 2, "expert": -1, "fsdp": 4}, microbatches=4)
+    for steps in range(2):  # from the beginning, and when it is finished
+        assert start.train(spread, str(folder / "spread")) == 0, steps
+    out = capsys.readouterr().out
+    assert "microbatches=4  data.vocab_size=259  mesh.data=2  mesh.fsdp=4  mesh.expert=-1\n" in out
+    assert "is finished" in out
+    results = [json.loads((path / "summary.json").read_text()) for path in (run, folder / "spread")]
+    assert results[0]["model"] == results[1]["model"]
+
+
 def test_a_run_reports_what_the_baseline_of_the_same_order_does(run):
     store, lm = TokenStore.open(str(run / "data")), load.load(run)
     summary = json.loads((run / "summary.json").read_text())
