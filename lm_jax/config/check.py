@@ -192,6 +192,14 @@ def check_steps(config: Any) -> None:
         "optimizer.warmup_steps",
         f"longer than config.steps={config.steps}.",
     )
+    optimizer = config.optimizer
+    left = config.steps - optimizer.warmup_steps
+    need_it(
+        optimizer.schedule != "wsd" or optimizer.decay_steps <= left,
+        "optimizer.decay_steps",
+        f"longer than the {left} steps after config.optimizer.warmup_steps="
+        f"{optimizer.warmup_steps} of config.steps={config.steps}.",
+    )
     times = config.watchdog.times
     need_it(times > 1 or times == 0, "watchdog.times", "must be above 1, or 0: no watchdog.")
 

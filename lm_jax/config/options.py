@@ -73,7 +73,7 @@ class LossConfig:
     objective: str = training("causal")  # or a mixture by weight: "span_corruption:3,causal:1"
     # of the tokens: masked (mlm, bert, sop) or in spans
     mask_rate: float = training(
-        0.15, low=0, below=1, when=has_objective("mlm", "bert", "sop", "span_corruption")
+        0.15, above=0, below=1, when=has_objective("mlm", "bert", "sop", "span_corruption")
     )
     # mlm: all pieces of a word or none
     whole_word: bool = training(False, when=has_objective("mlm", "bert", "sop"))

@@ -178,8 +178,11 @@ def match(
 ) -> Sources:
     """The tensor of each row; raises CheckpointError on one that is missing, odd or left over."""
     sizes, sources, rest = sizes_of(config), {}, dict(found)
-    for name, (_, rows) in rows_by_tensor(table, config).items():
-        held = next((other for other in family.names(name) if other in rest), None)
+    by_tensor = rows_by_tensor(table, config)
+    for name, (_, rows) in by_tensor.items():
+        # Of tensors that are tied, some files hold the other one alone (safetensors' save_model).
+        twins = [n for n, ours in family.copies if ours == rows[0].ours and n not in by_tensor]
+        held = next((other for other in (*family.names(name), *twins) if other in rest), None)
         if held is None:
             raise CheckpointError(f"{path}: tensor {name} is missing.")
         tensor = rest.pop(held)

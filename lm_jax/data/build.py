@@ -6,7 +6,7 @@ import errno
 import shutil
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -51,13 +51,15 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
                     print(line, file=sys.stderr, flush=True)
                 tokenizer = train(data.tokenizer, sample, data.vocab_size)
             with Writer(output, tokenizer) as writer:
-                lost = encode_parts(corpus, parts, tokenizer, writer)
+                tabs = Tabs()
+                lost = encode_parts(corpus, parts, tokenizer, writer, tabs)
                 writer.finish(
                     {
                         "data": dataclasses.asdict(data),
                         "seed": seed,
                         "round_trips_checked": len(parts),
                         "round_trips_failed": lost,
+                        "without_tab": tabs.lacking(),
                         "seconds": round(time.monotonic() - started, 1),
                         **corpus.about(),
                     }
@@ -102,9 +104,34 @@ def check_vocabulary(data: DataConfig, vocab_size: int) -> None:
         )
 
 
-def encode_parts(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> int:
-    """Encodes every part on all cores, in order. Returns the number of texts that their ids do not
-    restore: 0 for a lossless tokenizer.
+class Tabs:
+    """Documents of each split that have no tab, which pairs (seq2seq) need."""
+
+    MOST = 100_000  # whose numbers are kept
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+        self.without: dict[str, list[tuple[int, str]]] = {}
+
+    def add(self, split: str, text: bytes, source: str) -> None:
+        """Notes the next document of a split."""
+        if b"\t" not in text:
+            self.without.setdefault(split, []).append((self.count[split], source))
+        self.count[split] += 1
+
+    def lacking(self) -> dict[str, dict[str, Any]]:
+        """{split: count, source of the first, numbers}; numbers only where most have a tab."""
+        found = {}
+        for split, documents in self.without.items():
+            pairs = len(documents) <= min(self.MOST, self.count[split] / 2)
+            numbers = [number for number, _ in documents] if pairs else []
+            found[split] = {"count": len(documents), "first": documents[0][1], "documents": numbers}
+        return found
+
+
+def encode_parts(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any, tabs: Tabs) -> int:
+    """Encodes every part on all cores, in order, and notes its tab. Returns the number of texts
+    that their ids do not restore: 0 for a lossless tokenizer.
     """
     from lm_jax.data.tokens.tokenizer import cores
     from lm_jax.progress import Progress
@@ -116,6 +143,7 @@ def encode_parts(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any) -> 
         for part, (text, ids) in zip(batch, future.result(), strict=True):
             lost += not (tokenizer.lossless or tokenizer.restores(text, ids))
             writer.add(part.split, ids, len(text))
+            tabs.add(part.split, text, part.source)
             if part.split == "heldout":
                 writer.keep_text(text.decode(), part.source)
             progress.add(len(text))

@@ -182,7 +182,7 @@ class LanguageModel:
         """Logits [L, V] float32 at each of `ids` [L]; [B, L, V] of ids [B, L].
 
         mask: as `ids`, 0 where an id is padding, which no other sees; the logits there mean
-        nothing. target_ids [T] or [B, T]: what the decoder of an encoder_decoder has read, of which
+        nothing. Positions count from a row's first id that is none, on whichever side it is. target_ids [T] or [B, T]: what the decoder of an encoder_decoder has read, of which
         the logits [T, V] or [B, T, V] are; `ids` and `mask` are then the encoder's.
         """
         ids = self._checked("ids", ids)
@@ -201,6 +201,9 @@ class LanguageModel:
             batch[segments] = np.asarray(mask)
             if batch[segments].shape != ids.shape or not np.isin(batch[segments], (0, 1)).all():
                 raise UserError(f"mask: expected 0 and 1, as many as ids: {ids.shape}.")
+            if (positions := segments.replace("segment_ids", "positions")) in self.model.inputs:
+                first = np.argmax(batch[segments], -1, keepdims=True)
+                batch[positions] = np.maximum(np.arange(ids.shape[-1]) - first, 0)
         rows = {name: jnp.asarray(np.atleast_2d(x), jnp.int32) for name, x in batch.items()}
         tokens_BL = rows.pop("tokens")
         ask = self.model if self.model.on_host else partial(forward, self.model)

@@ -12,6 +12,7 @@ from lm_jax.errors import UserError
 from lm_jax.models.attention.softmax import MASKED_LOGIT
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # a little safer than the model's own distribution
+HOTTEST = 1e30  # the largest temperature: all tokens are equally likely long before it
 
 
 def sample(
@@ -31,7 +32,10 @@ def sample(
     B, V = logits_BV.shape
     temperature, top_k, top_p = jnp.asarray(temperature), jnp.asarray(top_k), jnp.asarray(top_p)
     drawn = temperature > 0
+    # What is masked stays so at any temperature.
+    masked_BV = logits_BV <= MASKED_LOGIT
     scaled_BV = logits_BV / jnp.where(drawn, temperature, 1.0)
+    scaled_BV = jnp.where(masked_BV, MASKED_LOGIT, scaled_BV)
 
     def cut(scaled_BV):
         p_BV = jax.nn.softmax(scaled_BV, -1)
@@ -64,6 +68,8 @@ def likeliest(p_BV: jax.Array, weights_BV: jax.Array, need_B1: jax.Array) -> jax
         enough_B1 = jnp.sum(kept_BV, -1, keepdims=True) >= need_B1
         return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
 
+    # A need that rounds to 0 would be met by no token.
+    need_B1 = jnp.maximum(need_B1, jnp.finfo(jnp.float32).tiny)
     low_B1 = jnp.zeros(need_B1.shape, jnp.int32)
     high_B1 = jnp.full(need_B1.shape, np.float32(1).view(np.int32) + 1, jnp.int32)
     return p_BV >= as_float(jax.lax.fori_loop(0, 31, halve, (low_B1, high_B1))[0])
@@ -73,8 +79,10 @@ def check_settings(temperature: float, top_k: int, top_p: float) -> None:
     """Raises UserError at the first setting of `sample` that cannot be."""
     temperature, top_p = number("temperature", temperature), number("top_p", top_p)
     top_k = number("top_k", top_k, whole=True)
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature={temperature}: must be 0 (the likeliest token) or more.")
+    if not 0 <= temperature <= HOTTEST:
+        raise UserError(
+            f"temperature={temperature}: must be 0 (the likeliest token) or more, up to {HOTTEST}."
+        )
     if not 0 <= top_k <= INT_MAX:
         raise UserError(f"top_k={top_k}: must be 0 (off) or a number of tokens, up to {INT_MAX}.")
     if not 0 < top_p <= 1:

@@ -34,7 +34,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     elif config.schedule == "linear":
         parts.append(optax.linear_schedule(peak, end, max(1, config.decay_steps or steps - warmup)))
     elif config.schedule == "wsd":
-        decay = config.decay_steps or max(1, steps // 5)
+        decay = config.decay_steps or max(1, min(steps // 5, steps - warmup))
         parts += [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)]
         bounds.append(max(warmup, steps - decay))
     elif config.schedule == "rsqrt":

@@ -16,6 +16,7 @@ from lm_jax.config.field import facts_of
 from lm_jax.config.mesh_check import large_axes
 from lm_jax.config.values import differences
 from lm_jax.data.views import by_objective
+from lm_jax.data.views.pairs import without_tab
 from lm_jax.devices.chips import peak_flops
 from lm_jax.devices.sharding import bytes_per_device, memory_limit
 from lm_jax.progress import human
@@ -60,9 +61,22 @@ def text(
             f"held out {human(store.num_tokens('heldout'))} tokens; "
             f"{store.tokenizer.kind} {store.tokenizer.vocab_size} ({store.tokenizer_hash[:12]})",
         ))  # fmt: skip
+        rows += left_out(config, store)
     rows.append(("outputs", f"{Path(workdir)}/{{checkpoints,metrics.jsonl,tb,report.html}}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def left_out(config: Config, store: Any) -> list[tuple[str, str]]:
+    """Rows about documents that are no pairs, where pairs are trained on."""
+    if config.loss.objective != "seq2seq":
+        return []
+    found = {split: without_tab(store, split) for split in store.splits}
+    return [
+        ("left out", f"{about['count']:,} documents of {split} without a tab ({about['first']})")
+        for split, about in found.items()
+        if about
+    ]
 
 
 def amount(config: Config, counts: bool, store: Any | None) -> str:

@@ -70,6 +70,7 @@ REFUSED = {
     "data__tokenizer": ["wordpiece"],
     "optimizer__learning_rate": [-1e-3, float("nan"), float("inf"), "1e400", 10**400, "fast"],
     "optimizer__warmup_steps": [-1, 2000],
+    "loss__mask_rate": [0, 1],
     "mesh__data": [0, -2],
     "mesh__tensor": [3],
     "mesh__fsdp": [3],
@@ -91,6 +92,14 @@ def test_what_cannot_be_is_refused_by_field_and_value(field):
         assert line.startswith("config.")
         assert field.replace("__", ".") in line
         assert error.value.code == 2
+
+
+def test_a_decay_that_the_run_has_no_steps_for_is_refused():
+    values = {"steps": 100, "optimizer": {"schedule": "wsd", "warmup_steps": 30}}
+    Config.parse(values | {"optimizer": values["optimizer"] | {"decay_steps": 70}})
+    with pytest.raises(UserError, match=r"decay_steps=71: longer than the 70 steps after .*=30 of"):
+        Config.parse(values | {"optimizer": values["optimizer"] | {"decay_steps": 71}})
+    Config.parse({"steps": 100, "optimizer": {"decay_steps": 710}})  # a cosine may be cut
 
 
 def test_experts_divide_over_their_devices_and_without_any_these_share_the_batch():

@@ -50,6 +50,28 @@ def test_a_tied_head_may_be_there_twice_but_not_differ(copy):
         convert.import_hf(copy("llama3_tied", lambda found: head(found, np.float32(1))))
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("llama3_tied", "model.embed_tokens.weight"), ("gemma2", "model.embed_tokens.weight"),
+     ("qwen3_tied", "model.embed_tokens.weight"), ("gpt2", "transformer.wte.weight")],
+)  # fmt: skip
+def test_a_tied_head_may_be_there_alone(copy, name, table):
+    """As safetensors' save_model leaves it."""
+    moved = lambda found: {"lm_head.weight" if n == table else n: x for n, x in found.items()}
+    _, model = convert.import_hf(copy(name, moved))
+    wanted = load_file(GOLDEN / name / "model.safetensors")[table]
+    np.testing.assert_array_equal(model.embed.tokens[...], wanted)
+    lost = lambda found: {n: x for n, x in found.items() if n != table}
+    with pytest.raises(UserError, match=rf"tensor {table} is missing"):
+        convert.import_hf(copy(name, lost))
+
+
+def test_an_untied_head_does_not_stand_for_the_embeddings(copy):
+    lost = lambda found: {n: x for n, x in found.items() if "embed_tokens" not in n}
+    with pytest.raises(UserError, match=r"tensor model\.embed_tokens\.weight is missing"):
+        convert.import_hf(copy("llama", lost))
+
+
 def test_the_rotary_options_of_transformers_4_mean_the_same():
     old = {
         "rope_theta": 500.0,

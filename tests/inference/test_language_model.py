@@ -170,6 +170,24 @@ def test_padding_changes_no_logits_of_the_text(lm):
         lm.logits(ids, [[1]])
 
 
+@pytest.mark.parametrize(
+    ("architecture", "positions"),
+    [("decoder", "learned"), ("decoder", "rope"), ("decoder", "alibi"), ("encoder", "learned"),
+     ("encoder_decoder", "learned"), ("lstm", "none"), ("hmm", "none")],
+)  # fmt: skip
+def test_padding_on_either_side_gives_the_logits_of_the_text_alone(architecture, positions):
+    shape = {"architecture": architecture, "positions": positions, "vocab_size": 259}
+    config = dataclasses.replace(CONFIG.model, **shape)
+    lm = LanguageModel(make_model(0, config), Tokenizer("bytes"), CONFIG)
+    text, said = [9, 10, 4, 7, 9], ([[256, 4]] if lm.model.conditional else None)
+    alone = lm.logits([text], said)[0]
+    for before, after in ((3, 0), (0, 3), (2, 1)):
+        ids, mask = [0] * before + text + [0] * after, [0] * before + [1] * 5 + [0] * after
+        found = lm.logits([ids], said, mask=[mask])[0]
+        found = found if said else found[before : before + 5]
+        np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
 def test_an_encoder_decoder_has_logits_of_its_targets():
     config = dataclasses.replace(CONFIG.model, architecture="encoder_decoder", vocab_size=259)
     lm = LanguageModel(make_model(0, config), Tokenizer("bytes"), CONFIG)

@@ -105,6 +105,8 @@ def test_top_k_of_one_is_greedy(model):
         ({"temperature": 1.0, "top_p": 0.79}, [0.5, 0.3]),
         ({"temperature": 1.0, "top_p": 0.81}, [0.5, 0.3, 0.15]),
         ({"temperature": 1.0, "top_p": 1e-6}, [0.5]),
+        ({"temperature": 1.0, "top_p": 1e-45}, [0.5]),  # a float32 of almost nothing, or 0
+        ({"temperature": 1e30, "top_p": 1.0}, [0.25] * 4),
         ({"temperature": 1.0, "top_p": 1.0, "top_k": 3}, [0.5, 0.3, 0.15]),
         ({"temperature": 1.0, "top_p": 0.7, "top_k": 3}, [0.5, 0.3]),
         ({"temperature": 1.0, "top_p": 0.82, "top_k": 2}, [0.5, 0.3]),
@@ -148,11 +150,16 @@ def test_a_row_ends_at_eos_and_all_stop_when_each_has_ended(model):
     assert mixed == greedy[: end + 1] + [-1] * (len(mixed) - end - 1)
 
 
-def test_forbidden_tokens_are_never_drawn(model):
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 5.0, "top_p": 1.0}, {"temperature": 1e30, "top_p": 1.0},
+     {"temperature": 1e30, "top_p": 0.95}, {"temperature": 1e-30, "top_p": 1e-45}],
+)  # fmt: skip
+def test_forbidden_tokens_are_never_drawn(model, settings):
     allowed = np.zeros(96, bool)
     allowed[[4, 8, 15]] = True
-    found = tokens(model, temperature=5.0, top_p=1.0, allowed=allowed)
-    assert set(found.ravel().tolist()) == {4, 8, 15}
+    found = set(tokens(model, allowed=allowed, **settings).ravel().tolist())
+    assert found == {4, 8, 15} if settings["temperature"] > 1 else found <= {4, 8, 15}
 
 
 def test_other_settings_and_prompts_compile_nothing_new(model):
@@ -175,6 +182,7 @@ def test_other_settings_and_prompts_compile_nothing_new(model):
         ([], {"count": 1}, "no token"),
         ([1], {"temperature": -1.0}, "temperature=-1"),
         ([1], {"temperature": float("nan")}, "temperature=nan"),
+        ([1], {"temperature": 1e39}, r"temperature=1e\+39: must be 0 .* up to 1e\+30"),
         ([1], {"top_k": -2}, "top_k=-2"),
         ([1], {"top_k": 2.5}, r"top_k='2\.5': expected a whole number"),
         ([1], {"top_p": 0.0}, "top_p=0"),

@@ -46,6 +46,11 @@ def test_warm_up_stable_decay_is_flat_until_the_last_fifth():
     assert found == [round(1 / 11, 5), 1.0, 1.0, 1.0, 0.5, 0.0]
 
 
+def test_warm_up_stable_decay_reaches_its_end_after_any_warm_up():
+    found = rates(10, (8, 9, 10), warmup_steps=9, schedule="wsd", end_fraction=0.0)
+    assert found == [0.9, 1.0, 0.0]
+
+
 def test_the_inverse_square_root_is_that_of_the_step():
     found = rates(1000, (0, 25, 100, 400), warmup_steps=25, schedule="rsqrt")
     assert found == [round(1 / 26, 5), 1.0, 0.5, 0.25]

@@ -5,6 +5,8 @@ For an encoder-decoder the two are separate arrays: inputs and targets. A decode
 one row, where the input is the `prefix` and only the answer has weight.
 """
 
+from typing import Any
+
 import numpy as np
 
 from lm_jax.config import Config
@@ -173,21 +175,44 @@ class Spans(PairView):
         return gather_ids(p.ids, join(starts, lengths))
 
 
+def without_tab(store: TokenStore, split: str) -> dict[str, Any]:
+    """What `prepare` found of the documents of a split that are no pairs: count, source of the
+    first, numbers. {} where there are none, or the store is older.
+    """
+    return store.metadata.get("without_tab", {}).get(split, {})
+
+
 class Supervised(PairView):
-    """seq2seq: every document is `input<TAB>target`; example i is document i, one a row.
+    """seq2seq: every document is `input<TAB>target`; example i is document i of those that are, one
+    a row.
 
     What does not fit is cut off at the end: of either side for an encoder-decoder; for a decoder
-    alone the target has at most half the row. Raises DataError on a document without a tab.
+    alone the target has at most half the row. Documents without a tab are left out; raises
+    DataError above config.data.max_bad_fraction of them.
     """
 
+    documents: np.ndarray | None = None  # numbers of the pairs; None: of all documents
+
     def count(self) -> int:
-        """Number of documents in the split: they are not cut into windows."""
-        return self.store.num_documents(self.split)
+        """Number of pairs in the split: they are not cut into windows."""
+        total = self.store.num_documents(self.split)
+        if not (found := without_tab(self.store, self.split)):
+            return total
+        limit, bad = self.config.data.max_bad_fraction, found["documents"]
+        if found["count"] > limit * total or len(bad) < found["count"]:
+            raise DataError(
+                f"{self.store.path}: {found['count']:,} of {total:,} documents of {self.split} have"
+                f" no tab ({found['first']}), above config.data.max_bad_fraction={limit};"
+                " config.loss.objective=seq2seq reads documents 'input<TAB>target'."
+            )
+        self.documents = np.setdiff1d(np.arange(total), bad, assume_unique=True)
+        return len(self.documents)
 
     def noised(self, example: np.ndarray, key: np.ndarray) -> Batch:
         """The batch of the windows `example` [n] under `key` [n] uint64."""
         del key
-        texts = [self.text(document) for document in example.tolist()]
+        documents = example if self.documents is None else self.documents[example]
+        texts = [self.text(document) for document in documents.tolist()]
         found = self.store.tokenizer.encode_batch([side for pair in texts for side in pair], 1)
         room = (self.row_length,) * 2
         sources, targets = [], []

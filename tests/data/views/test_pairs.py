@@ -2,14 +2,21 @@
 shares?
 """
 
+import dataclasses
 import itertools
+import json
+import random
 
 import numpy as np
 import pytest
 
+from lm_jax.config import DataConfig
+from lm_jax.data.build import prepare
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.tokens.writer import Writer
+from lm_jax.data.views import by_objective
+from lm_jax.data.views.pairs import without_tab
 from lm_jax.errors import DataError
 
 KINDS = ("decoder", "encoder_decoder")
@@ -246,3 +253,50 @@ def test_pairs_need_no_window_of_text(translations, view, architecture):
 def test_a_document_without_a_tab_is_named(library, view):
     with pytest.raises(DataError, match=r"document \d+ of train has no tab"):
         view(library, "seq2seq", 64).batch(0, 100)
+
+
+def mixed_pairs(folder, bad, total=200, **options):
+    """A store of `total` documents of which every (total / bad)th is no pair."""
+    draw = random.Random(0)
+    word = lambda: "".join(draw.choices("abcdefghijklm", k=12))
+    lines = [f"{word()}\t{word()}" if i % (total // bad) else f"no pair {word()}"
+             for i in range(total)]  # fmt: skip
+    text = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    (folder / "p.jsonl").write_text(text)
+    data = {"input": str(folder / "p.jsonl"), "tokenizer": "bytes", "heldout_fraction": 0.2}
+    return TokenStore.open(prepare(DataConfig(**data, **options), str(folder / "mixed")))
+
+
+def allowing(config, fraction, store, split):
+    """The view of a split under config.data.max_bad_fraction."""
+    data = dataclasses.replace(config.data, max_bad_fraction=fraction)
+    return by_objective.make(store, split, dataclasses.replace(config, data=data), 0)
+
+
+def test_documents_that_are_no_pairs_are_left_out_and_counted_when_prepared(tmp_path, config_of):
+    store = mixed_pairs(tmp_path, bad=2)
+    found = {split: without_tab(store, split) for split in store.splits}
+    assert sum(about["count"] for about in found.values() if about) == 2
+    for split, about in found.items():
+        total = store.num_documents(split)
+        if not about:
+            continue
+        numbers = about["documents"]
+        texts = [store.tokenizer.decode(store.document(split, n)) for n in numbers]
+        assert all(text.startswith("no pair") for text in texts)
+        assert about["first"].startswith(f"{tmp_path}/p.jsonl:")
+        windows = allowing(config_of("seq2seq", 32), 0.1, store, split)
+        assert len(windows) == total - len(numbers)
+        read = windows.batch(0, len(windows))["tokens"]
+        assert not any("no pair" in store.tokenizer.decode(row) for row in read)
+
+
+@pytest.mark.parametrize("bad", [100, 20, 2])
+def test_too_many_documents_that_are_no_pairs_are_refused_at_once(tmp_path, config_of, bad):
+    store = mixed_pairs(tmp_path, bad)
+    split = next(split for split in store.splits if without_tab(store, split))
+    count = without_tab(store, split)["count"]
+    with pytest.raises(
+        DataError, match=rf"{count} of \d+ documents of {split} have no tab \(.*p\.j"
+    ):
+        allowing(config_of("seq2seq", 32), 0.001, store, split)
