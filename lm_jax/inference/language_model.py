@@ -182,8 +182,9 @@ class LanguageModel:
         """Logits [L, V] float32 at each of `ids` [L]; [B, L, V] of ids [B, L].
 
         mask: as `ids`, 0 where an id is padding, which no other sees; the logits there mean
-        nothing. Positions count from a row's first id that is none, on whichever side it is. target_ids [T] or [B, T]: what the decoder of an encoder_decoder has read, of which
-        the logits [T, V] or [B, T, V] are; `ids` and `mask` are then the encoder's.
+        nothing. Positions count from a row's first id that is none, on whichever side it is.
+        target_ids [T] or [B, T]: what the decoder of an encoder_decoder has read, of which the
+        logits [T, V] or [B, T, V] are; `ids` and `mask` are then the encoder's.
         """
         ids = self._checked("ids", ids)
         if (target_ids is not None) != self.model.conditional:

@@ -18,31 +18,34 @@ from lm_jax.inference.language_model import LanguageModel
 from lm_jax.models import NGram, create
 from lm_jax.run import rundir
 from lm_jax.run.checkpoint import Checkpoints
+from lm_jax.run.restore import Step
 
 
 def load(path: Any, step: int | None = None) -> LanguageModel:
     """The language model of a run or of one checkpoint of it; see lm_jax.load."""
     if not path_of(path).exists():
         raise CheckpointError(f"{path}: no such path; name a run directory or a checkpoint in it.")
-    with Checkpoints(path, read_only=True) as checkpoints:
-        metadata = checkpoints.metadata(step)
-        if "config" not in metadata:
+
+    def read(saved: Step) -> tuple[Config, Tokenizer | None, Any]:
+        """Reads all of one step: never the weights of one and the tokenizer of another."""
+        if "config" not in saved.metadata:
             raise CheckpointError(f"{path}: holds no config; it was not saved by lm_jax.train.")
-        config = Config.parse(metadata["config"])
-        tokenizer = tokenizer_of(path, checkpoints.files(step), metadata)
-        model, metadata = model_of(config.model, checkpoints, step)
+        config = Config.parse(saved.metadata["config"])
+        tokenizer = tokenizer_of(path, saved.files(), saved.metadata)
+        return config, tokenizer, model_of(config.model, saved)
+
+    with Checkpoints(path, read_only=True) as checkpoints:
+        (config, tokenizer, model), metadata = checkpoints.newest(step, read)
     return LanguageModel(model, tokenizer, config, metadata["step"], str(path), metadata)
 
 
-def model_of(config: ModelConfig, checkpoints: Checkpoints, step: int | None) -> tuple[Any, dict]:
-    """(the model of a checkpoint, its metadata)."""
+def model_of(config: ModelConfig, saved: Step) -> Any:
+    """The model of a saved step."""
     if config.architecture == "ngram":
-        tables, metadata = checkpoints.arrays(step)
-        tables = {name.removeprefix("model/"): table for name, table in tables.items()}
-        return NGram.from_tables(config, tables, metadata["bos_id"]), metadata
+        tables = {name.removeprefix("model/"): table for name, table in saved.arrays().items()}
+        return NGram.from_tables(config, tables, saved.metadata["bos_id"])
     config = portable(config)
-    abstract = jax.eval_shape(lambda: create(config, rngs=nnx.Rngs(0)))
-    return checkpoints.restore_model(abstract, step)
+    return saved.model(jax.eval_shape(lambda: create(config, rngs=nnx.Rngs(0))))
 
 
 def portable(config: ModelConfig) -> ModelConfig:

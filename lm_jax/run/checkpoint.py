@@ -4,9 +4,10 @@ restore.py has the layout on disk and reads it; manifest.py has the fingerprints
 """
 
 import contextlib
+import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from lm_jax.errors import CheckpointError, MachineError, UserError
 from lm_jax.run import manifest
 from lm_jax.run.manifest import Damaged, flatten, unflatten
 from lm_jax.run.orbax_workarounds import array_handlers, collect, plainly_named, reason
-from lm_jax.run.restore import COMMITTED, SavedSteps
+from lm_jax.run.restore import COMMITTED, SavedSteps, Step, T
 
 __all__ = ["Checkpoints", "SavedSteps", "flatten", "unflatten", "write_test"]
 
@@ -50,6 +51,7 @@ class Checkpoints(SavedSteps):
         self._manager: ocp.CheckpointManager | None = None
         self._link = contextlib.ExitStack()
         self._saving: int | None = None
+        self._folder: tuple[int, int] | None = None  # device and inode of the work directory
         self._failures, self._failure, self._error = 0, "", ""
 
     def __enter__(self) -> "Checkpoints":
@@ -79,6 +81,7 @@ class Checkpoints(SavedSteps):
         if self.read_only:
             raise ValueError("these checkpoints are read_only")
         self._finish()
+        self.check_place(step)
         arrays = flatten(jax.tree.map(jnp.asarray, state))
         about, encoded = manifest.make(step, arrays, metadata, extra_files)
         if step in self.steps() and self._is_saved(step, about):
@@ -96,6 +99,23 @@ class Checkpoints(SavedSteps):
             self._failure = reason(error)
         if self._failure:
             self._failed(step)
+
+    def check_place(self, step: int) -> None:
+        """Raises MachineError when the work directory is not the one of the first save."""
+        if "://" in str(self.directory) or jax.process_index() > 0:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            there = os.stat(self.directory.parent)
+            here = there.st_dev, there.st_ino
+            if self._folder in (None, here):
+                self._folder = here
+                return
+        if self._folder is not None:
+            self._drop()
+            raise MachineError(
+                f"{self.directory.parent}: was moved or deleted while the run wrote to it; step "
+                f"{step} is not saved. Start again with the --workdir where it is now."
+            )
 
     def check_space(self, state: Any) -> None:
         """Raises MachineError when a local disk has not 1.2 times the bytes of `state` free."""
@@ -170,7 +190,7 @@ class Checkpoints(SavedSteps):
         """Reports that `step` was not saved; not in a handler, which holds what to collect."""
         self._drop()
         collect()
-        self._clean()
+        self._clean(failed=True)
         self._failures += 1
         steps = self.steps()
         rest = f"the newest is of step {steps[-1]}" if steps else "there is none yet"
@@ -189,16 +209,20 @@ class Checkpoints(SavedSteps):
                 logging.debug("closing the checkpoint manager", exc_info=True)
         self._link.close()
 
-    def _clean(self) -> None:
-        """Deletes what a killed or failed save left: it would fill the disk."""
-        if self.directory.is_dir():
-            _delete(
-                path
-                for path in self.directory.iterdir()
-                if path.name == ".trash"
-                or ".orbax-checkpoint-tmp" in path.name
-                or (path.name.isdigit() and not (path / COMMITTED).exists())
-            )
+    def _clean(self, failed: bool = False) -> None:
+        """Deletes what a killed or failed save left: it would fill the disk. A step that was
+        written to the end, and whose commit file was lost since, is put aside.
+        """
+        if self.directory.is_dir() and jax.process_index() == 0:
+            for path in [*self.directory.iterdir()]:
+                if path.name.isdigit() and not (path / COMMITTED).exists():
+                    if not failed and _is_whole(path):
+                        moved = self._aside(path)
+                        self._report(f"{path}: has no {COMMITTED}, and is not used; {moved}.")
+                    else:
+                        _delete([path])
+                elif path.name == ".trash" or ".orbax-checkpoint-tmp" in path.name:
+                    _delete([path])
         _barrier("clean")
 
     def _is_saved(self, step: int, about: dict[str, Any]) -> bool:
@@ -212,24 +236,37 @@ class Checkpoints(SavedSteps):
             raise CheckpointError(f"{path}: is there already and differs; give another --workdir.")
         return True
 
-    def _newest(self, step: int | None, load: Any) -> tuple[Any, dict[str, Any]]:
+    def newest(self, step: int | None, read: Callable[[Step], T]) -> tuple[T, dict[str, Any]]:
         self._finish()
-        return super()._newest(step, load)
+        return super().newest(step, read)
 
     def _put_aside(self, path: epath.Path) -> str:
         if self.read_only:
             return ""
         self._drop()
+        _barrier("choose")
+        moved = self._aside(path) if jax.process_index() == 0 else ""
+        _barrier("moved")
+        return f"{moved}; "
+
+    def _aside(self, path: epath.Path) -> str:
+        """Moves a step out of the way, in one process; where to, for a line."""
         folder = self.directory / ".quarantine"
         target, count = folder / path.name, 1
         while target.exists():
             target, count = folder / f"{path.name}.{count}", count + 1
-        _barrier("choose")
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-        _barrier("moved")
-        return f"moved to {target}; "
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        return f"moved to {target}"
+
+
+def _is_whole(path: epath.Path) -> bool:
+    """Whether a step has its manifest and all of its arrays' index, written last."""
+    try:
+        manifest.read(path)
+    except Damaged:
+        return False
+    return (path / "state" / INDEX).exists()
 
 
 def write_test(directory: epath.PathLike) -> None:

@@ -65,10 +65,13 @@ class Metrics:
         self.rows: Appended | None = None
         self.board: Events | None = None
         self.trouble = ""
-        if not writes:  # another process does
+        # Of the rows of the step that is resumed from; all, where another process has them.
+        self.kinds = {"train", "eval", "sample"}
+        if not writes:
             return
         self.path = Path(workdir) / "metrics.jsonl"
         keep = [row for row in read(self.path) if row["step"] <= resumed_from and resumed_from]
+        self.kinds = {str(row.get("kind")) for row in keep if row["step"] == resumed_from}
         rows = (json.dumps(row, ensure_ascii=False) for row in keep)
         replace_text(self.path, "".join(f"{row}\n" for row in rows))
         self.rows = Appended(self.path)

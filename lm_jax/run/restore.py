@@ -11,7 +11,7 @@ otherwise the step before it is, with a warning.
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from lm_jax.run.manifest import Damaged, flatten, unflatten
 from lm_jax.run.orbax_workarounds import collect, plainly_named, reason
 
 COMMITTED = "commit_success.txt"  # Orbax writes it last
+T = TypeVar("T")
 
 
 # ---- Steps ---------------------------------------------------------------------------------------
@@ -66,45 +67,33 @@ class SavedSteps:
         device). Raises CheckpointError: no checkpoint, none intact, or of another model, of which
         it names the first arrays that differ.
         """
-        return self._newest(step, lambda path, about: _load(path, about, abstract_state, mesh))
+        return self.newest(step, lambda saved: saved.tree(abstract_state, mesh))
 
     def restore_model(
         self, abstract_model: Any, step: int | None = None, mesh: Mesh | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """(model, metadata) as `restore` does, without reading the optimizer's arrays."""
-        tree = {"model": abstract_model}
-        arrays, metadata = self._newest(
-            step, lambda path, about: _load(path, about, tree, mesh, within="model/")
-        )
-        return arrays["model"], metadata
+        return self.newest(step, lambda saved: saved.model(abstract_model, mesh))
 
     def arrays(
         self, step: int | None = None, within: str = "model/"
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """({name: array}, metadata) of the names that start with `within`: no model, no mesh."""
-
-        def load(path, about):
-            rows = {name: row for name, row in about["arrays"].items() if name.startswith(within)}
-            place = _placement(None, None)
-            return _fetch(
-                path, rows, {k: manifest.stored_as(row, place) for k, row in rows.items()}
-            )
-
-        arrays, metadata = self._newest(step, load)
-        return {name: np.asarray(manifest.storable(x)) for name, x in arrays.items()}, metadata
+        return self.newest(step, lambda saved: saved.arrays(within))
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Metadata given to `save`, of the newest step with an intact manifest. Reads no array."""
-        return self._newest(step, lambda path, about: None)[1]
+        return self.newest(step, lambda saved: None)[1]
 
     def files(self, step: int | None = None) -> dict[str, bytes]:
         """The files that `save` was given."""
-        return self._newest(step, manifest.read_files)[0]
+        return self.newest(step, Step.files)[0]
 
-    def _newest(
-        self, step: int | None, load: Callable[[epath.Path, dict[str, Any]], Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """(load(path, manifest), metadata) of `step`, or of the newest that is not damaged."""
+    def newest(self, step: int | None, read: Callable[["Step"], T]) -> tuple[T, dict[str, Any]]:
+        """(read(step), metadata) of `step`, or of the newest of which all that is read is intact.
+
+        Raises CheckpointError: no checkpoint, or none intact.
+        """
         paths = self._paths()
         have = ", ".join(map(str, sorted(paths)))
         if not paths:
@@ -113,18 +102,20 @@ class SavedSteps:
             raise CheckpointError(f"{self.directory}: no checkpoint of step {step}; has {have}.")
         why: dict[int, str] = {}
         for candidate in [step] if step is not None else sorted(paths, reverse=True):
-            damage = ""
+            damage, path = "", paths[candidate]
             try:
-                about = manifest.read(paths[candidate])
-                result = load(paths[candidate], about)
+                saved = Step(path, manifest.read(path))
+                result = read(saved)
             except Damaged as error:
                 damage = str(error)
+            if damage and jax.process_count() == 1 and not (path / COMMITTED).exists():
+                return self.newest(step, read)  # the run deleted it meanwhile, and has newer ones
             if everywhere(not damage):
                 # Only now: had none been intact, the cause may be a disk that will be back.
                 for old, text in why.items():
                     moved = self._put_aside(paths[old])
                     self._report(f"{paths[old]}: damaged: {text}; {moved}using step {candidate}.")
-                return result, about["metadata"] | {"step": about["step"]}
+                return result, saved.metadata
             why[candidate] = damage or "another process finds it damaged"
         reasons = "; ".join(f"step {number}: {text}" for number, text in why.items())
         other = f". There are {have}: choose another" if len(paths) > len(why) else ""
@@ -165,17 +156,45 @@ def _step_of(path: epath.Path) -> int:
 # ---- One step ------------------------------------------------------------------------------------
 
 
-def _load(
-    path: epath.Path, about: dict[str, Any], tree: Any, mesh: Mesh | None, within: str = ""
-) -> Any:
-    """`tree` with the arrays of the step at `path`."""
-    rows = {name: row for name, row in about["arrays"].items() if name.startswith(within)}
-    wanted = flatten(tree)
-    manifest.compare(rows, wanted, path)
-    mesh = mesh or _mesh_in_use()
-    places = {name: _placement(getattr(x, "sharding", None), mesh) for name, x in wanted.items()}
-    like = {name: manifest.stored_as(rows[name], places[name]) for name in wanted}
-    return unflatten(_fetch(path, rows, like), tree)
+class Step:
+    """One step whose manifest is intact. What is read of it is verified; raises Damaged."""
+
+    def __init__(self, path: epath.Path, about: dict[str, Any]):
+        self.path, self.about = path, about
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata given to `save`, and the step."""
+        return self.about["metadata"] | {"step": self.about["step"]}
+
+    def files(self) -> dict[str, bytes]:
+        """The files that `save` was given."""
+        return manifest.read_files(self.path, self.about)
+
+    def rows(self, within: str) -> dict[str, Any]:
+        """The manifest's rows of the names that start with `within`."""
+        arrays = self.about["arrays"].items()
+        return {name: row for name, row in arrays if name.startswith(within)}
+
+    def tree(self, abstract: Any, mesh: Mesh | None = None, within: str = "") -> Any:
+        """`abstract` with its arrays, those whose names start with `within`."""
+        rows, wanted = self.rows(within), flatten(abstract)
+        manifest.compare(rows, wanted, self.path)
+        mesh = mesh or _mesh_in_use()
+        laid = {name: _placement(getattr(x, "sharding", None), mesh) for name, x in wanted.items()}
+        like = {name: manifest.stored_as(rows[name], laid[name]) for name in wanted}
+        return unflatten(_fetch(self.path, rows, like), abstract)
+
+    def model(self, abstract: Any, mesh: Mesh | None = None) -> Any:
+        """The model of a training state, without the optimizer's arrays."""
+        return self.tree({"model": abstract}, mesh, "model/")["model"]
+
+    def arrays(self, within: str = "model/") -> dict[str, np.ndarray]:
+        """{name: array} of the names that start with `within`: no model, no mesh."""
+        rows, place = self.rows(within), _placement(None, None)
+        like = {name: manifest.stored_as(row, place) for name, row in rows.items()}
+        found = _fetch(self.path, rows, like)
+        return {name: np.asarray(manifest.storable(x)) for name, x in found.items()}
 
 
 def _fetch(

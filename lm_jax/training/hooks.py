@@ -16,6 +16,7 @@ from lm_jax.errors import DivergedError
 from lm_jax.evaluation.heldout import Heldout
 from lm_jax.run.checkpoint import Checkpoints
 from lm_jax.run.metrics import Metrics
+from lm_jax.run.restore import everywhere
 from lm_jax.run.watchdog import Watchdog
 from lm_jax.training import optimizers
 
@@ -46,6 +47,11 @@ class Hook:
     def due(self, step: int, last: int, stopping: bool) -> bool:
         """Whether to call `act` after `step`. last: the run's last step; stopping: SIGTERM came."""
         del step, last, stopping
+        return False
+
+    def missed(self, step: int, last: int) -> bool:
+        """Whether `act` was due after `step`, from which the run goes on, and never ended."""
+        del step, last
         return False
 
     def act(self, step: int, state: Any) -> None:
@@ -186,13 +192,18 @@ class Save(Hook):
 class Evaluate(Hook):
     """Held-out loss every config.eval.every steps and at the end."""
 
-    phase = "evaluation"
+    phase, kind = "evaluation", "eval"  # kind: of its rows in metrics.jsonl
 
     def __init__(self, config: Config, heldout: Heldout, metrics: Metrics):
         self.config, self.heldout, self.metrics = config, heldout, metrics
 
     def due(self, step: int, last: int, stopping: bool) -> bool:
         return not stopping and every(self.config.eval.every, step, last)
+
+    def missed(self, step: int, last: int) -> bool:
+        """Whether the row of `step` is missing; the same in all processes, of which one has it."""
+        there = everywhere(self.kind in self.metrics.kinds)
+        return self.due(step, last, stopping=False) and not there
 
     def act(self, step: int, state: Any) -> None:
         since = time.perf_counter()
@@ -203,6 +214,12 @@ class Evaluate(Hook):
 
 class Sample(Evaluate):
     """Texts that the model writes, as often as it is evaluated."""
+
+    kind = "sample"
+
+    def missed(self, step: int, last: int) -> bool:
+        """Whether its rows are missing, where the model writes any."""
+        return super().missed(step, last) and self.config.eval.samples > 0
 
     def act(self, step: int, state: Any) -> None:
         """Writes, keeps and prints the samples."""

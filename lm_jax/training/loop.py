@@ -16,7 +16,7 @@ from lm_jax.data.views import by_objective
 from lm_jax.devices import hosts, sharding, xla_options
 from lm_jax.errors import EXIT_PREEMPTED
 from lm_jax.evaluation.heldout import Heldout
-from lm_jax.run import rundir
+from lm_jax.run import metrics, rundir
 from lm_jax.run.checkpoint import Checkpoints
 from lm_jax.run.interrupts import Break, Interrupted, Requests
 from lm_jax.run.metrics import Metrics
@@ -74,6 +74,9 @@ class Run:
     def first_state(self, abstract: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint that verifies, or a new state, born sharded; and its step."""
         if not self.saved.steps():
+            if hosts.is_first() and (rows := metrics.read(self.workdir / "metrics.jsonl")):
+                print(f"{self.workdir} has metrics up to step {rows[-1]['step']} and no checkpoint:"
+                      " training begins again at step 1", flush=True)  # fmt: skip
             return jax.jit(lambda: init_state(self.config))(), 0
         state, _ = self.saved.restore(abstract)
         step = int(state.step)
@@ -101,6 +104,7 @@ class Run:
                     config.data.workers,
                 )
             )
+            self.catch_up()
             stopped_at = self.steps(stream, windows, began)
             self.enter("save", stopped_at or last)
             self.saved.wait()
@@ -143,6 +147,13 @@ class Run:
             if stopping:
                 return step
         return 0
+
+    def catch_up(self) -> None:
+        """Lets the hooks act that a stop kept from acting after the step that is gone on from."""
+        step, last = self.start, self.config.steps
+        finished = step == last and (self.workdir / "report.html").exists()
+        if step and not finished:
+            self.save_and_evaluate(step, [hook for hook in self.hooks if hook.missed(step, last)])
 
     def stop_requested(self) -> bool:
         """Whether a signal asked this process, which makes the run alone, to stop."""

@@ -76,6 +76,22 @@ def test_a_folder_may_have_any_name(tmp_path, name):
     assert there.files() == {"f": b"text"}
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_work_directory_that_is_moved_or_replaced_gets_no_step_more(tmp_path, again):
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        (tmp_path / "run").mkdir()
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.arange(4) + step})
+            checkpoints.wait()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        if again:
+            (tmp_path / "run").mkdir()
+        with pytest.raises(MachineError, match=r"run: was moved or deleted .*step 3 is not saved"):
+            checkpoints.save(3, {"x": jnp.arange(4)})
+    assert SavedSteps(tmp_path / "moved").steps() == [1, 2]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_save_without_an_index_is_a_failed_one(tmp_path, monkeypatch):
     lines = []
     with Checkpoints(tmp_path, report=lines.append) as checkpoints:

@@ -112,7 +112,9 @@ def test_whatever_is_damaged_the_newest_intact_step_comes_back(tmp_path, seed):
 def test_a_half_written_and_a_half_deleted_step_are_passed_over(tmp_path):
     expected = saved(tmp_path, steps=(1, 2, 3, 4))[2]
     steps = tmp_path / "checkpoints"
-    (steps / "4" / "commit_success.txt").unlink()  # killed while it was written
+    (steps / "4" / "commit_success.txt").unlink()  # killed at the end of its save, or copied badly
+    shutil.copytree(steps / "4", steps / "5")
+    (steps / "5" / "state" / "manifest.ocdbt").unlink()  # killed while it was written
     shutil.rmtree(steps / "3" / "state" / "d")  # killed while it was deleted
     (steps / "9.orbax-checkpoint-tmp").mkdir()
     checkpoints, lines = collected(tmp_path)
@@ -125,6 +127,10 @@ def test_a_half_written_and_a_half_deleted_step_are_passed_over(tmp_path):
     assert checkpoints.steps() == [2, 3, 4]
     assert sorted(p.name for p in steps.iterdir() if p.name != ".trash") == [
         ".quarantine", "2", "3", "4"]  # fmt: skip
+    assert sorted(p.name for p in (steps / ".quarantine").iterdir()) == ["3", "4"]
+    assert len(lines) == 2
+    assert lines[1].endswith(f"4: has no commit_success.txt, and is not used; moved to "
+                             f"{steps}/.quarantine/4.")  # fmt: skip
 
 
 def test_with_no_step_intact_each_reason_is_told_and_nothing_is_moved(tmp_path):
@@ -160,3 +166,33 @@ def test_changed_metadata_or_files_are_damage(tmp_path):
     files.write_text(json.dumps(json.loads(files.read_text()) | {"more": "AAAA"}))
     with pytest.raises(CheckpointError, match="files have changed"):
         SavedSteps(tmp_path).files(1)
+
+
+def test_all_of_a_step_is_read_from_that_step(tmp_path):
+    saved(tmp_path, steps=(1, 2))
+    (tmp_path / "checkpoints" / "2" / "files" / "metadata").write_text("")
+    lines = []
+    checkpoints = SavedSteps(tmp_path, report=lines.append)
+    everything = lambda step: (step.files(), step.tree(ABSTRACT), step.metadata["step"])
+    (_, tree, step), metadata = checkpoints.newest(None, everything)
+    assert (step, metadata["step"]) == (1, 1)
+    assert bits(tree) == bits(checkpoints.restore(ABSTRACT, step=1)[0])
+    assert len(lines) == 1
+    with pytest.raises(CheckpointError, match="step 2: files cannot be read"):
+        checkpoints.newest(2, everything)
+
+
+def test_a_step_that_the_run_deletes_while_it_is_read_gives_way_to_a_newer_one(tmp_path):
+    expected = saved(tmp_path, steps=(1, 2))[2]
+    aside, steps, lines, tries = tmp_path / "aside", tmp_path / "checkpoints", [], []
+    (steps / "2").rename(aside)
+
+    def read(step):
+        tries.append(step.path.name)
+        if len(tries) == 1:  # the run saves one more and deletes this one
+            aside.rename(steps / "2")
+            shutil.rmtree(steps / "1")
+        return step.tree(ABSTRACT)
+
+    found, metadata = SavedSteps(tmp_path, report=lines.append).newest(None, read)
+    assert (bits(found), metadata["step"], tries, lines) == (expected, 2, ["1", "2"], [])

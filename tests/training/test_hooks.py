@@ -1,8 +1,10 @@
 """What the loop calls between its steps, and when."""
 
 import dataclasses
+import json
 import multiprocessing
 import shlex
+import shutil
 import signal
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +129,64 @@ def test_a_save_reads_no_other_file(tmp_path, monkeypatch):
     assert saved.steps() == [2, 3]
     assert saved.metadata()["config"] == config.to_dict()
     assert saved.files().keys() == saved.files(2).keys() != set()
+
+
+class Stop(hooks.Hook):
+    """Asks to stop before step 2, as SIGTERM does, or after every save, as one during it does."""
+
+    def __init__(self, run, when):
+        self.run, self.when = run, when
+
+    def before_step(self, step):
+        if self.when == "before" and step == 2:
+            self.run.requests.pending = signal.SIGTERM
+
+    def entered(self, phase, step):
+        if self.when == "at the last" and phase == "save" and step == 4:
+            self.run.requests.pending = signal.SIGTERM
+
+
+@pytest.mark.parametrize("when", ["before", "at the last"])
+def test_what_a_stop_kept_from_being_evaluated_is_evaluated_when_the_run_goes_on(
+    tmp_path, monkeypatch, when
+):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
+    config = dataclasses.replace(
+        CONFIG, steps=4, batch_size=2, eval=EvalConfig(every=2, samples=1, tokens=32),
+        checkpoint=CheckpointConfig(every=2), optimizer=OptimizerConfig(warmup_steps=0),
+    )  # fmt: skip
+    rows, own = {}, loop.Run.default_hooks
+    for name in ("whole", "stopped"):
+        write_store(tmp_path / name / "data", CONFIG.data)
+        run = lambda name=name: start.train(config, str(tmp_path / name), check=False)
+        if name == "stopped":
+            hooked = lambda run, profile: [*own(run, profile), Stop(run, when)]
+            monkeypatch.setattr(loop.Run, "default_hooks", hooked)
+            assert run() == 75
+            monkeypatch.setattr(loop.Run, "default_hooks", own)
+        assert run() == 0
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        keep = ("step", "kind", "loss", "text")
+        rows[name] = [{k: row[k] for k in keep if k in row} for row in map(json.loads, lines)]
+    assert [row["step"] for row in rows["whole"] if row["kind"] == "sample"] == [2, 4]
+    assert rows["stopped"] == rows["whole"]
+
+
+def test_a_run_that_lost_its_checkpoints_says_that_it_begins_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
+    config = dataclasses.replace(
+        CONFIG, steps=1, batch_size=2, eval=EvalConfig(every=0, samples=0, tokens=32),
+        optimizer=OptimizerConfig(warmup_steps=0),
+    )  # fmt: skip
+    write_store(tmp_path / "data", CONFIG.data)
+    line = f"{tmp_path} has metrics up to step 1 and no checkpoint: training begins again at step 1"
+    for lost in (False, True):
+        if lost:
+            shutil.rmtree(tmp_path / "checkpoints")
+        assert start.train(config, str(tmp_path), check=False) == 0
+        assert (line in capsys.readouterr().out.splitlines()) == lost
 
 
 class LateInterrupt(hooks.Hook):

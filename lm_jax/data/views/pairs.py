@@ -176,8 +176,8 @@ class Spans(PairView):
 
 
 def without_tab(store: TokenStore, split: str) -> dict[str, Any]:
-    """What `prepare` found of the documents of a split that are no pairs: count, source of the
-    first, numbers. {} where there are none, or the store is older.
+    """Documents of a split that are no pairs, as `prepare` found them: count, source of the first,
+    numbers. {} where there are none, or the store is older.
     """
     return store.metadata.get("without_tab", {}).get(split, {})
 
@@ -191,7 +191,7 @@ class Supervised(PairView):
     DataError above config.data.max_bad_fraction of them.
     """
 
-    documents: np.ndarray | None = None  # numbers of the pairs; None: of all documents
+    chosen: np.ndarray | None = None  # numbers of the documents that are pairs; None: all are
 
     def count(self) -> int:
         """Number of pairs in the split: they are not cut into windows."""
@@ -205,13 +205,13 @@ class Supervised(PairView):
                 f" no tab ({found['first']}), above config.data.max_bad_fraction={limit};"
                 " config.loss.objective=seq2seq reads documents 'input<TAB>target'."
             )
-        self.documents = np.setdiff1d(np.arange(total), bad, assume_unique=True)
-        return len(self.documents)
+        self.chosen = np.setdiff1d(np.arange(total), bad, assume_unique=True)
+        return len(self.chosen)
 
     def noised(self, example: np.ndarray, key: np.ndarray) -> Batch:
         """The batch of the windows `example` [n] under `key` [n] uint64."""
         del key
-        documents = example if self.documents is None else self.documents[example]
+        documents = example if self.chosen is None else self.chosen[example]
         texts = [self.text(document) for document in documents.tolist()]
         found = self.store.tokenizer.encode_batch([side for pair in texts for side in pair], 1)
         room = (self.row_length,) * 2
