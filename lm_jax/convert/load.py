@@ -19,6 +19,17 @@ from lm_jax.inference.language_model import WINDOW, LanguageModel
 OTHER_TOKENIZERS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tekken.json",
                     "vocab.txt", "vocab.json")  # fmt: skip
 
+# Settings of generation_config.json that change greedy texts and that nothing here applies, with
+# the value that asks for nothing.
+UNAPPLIED: dict[str, Any] = {
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "diversity_penalty": 0.0,
+    "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0,
+    "min_new_tokens": 0, "num_beams": 1, "bad_words_ids": None, "suppress_tokens": None,
+    "begin_suppress_tokens": None, "sequence_bias": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "exponential_decay_length_penalty": None, "penalty_alpha": None,
+    "guidance_scale": None, "constraints": None, "force_words_ids": None,
+}  # fmt: skip
+
 
 def load_hf(name: str, new_head: bool = False) -> LanguageModel:
     """The language model of a Hugging Face directory, or of the Hub's name of one that is in the
@@ -35,7 +46,18 @@ def load_hf(name: str, new_head: bool = False) -> LanguageModel:
         metadata["stop_ids"] = ends
     if (settings := Path(directory) / GENERATION).is_file():
         metadata["generation"] = read_json(settings)
+        if left := unapplied(metadata["generation"]):
+            print(f"{settings}: {left}: not applied here, so texts may differ from those of "
+                  "transformers", file=sys.stderr, flush=True)  # fmt: skip
     return LanguageModel(model, tokenizer, config, 0, f"hf:{directory}", metadata)
+
+
+def unapplied(settings: dict[str, Any]) -> str:
+    """The settings of UNAPPLIED that ask for something, as text; "" for none."""
+    asked = {
+        n: settings[n] for n, off in UNAPPLIED.items() if settings.get(n) not in (off, None, [])
+    }
+    return ", ".join(f"{name}={short(value)}" for name, value in asked.items())
 
 
 def find(name: str) -> str:

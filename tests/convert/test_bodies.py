@@ -149,3 +149,21 @@ def test_the_published_body_is_one(tmp_path):
         "cls.predictions.transform.LayerNorm.weight", "cls.predictions.transform.LayerNorm.bias",
         "cls.predictions.bias",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"repetition_penalty": 1.05, "suppress_tokens": [3, 4]},
+         "repetition_penalty=1.05, suppress_tokens=[3, 4]: not applied here"),
+        ({"num_beams": 4}, "num_beams=4: not applied here"),
+        ({"repetition_penalty": 1, "suppress_tokens": [], "num_beams": None, "min_length": 0,
+          "temperature": 0.6, "eos_token_id": 2}, ""),
+    ],
+)  # fmt: skip
+def test_settings_of_generation_that_are_not_applied_are_said(tmp_path, capsys, settings, said):
+    shutil.copytree(GOLDEN / "llama", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    lm_jax.load(f"hf:{tmp_path / 'model'}")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "not applied" in line]
+    assert [said in line for line in lines] == ([True] if said else [])
