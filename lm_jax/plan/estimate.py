@@ -12,6 +12,7 @@ import jax
 from lm_jax.config import Config, MeshConfig
 from lm_jax.config.check import has_prefix
 from lm_jax.config.model import TRANSFORMERS
+from lm_jax.data.views import fit
 from lm_jax.devices.chips import Topology
 from lm_jax.devices.resolve import resolved
 from lm_jax.errors import UserError
@@ -65,13 +66,30 @@ def check_estimable(config: Config) -> None:
 
 
 def part_of(config: Config, topology: Topology) -> Part:
-    """A device's share of a step of `config`, whose mesh has no -1; raises as `check_estimable`.
-    On a GPU, attention is assumed to save and compute what the kernel of a TPU does.
+    """A device's share of a step of `config`, whose mesh has no -1; raises as `check_estimable`,
+    and UserError where a run on such devices would.
     """
     check_estimable(config)
-    model = resolved(config.model, "tpu", has_prefix(config), config.mesh.context > 1)
+    platform, shared = "tpu" if topology.chip.is_tpu else "gpu", config.mesh.context > 1
+    model = resolved(config.model, platform, has_prefix(config), shared)
     config = dataclasses.replace(config, model=model)
+    fit.check_rows(config, config.mesh.context)
+    if model.attention == "cudnn":
+        config = without_cudnn(config)
     return Part(config, LANES if topology.chip.is_tpu else 1)
+
+
+def without_cudnn(config: Config) -> Config:
+    """`config` with an attention that can be traced without a GPU, which cuDNN's cannot: the kernel
+    of a TPU saves and computes as much. Rows that it does not take are traced on plain XLA, which
+    is estimated to hold more.
+    """
+    with_kernel, with_xla = (
+        dataclasses.replace(config, model=dataclasses.replace(config.model, attention=name))
+        for name in ("splash", "xla")
+    )
+    odd = has_prefix(config) or fit.misfit(with_kernel, config.mesh.context)
+    return with_xla if odd else with_kernel
 
 
 def estimate(config: Config, topology: Topology) -> Estimate:
@@ -79,7 +97,7 @@ def estimate(config: Config, topology: Topology) -> Estimate:
     without blocks.
     """
     part = part_of(config, topology)
-    work, moved = flops(config).times(1 / topology.devices), traffic(part)
+    work, moved = flops(part.config).times(1 / topology.devices), traffic(part)
     sent = {axes: size for axes, size in sent_by_axes(part).items() if size}
     cost = seconds_per_byte(topology, tuple(part.sizes.items()))
     seconds: dict[str, float] = {}

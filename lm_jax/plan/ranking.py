@@ -32,7 +32,7 @@ def affordable(
     plans: Sequence[Plan], tokens: float, price: Mapping[str, float], deadline: float
 ) -> list[Plan]:
     """The plans whose run takes at most so many days (0: any), the cheapest first: in USD where a
-    price is given, else in chip hours.
+    price is given, else in chip hours; of equal ones, the smallest first.
     """
     found = []
     for plan in plans:
@@ -40,8 +40,8 @@ def affordable(
         run = run_of(plan, tokens, price.get(topology.chip.name, 0.0))
         taken = run.days or 0.0
         if not deadline or taken <= deadline:
-            found.append((run.cost is None, run.cost or taken * topology.chips, plan))
-    return [plan for *_, plan in sorted(found, key=lambda each: each[:2])]
+            found.append((run.cost is None, run.cost or taken * topology.chips, plan.peak, plan))
+    return [plan for *_, plan in sorted(found, key=lambda each: each[:3])]
 
 
 def as_dict(plan: Plan, tokens: float, price: float) -> dict[str, Any]:

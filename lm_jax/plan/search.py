@@ -120,6 +120,8 @@ def meshes(config: Config, topology: Topology) -> Iterator[MeshConfig]:
         tried = dataclasses.replace(config, mesh=mesh, microbatches=1)
         try:
             request.check_on(tried, topology)
+            if mesh.context > 1:  # whose pieces of a row may not divide, or be too short
+                part_of(tried, topology)
         except UserError:
             continue
         yield mesh
@@ -189,19 +191,21 @@ def topologies() -> Iterator[Topology]:
 
 def everywhere(config: Config, remat: str = "") -> list[Plan]:
     """The best plan that fits of each topology, in the order of `topologies`. Raises UserError
-    where none fits on any.
+    where none fits on any: for lack of memory, or as the first of them when all refuse.
     """
     check_estimable(config)
-    found = []
+    found: list[Plan] = []
+    refused: list[UserError] = []
     for topology in topologies():
         try:
-            best = search(config, topology, remat)[0]
-        except UserError:  # too many devices for this batch
-            continue
-        found += [best] if best.fits else []
+            found.append(search(config, topology, remat)[0])
+        except UserError as error:  # too many devices for this batch, or nothing for its chips
+            refused.append(error)
     if not found:
+        raise refused[0]
+    if not (fitting := [best for best in found if best.fits]):
         raise UserError(
             f"config.batch_size={config.batch_size}: no slice of up to {MAX_CHIPS} chips has room "
             "for a step of it; try a smaller one, or --remat=full."
         )
-    return found
+    return fitting

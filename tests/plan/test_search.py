@@ -54,6 +54,13 @@ def test_every_mesh_that_the_checks_let_through_is_offered():
     assert found == every
 
 
+def test_a_row_is_not_cut_into_pieces_that_the_kernel_does_not_take():
+    model = SMALL["model"] | {"max_length": 1 << 14}
+    config = config_of(SMALL | {"model": model, "data": {"sequence_length": 1 << 14}})
+    found = {mesh.context for mesh in search.meshes(config, parse("v5e:16x16"))}
+    assert found == {8, 16, 32, 64, 128}
+
+
 def test_a_batch_that_divides_over_no_mesh_is_refused_with_one_that_does():
     with pytest.raises(UserError, match=r"batch_size=3: divides over no mesh .* nearest: 16\."):
         search.search(config_of(batch_size=3), parse("v5e:4x4"))
@@ -134,7 +141,9 @@ def test_topologies_are_doubled_and_exist():
     ("values", "why"),
     [
         ({"model": {"architecture": "lstm"}}, "architecture='lstm': there is no estimate"),
-        (SMALL | {"batch_size": 1}, "batch_size=1: no slice of up to 4096 chips has room"),
+        (SMALL | {"batch_size": 4}, "batch_size=4: no slice of up to 4096 chips has room"),
+        (SMALL | {"batch_size": 1}, "batch_size=1: divides over no mesh of the 4 devices"),
+        (SMALL | {"data": {"sequence_length": 32}}, "rows of 32 tokens .* multiple of 128"),
     ],
 )
 def test_where_no_slice_will_do_the_reason_is_not_the_deadline(run, monkeypatch, values, why):
@@ -190,6 +199,17 @@ def test_gpus_are_estimated_with_and_without_a_mesh(run):
     assert "estimated" in run(topology="h100:8")[1]
     out = run(topology="h100:8", mesh="data:2,fsdp:4")[1]
     assert out.splitlines()[1].startswith("data:2,fsdp:4")
+
+
+def test_what_a_gpu_computes_is_not_asked_of_the_kernel_of_a_tpu(run):
+    cudnn = SMALL["model"] | {"attention": "cudnn"}
+    for given in ({"data": {"sequence_length": 32}}, {"model": cudnn}):
+        out = run(config=SMALL | given, topology="h100:8", mesh="data:8")[1]
+        assert "estimated" in out
+    splash = SMALL["model"] | {"attention": "splash"}
+    assert "estimated" in run(config=SMALL | {"model": splash})[1]
+    with pytest.raises(UserError, match="attention='splash': cannot run on gpu"):
+        run(config=SMALL | {"model": splash}, topology="h100:8", mesh="data:8")
 
 
 def test_the_plot_is_one_page_that_needs_nothing_else(run, tmp_path):

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "evaluation": "config devices data models run tasks inference",
     "convert": "config devices data models run tasks inference",
     "training": "config devices data models run tasks inference evaluation",
-    "plan": "config devices models tasks training run.chart run.report_style",
+    "plan": "config devices data.views.fit models tasks training run.chart run.report_style",
 }
 # The commands, and the faces of the package, may import all of these; nothing imports a command.
 COMMANDS = {"train", "evaluate", "generate", "prepare", "doctor"}
