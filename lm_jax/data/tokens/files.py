@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.errors import CheckpointError, DataError, UserError
+from lm_jax.errors import CheckpointError, DataError, MachineError, UserError
+
+PATIENCE = 90  # seconds until the first answer of a URL
 
 
 def is_remote(path: Any) -> bool:
@@ -125,6 +127,7 @@ class RemoteFiles:
     def __init__(self, path: str):
         import tensorstore
 
+        self.path, self.answered = path, False
         try:
             self.kv = tensorstore.KvStore.open(path.rstrip("/") + "/").result()
         except ValueError as error:
@@ -133,8 +136,22 @@ class RemoteFiles:
                 f"{path}: {why}; name a folder, or a URL of gs://, s3://, http:// or https://."
             ) from None
 
+    def wait(self, future: Any) -> Any:
+        """The answer of a request. Raises MachineError when the first one, which is small, gets
+        none: without a network or access, TensorStore tries again for many minutes.
+        """
+        try:
+            answer = future.result(timeout=None if self.answered else PATIENCE)
+        except TimeoutError:
+            raise MachineError(
+                f"{self.path}: no answer within {PATIENCE} s; check the address, the network and "
+                "the credentials."
+            ) from None
+        self.answered = True
+        return answer
+
     def result(self, name: str, span: slice | None = None) -> bytes:
-        reply = self.kv.read(name, byte_range=span).result()
+        reply = self.wait(self.kv.read(name, byte_range=span))
         if reply.state != "value":
             raise FileNotFoundError(name)
         return reply.value
@@ -143,9 +160,8 @@ class RemoteFiles:
         return self.result(name)
 
     def exists(self, name: str) -> bool:
-        import tensorstore
-
-        return bool(self.kv.list(tensorstore.KvStore.KeyRange(name, name + "\0")).result())
+        # No byte of it: http:// has no lists.
+        return self.wait(self.kv.read(name, byte_range=slice(0, 0))).state == "value"
 
     def wrong_size(self, name: str, expected: int) -> str:
         """Why a file is not of the size that is expected; "" when it is."""
@@ -177,7 +193,7 @@ class RemoteFiles:
                 for i in sorted(unread)
             }
             for index, future in whole.items():
-                blocks.check(index, future.result().value)
+                blocks.check(index, self.wait(future).value)
         futures = [self.kv.read(name, byte_range=span) for span in spans]
-        values = [future.result().value for future in futures]
+        values = [self.wait(future).value for future in futures]
         return np.frombuffer(b"".join(values), dtype).reshape(len(starts), length)

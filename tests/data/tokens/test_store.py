@@ -1,15 +1,20 @@
 """A store gives back what was written, and refuses what is damaged."""
 
 import contextlib
+import functools
+import http.server
 import json
 import os
 import pickle
 import platform
+import socket
+import threading
 
 import numpy as np
 import pytest
 from small_stores import without_sums
 
+from lm_jax.data.tokens import files
 from lm_jax.data.tokens import store as store_module
 from lm_jax.data.tokens import writer as writer_module
 from lm_jax.data.tokens.store import TokenStore
@@ -107,6 +112,26 @@ def test_a_store_on_a_url_reads_the_same(tmp_path, write_store):
     remote.verify()
     with pytest.raises(DataError, match="holds a token store already"):
         write_store(url)
+
+
+def test_a_url_that_does_not_answer_is_one_line(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/store"
+        monkeypatch.setattr(files, "PATIENCE", 0.2)
+        for call in (TokenStore.exists, TokenStore.open):
+            with pytest.raises(MachineError, match=f"{url}: no answer within 0.2 s; check the"):
+                call(url)
+
+
+def test_a_store_on_a_web_server_is_found(tmp_path, write_store):
+    write_store(tmp_path / "store")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert TokenStore.exists(f"{url}/store")
+        assert not TokenStore.exists(f"{url}/other")
+        server.shutdown()
 
 
 @pytest.mark.parametrize("change", ["cut", "longer", "gone", "emptied"])
