@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from lm_jax.errors import CheckpointError, MachineError, UserError
+from lm_jax.progress import human
 from lm_jax.run import manifest
 from lm_jax.run.manifest import Damaged, flatten, unflatten
 from lm_jax.run.orbax_workarounds import array_handlers, collect, plainly_named, reason
@@ -122,7 +123,7 @@ class Checkpoints(SavedSteps):
         need = 1.2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         there = next(p for p in (self.directory, *self.directory.parents) if p.exists())
         if "://" not in str(there) and (free := shutil.disk_usage(there).free) < need:
-            raise MachineError(f"{free / 1e6:.0f} MB free on the disk, {need / 1e6:.0f} MB needed")
+            raise MachineError(f"{human(free)}B free on the disk, {human(need)}B needed")
 
     def poll(self) -> None:
         """Notices that a save has ended, well or not. Costs a microsecond: call it every step."""
