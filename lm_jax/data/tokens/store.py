@@ -158,8 +158,12 @@ class TokenStore:
         )
         try:
             known = from_json(self.files.read(f"tokenizer/{ours}")).get("hash")
-        except (ValueError, OSError, AttributeError):
+        except FileNotFoundError:
             raise DataError(f"{self.path}/tokenizer: missing; prepare the data again.") from None
+        except (ValueError, OSError, AttributeError):
+            raise DataError(
+                f"{self.path}/tokenizer/{ours}: damaged; prepare the data again."
+            ) from None
         if known != self.tokenizer_hash:
             raise DataError(
                 f"{self.path}/tokenizer: hash {str(known)[:12]}, the tokens were made"

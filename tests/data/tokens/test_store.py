@@ -180,6 +180,16 @@ def test_an_id_outside_the_vocabulary_is_refused_when_written_and_when_read(
         store.gather("train", np.array([0, 46]), 40)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", None])
+def test_a_tokenizer_that_cannot_be_read_is_damaged_or_missing(tmp_path, write_store, content):
+    write_store(tmp_path / "store")
+    path = tmp_path / "store" / "tokenizer" / "tokenizer.json"
+    path.unlink() if content is None else path.write_text(content)
+    what = r"/tokenizer: missing" if content is None else r"/tokenizer/tokenizer\.json: damaged"
+    with pytest.raises(DataError, match=f"{what}; prepare the data again"):
+        TokenStore.open(tmp_path / "store")
+
+
 def test_another_tokenizer_or_an_edited_manifest_is_refused(tmp_path, write_store):
     write_store(tmp_path / "store")
     train("bpe", ["some other words " * 50], 270).save(tmp_path / "store" / "tokenizer")
