@@ -29,6 +29,13 @@ def check(workdir: str | os.PathLike, config: Config) -> None:
             f"--workdir={workdir}: must be a folder; mount the bucket (gcsfuse). "
             "config.data.store may be a URL."
         )
+    try:
+        str(absolute := Path(workdir).absolute()).encode()
+    except UnicodeEncodeError:
+        shown = str(absolute).encode(errors="replace").decode()
+        raise MachineError(
+            f"--workdir={shown}: is not in UTF-8, as checkpoints need; name another folder."
+        ) from None
     workdir = Path(workdir)
     parent = workdir
     while not parent.exists():

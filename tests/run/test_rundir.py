@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import types
 
 import jax
@@ -78,6 +79,16 @@ def test_a_config_that_cannot_be_read_is_refused_and_kept(tmp_path, text):
     with pytest.raises(UserError, match=r"config\.json: cannot be read .* Name another --workdir"):
         rundir.check(tmp_path, CONFIG)
     assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_name_that_no_checkpoint_can_have_is_refused(tmp_path, monkeypatch):
+    strange = tmp_path / os.fsdecode(b"bad\xff")
+    with pytest.raises(MachineError, match=r"bad\?/run: is not in UTF-8"):
+        rundir.check(strange / "run", CONFIG)
+    strange.mkdir()
+    monkeypatch.chdir(strange)
+    with pytest.raises(MachineError, match=r"bad\?/run: is not in UTF-8"):
+        rundir.check("run", CONFIG)
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path):
