@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_jax.config import Config, DataConfig
 from lm_jax.config.field import facts_of
-from lm_jax.config.values import differences, from_json
+from lm_jax.config.values import differences, expand_home, from_json
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.tokens.tokenizer import Tokenizer
 from lm_jax.data.views import by_objective
@@ -104,6 +104,7 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
     path = data.store or str(Path(workdir) / "data")
     existed = TokenStore.exists(path)
     if not existed:
+        refuse_other(path, data)
         if not data.input:
             raise DataError(
                 f"config.data.store={data.store!r}: no token store at {path}; make one with "
@@ -138,6 +139,25 @@ def open_store(workdir: str | os.PathLike, config: Config, prepare: bool) -> Tok
         )
     check_lengths(store, config)
     return store
+
+
+def refuse_other(path: str, data: DataConfig) -> None:
+    """Raises DataError where a store would be prepared at a place that holds something else."""
+    place = Path(expand_home(path))
+    if "://" in path or not place.exists():
+        return
+    if not place.is_dir():
+        raise DataError(f"config.data.store={path}: is a file; name a folder.")
+    if TokenStore.exists(place / "data"):
+        raise DataError(
+            f"config.data.store={path}: is a run, whose store is {path}/data; set config.data.store"
+            " to that."
+        )
+    if found := sorted(os.listdir(place)):
+        advice = "name a store, or a new or empty folder" if data.store else (
+            "put back what is lost, or name another --workdir"
+        )  # fmt: skip
+        raise DataError(f"{path}: holds {found[0]!r} but no token store (store.json); {advice}.")
 
 
 def check_lengths(store: Any, config: Config) -> None:

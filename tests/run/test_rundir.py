@@ -114,6 +114,25 @@ def test_a_store_is_found_where_it_is_named_or_in_the_run(tmp_path):
         rundir.open_store(tmp_path / "elsewhere", changed(data={"input": ""}), prepare=True)
 
 
+@pytest.mark.parametrize("prepare", [True, False])
+def test_a_place_that_holds_no_store_is_refused_with_what_it_is(tmp_path, prepare):
+    write_store(tmp_path / "run" / "data", CONFIG.data)
+    (tmp_path / "text.txt").write_text("some text")
+    there = sorted(tmp_path.rglob("*"))
+    for name, why in [
+        ("run", r"run: is a run, whose store is \S+/run/data; set config\.data\.store to that"),
+        ("run/data/tokenizer", r"tokenizer: holds 'tokenizer\.json' but no token store .*; name a"),
+        ("text.txt", r"text\.txt: is a file; name a folder"),
+    ]:
+        data = {"store": str(tmp_path / name), "input": str(tmp_path / "text.txt")}
+        with pytest.raises(DataError, match=why):
+            rundir.open_store(tmp_path / "new", changed(data=data), prepare)
+    assert sorted(tmp_path.rglob("*")) == there
+    (tmp_path / "run" / "data" / "store.json").unlink()
+    with pytest.raises(DataError, match=r"run/data: holds .* but no token store .*; put back"):
+        rundir.open_store(tmp_path / "run", changed(data={"input": str(tmp_path)}), prepare)
+
+
 @pytest.mark.parametrize(("field", "value"), [
     ("input", "other.txt"), ("tokenizer", "bpe"), ("vocab_size", 300), ("heldout_fraction", 0.5),
 ])  # fmt: skip

@@ -85,7 +85,8 @@ MISTAKES = {
     "no text at all": (NEW + "--config.data.input=", 3, "config.data.input"),
     "no such store": (NEW + "--config.data.input= --config.data.store={p}/none", 3,
         "no token store at", "lm_jax.prepare"),
-    "a file as a store": (NEW + "--config.data.store={p}/text.txt", 3, "text.txt: exists already"),
+    "a file as a store": (NEW + "--config.data.store={p}/text.txt", 3,
+        "config.data.store=", "text.txt: is a file; name a folder"),
     "tokenizer of another vocabulary": (NEW + "--config.data.store={p}/manypieces", 3,
         "config.model.vocab_size=384: smaller than the 6", "set it to 640"),
     "too little text": (
