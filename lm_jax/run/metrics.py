@@ -70,10 +70,12 @@ class Metrics:
         if not writes:
             return
         self.path = Path(workdir) / "metrics.jsonl"
-        keep = [row for row in read(self.path) if row["step"] <= resumed_from and resumed_from]
-        self.kinds = {str(row.get("kind")) for row in keep if row["step"] == resumed_from}
-        rows = (json.dumps(row, ensure_ascii=False) for row in keep)
-        replace_text(self.path, "".join(f"{row}\n" for row in rows))
+        try:
+            keep = shorten(self.path, resumed_from)
+            self.kinds = {str(row.get("kind")) for row in keep if row["step"] == resumed_from}
+        except OSError as error:
+            print(f"warning: {self.path}: {error.strerror}; lines of an earlier try stay in it.",
+                  file=sys.stderr, flush=True)  # fmt: skip
         self.rows = Appended(self.path)
         self.board = Events(Path(workdir) / "tb", resumed_from + 1)
 
@@ -173,6 +175,19 @@ class Metrics:
                 if file.error:
                     print(f"warning: {file.path}: {file.error}; its last {len(file.waiting):,} "
                           "bytes are lost.", file=sys.stderr, flush=True)  # fmt: skip
+
+
+def shorten(path: Path, last: int) -> list[dict[str, Any]]:
+    """Leaves only the rows up to step `last` in a metrics.jsonl, none for 0; returns them. Raises
+    OSError.
+    """
+    keep = [row for row in read(path) if row["step"] <= last and last]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in keep)
+    if path.exists() and path.read_bytes().startswith(whole := text.encode(errors="replace")):
+        os.truncate(path, len(whole))  # which a full disk allows
+    elif path.exists():
+        replace_text(path, text)
+    return keep
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:

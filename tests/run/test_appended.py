@@ -40,6 +40,31 @@ def events(folder):
     return found
 
 
+@pytest.mark.parametrize("resumed_from", [3, 0])
+def test_a_full_disk_stops_no_run_that_begins_again(tmp_path, capsys, resumed_from):
+    path = tmp_path / "metrics.jsonl"
+    rows = [f'{{"step": {step}, "kind": "eval", "loss": 0.1}}\n' for step in range(6)]
+    path.write_text("".join(rows) + '{"step": 6, "kin')
+    with no_file_larger_than(0):
+        reported = Metrics(tmp_path, Config(), 3.0, "cpu", 1, resumed_from)
+    assert path.read_text() == "".join(rows[: resumed_from + 1 if resumed_from else 0])
+    reported.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_metrics_that_cannot_be_shortened_are_a_warning(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('\0\0\n{"step": 1, "kind": "eval", "loss": 0.1}\n')
+    with no_file_larger_than(0):
+        Metrics(tmp_path, Config(), 3.0, "cpu", 1, resumed_from=1)
+    err = capsys.readouterr().err
+    assert err == f"warning: {path}: File too large; lines of an earlier try stay in it.\n"
+    path.unlink()
+    path.mkdir()
+    Metrics(tmp_path, Config(), 3.0, "cpu", 1).close()
+    assert f"warning: {path}: Is a directory; lines of" in capsys.readouterr().err
+
+
 def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_event(tmp_path, capsys):
     reported = Metrics(tmp_path, Config(), 3.0, "cpu", 1, resumed_from=7)
     for step in range(40):

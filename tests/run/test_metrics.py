@@ -189,8 +189,7 @@ def test_a_disk_that_is_full_at_a_resume_costs_no_row(make, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
-        make(resumed_from=1)
+    make(resumed_from=1)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert not (tmp_path / ".metrics.jsonl.new").exists()
 
