@@ -314,6 +314,7 @@ def dropout_parts(config: Config, mesh: Mapping[str, int]) -> dict[str, int]:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or, where the disk is full or the process killed, leaves it as it was.
+    Raises OSError that names it: a full disk alone names nothing.
 
     What UTF-8 cannot write, such as a part of a name of the disk that is no text, becomes "?".
     """
@@ -321,5 +322,7 @@ def replace_text(path: Path, text: str) -> None:
     try:
         new.write_text(text, "utf-8", errors="replace")
         new.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         new.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def train(config: Config, workdir: Path, mesh: Any, store: Any, saved: Checkpoin
     """Counts the first `steps` times `tokens_per_step` tokens, or all; saves and evaluates; 0. A
     run that was killed after its save counts again, and is then evaluated.
     """
-    if saved.steps() and (workdir / "report.html").exists():
+    if saved.steps() and (workdir / "report.html").is_file():
         print(f"{workdir} is finished: {workdir / 'report.html'}", flush=True)
         return 0
     since, heldout = time.perf_counter(), Heldout(config, store, mesh)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lm_jax.config import Config
 from lm_jax.devices import hosts
+from lm_jax.errors import MachineError
 from lm_jax.evaluation.baselines import baselines
 from lm_jax.evaluation.heldout import Heldout
 from lm_jax.models import num_parameters
@@ -36,10 +37,17 @@ def finish(config: Config, workdir: Path, state: Any, heldout: Heldout, seconds:
         if config.eval.baselines:
             summary["baselines"] = baselines(store)
         print(table(summary), flush=True)
-    replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    page = report.write(workdir)
+    checkpoint = f"{workdir}/checkpoints/{step}"
+    try:
+        replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        page = report.write(workdir)
+    except OSError as error:
+        raise MachineError(
+            f"{error.filename or workdir}: {error.strerror}; the checkpoint is {checkpoint}, and "
+            "once it can be written the same command writes the report."
+        ) from None
     print(
-        f"checkpoint  {workdir}/checkpoints/{step}\n"
+        f"checkpoint  {checkpoint}\n"
         f"metrics     {workdir}/metrics.jsonl (tensorboard --logdir {workdir}/tb)\n"
         f"report      {page}\n"
         f"next        {following(config, workdir)}",

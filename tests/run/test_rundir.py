@@ -72,6 +72,24 @@ def test_the_config_comes_back_and_is_written_only_when_it_changes(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["config.json"]
 
 
+def test_a_file_that_cannot_be_written_is_named_and_stays(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text("before")
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
+            rundir.replace_text(path, "after this")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "before"
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"Is a directory: '\S+/report\.html'$"):
+        rundir.replace_text(tmp_path / "report.html", "page")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "summary.json"]
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"stepz": 3}', '{"steps": "many"}', "[]",
                                   pytest.param("[" * 100_000, id="deep")])  # fmt: skip
 def test_a_config_that_cannot_be_read_is_refused_and_kept(tmp_path, text):

@@ -9,7 +9,8 @@ from small_training import final_bits
 
 from lm_jax.config import EvalConfig, OptimizerConfig
 from lm_jax.devices import runtime
-from lm_jax.errors import CheckpointError, UserError
+from lm_jax.errors import CheckpointError, MachineError, UserError
+from lm_jax.run import rundir
 from lm_jax.training import start
 
 SMALL = dataclasses.replace(
@@ -43,6 +44,20 @@ def test_a_finished_run_that_is_made_longer_is_the_one_that_was_as_long_at_once(
     assert final_bits(tmp_path, "longer") == final_bits(tmp_path, "whole")
     with pytest.raises(CheckpointError, match=r"config\.steps=3: the newest .* of step 4 already"):
         train("longer", steps=3)
+
+
+def test_an_end_without_room_for_its_report_names_the_checkpoint(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    write_store(tmp_path / "run" / "data", CONFIG.data)
+    config = dataclasses.replace(SMALL, steps=2)
+    rundir.create(tmp_path / "run", config)
+    (tmp_path / "run" / "report.html").mkdir()
+    why = r"run/report\.html: Is a directory; the checkpoint is \S+/run/checkpoints/2, and .* same"
+    with pytest.raises(MachineError, match=why):
+        train("run", steps=2)
+    (tmp_path / "run" / "report.html").rmdir()
+    assert train("run", steps=2) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_one_whose_learning_rates_would_have_been_others_is_not_made_longer(train):
