@@ -49,7 +49,9 @@ class SavedSteps:
         path = path_of(path)
         if "://" not in str(path):
             path = epath.Path(os.path.abspath(path))  # the only kind that Orbax takes
-        inside = path.name == "checkpoints" or _is_step(path)
+        # A work directory may be called so, too.
+        named = path.name == "checkpoints" and not (path / "checkpoints").is_dir()
+        inside = named or _is_step(path)
         self.directory = path if inside else path / "checkpoints"
         self.report = report
 

@@ -112,7 +112,7 @@ class Run:
             return self.stopped()
         self.requests.kept = f"step {last} is saved, and the same command writes the report"
         self.requests.deferred = False
-        if self.start < last or not (self.workdir / "report.html").exists():
+        if self.start < last or not (self.workdir / "report.html").is_file():
             seconds = time.perf_counter() - began
             finish(config, self.workdir, self.state, self.heldout, seconds)
         else:
@@ -151,7 +151,7 @@ class Run:
     def catch_up(self) -> None:
         """Lets the hooks act that a stop kept from acting after the step that is gone on from."""
         step, last = self.start, self.config.steps
-        finished = step == last and (self.workdir / "report.html").exists()
+        finished = step == last and (self.workdir / "report.html").is_file()
         if step and not finished:
             self.save_and_evaluate(step, [hook for hook in self.hooks if hook.missed(step, last)])
 

@@ -64,13 +64,13 @@ def test_replicas_share_the_writing_of_large_arrays_alone(tmp_path):
     assert found["x"].sum() == 2**21
 
 
-@pytest.mark.parametrize("name", ["a[1]", "c\\d", "[!a]", "star*?{x}"])
+@pytest.mark.parametrize("name", ["a[1]", "c\\d", "[!a]", "star*?{x}", "checkpoints"])
 def test_a_folder_may_have_any_name(tmp_path, name):
     with Checkpoints(tmp_path / name) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, {"x": jnp.arange(4) + step}, {}, {"f": b"text"})
     there = SavedSteps(tmp_path / name)
-    assert there.steps() == [1, 2]
+    assert there.steps() == SavedSteps(tmp_path / name / "checkpoints").steps() == [1, 2]
     found, _ = there.restore({"x": jax.ShapeDtypeStruct((4,), jnp.int32)})
     assert found["x"].tolist() == [2, 3, 4, 5]
     assert there.files() == {"f": b"text"}
