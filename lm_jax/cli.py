@@ -1,7 +1,6 @@
 """Start and end of a command: one line for a mistake, an exit code for its kind, no traceback."""
 
 import errno
-import io
 import itertools
 import os
 import re
@@ -15,6 +14,7 @@ from absl import app, flags
 from lm_jax.config.values import expand_home
 from lm_jax.devices import runtime
 from lm_jax.errors import MachineError, UserError, nearest
+from lm_jax.run import screen
 from lm_jax.run.interrupts import EXIT_KEYBOARD
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback behind an error.")
@@ -22,7 +22,8 @@ EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str
 
 
 def fail(message: str, code: int) -> None:
-    """Prints one line and leaves with `code`."""
+    """Prints one line and leaves with `code`, whatever becomes of the line."""
+    screen.take()  # also before `run`
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -39,39 +40,43 @@ def define_config(name: str, default: str | None, text: str, **more: Any) -> Any
         fail(explained(error, ""), UserError.code)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], needs_output: bool = True) -> None:
     """Parses the flags, runs `main(argv)` and exits: 0, 2 user, 3 data or checkpoint, 4 machine, 5
     diverged. (A run that is stuck is ended with 6, by watchdog.py.)
+
+    needs_output: a stdout that fails ends it. What stderr does not take is dropped in any case.
     """
     module = sys.modules["__main__"].__spec__
     if module and ("-m", module.name) in itertools.pairwise(sys.orig_argv):
         runtime.huge_pages()  # starts `python -m lm_jax.train` anew, and nothing else
-    # A sample, or a folder's name, may hold what the terminal's encoding does not: it costs a "?",
-    # not the run.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
-    app.run(lambda argv: guarded(main, argv), flags_parser=parse)
+    screen.take()
+    app.run(lambda argv: guarded(main, argv, needs_output), flags_parser=parse)
 
 
-def guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+def guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str],
+            needs_output: bool) -> int | None:  # fmt: skip
     """`main(argv)` with errors as one line."""
     if len(argv) > 1:
         fail(f"'{argv[1]}': not a flag. Write --name=value; --help lists the names.", 2)
+    screen.need_output(needs_output)
     try:
-        return main(argv)
+        code = main(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if DEBUG.value:
             raise
         fail(str(error), error.code)
     except KeyboardInterrupt as interrupt:
         fail(str(interrupt) or "stopped by the keyboard.", EXIT_KEYBOARD)
-    except BrokenPipeError:
-        # The reader of a pipe left (| head): no fault, and flushing again would raise once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except screen.ReaderGone:
+        pass  # no fault
     except Exception as error:
         if DEBUG.value or not (why := machine_trouble(error)):
             raise
         fail(why, MachineError.code)
+    finally:
+        screen.need_output(False)  # at exit, Python flushes what is left
     return None
 
 

@@ -11,7 +11,8 @@ from typing import Any, TextIO
 class Progress:
     """`with Progress("reading", total, "MB", 1e6) as p: p.add(n)`; silent in its first two seconds.
 
-    total None: unknown, no time left. `scale` turns what `add` counts into `unit`. quiet: silent.
+    total None: unknown, no time left. `scale` turns what `add` counts into `unit`. quiet: silent,
+    as where there is no stderr.
     """
 
     def __init__(
@@ -25,10 +26,10 @@ class Progress:
     ):
         self.label, self.total, self.unit, self.scale = label, total, unit, scale
         self.out = out or sys.stderr
-        self.bar = self.out.isatty()
+        self.bar = self.out is not None and self.out.isatty()
         self.done = 0.0
         self.start = time.monotonic()
-        self.next = math.inf if quiet else self.start + 2
+        self.next = math.inf if quiet or self.out is None else self.start + 2
         self.shown, self.last = False, -1.0
 
     def add(self, amount: float) -> None:

@@ -45,3 +45,10 @@ def test_one_that_is_quiet_shows_nothing():
         progress.start -= 100
         progress.add(5)
     assert out.getvalue() == ""
+
+
+def test_without_a_terminal_there_is_no_progress(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)  # as pythonw has it, and 2>&-
+    with Progress("reading", 10) as progress:
+        progress.start -= 100
+        progress.add(5)

@@ -90,6 +90,69 @@ def test_a_reader_that_leaves_the_pipe_is_no_error():
     assert process.returncode == 0
 
 
+FAILING = {"full": ">/dev/full 2>&1", "no reader": "2>&1 | true", "closed": ">&- 2>&-",
+           "all closed": "<&- >&- 2>&-"}  # fmt: skip
+PRINTING = """
+    for _ in range(3):
+        print('x' * 10**5, flush=True)
+        print('y' * 10**5, file=sys.stderr)
+    print('buffered')
+    with open('data', 'w') as file:
+        file.write('whole')
+    assert file.closed
+    {end}
+"""
+
+
+def shell(body, streams, folder, run="cli.run(main)"):
+    """The exit code of a command whose streams the shell has redirected."""
+    (folder / "command.py").write_text(COMMAND.replace("cli.run(main)", run).format(body=body))
+    words = f"{sys.executable} command.py {streams}; exit ${{PIPESTATUS[0]}}"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    return subprocess.run(["bash", "-c", words], cwd=folder, timeout=60, env=env).returncode
+
+
+@pytest.mark.parametrize("streams", FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("return 75", 75), ("raise errors.DataError('a')", 3), ("raise KeyboardInterrupt", 130)],
+)
+def test_no_stream_that_fails_ends_a_run(streams, end, code, tmp_path):
+    run = "cli.run(main, needs_output=False)"
+    assert shell(PRINTING.format(end=end), streams, tmp_path, run) == code
+    assert (tmp_path / "data").read_text() == "whole"
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", "2> >(true)"])
+def test_no_stderr_that_fails_ends_a_command(streams, tmp_path):
+    body = "print('a' * 10**5, file=sys.stderr); sys.stderr.flush(); return 7"
+    assert shell(body, streams, tmp_path) == 7
+    assert shell("raise errors.DataError('a')", streams, tmp_path) == 3
+    assert shell("pass", f"--number=few {streams}", tmp_path) == 2
+    undefined = "cli.define_config('config', None, 'A file.')"  # reads --flagfile
+    assert shell("pass", f"--flagfile=none {streams}", tmp_path, undefined) == 2
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_full_disk_under_the_result_is_one_line(flush, tmp_path):
+    assert shell(f"print('a', flush={flush}); return 7", ">/dev/full 2>err", tmp_path) == 4
+    line = "error: standard output: the disk is full; make room or name another folder (--debug"
+    assert (tmp_path / "err").read_text().startswith(line)
+    assert (tmp_path / "err").read_text().count("\n") == 1
+
+
+def test_a_reader_that_left_before_the_end_is_no_error(tmp_path):
+    wait = "import time; time.sleep(1); print('a')"
+    assert shell(wait, "2>err | true", tmp_path) == 0
+    assert (tmp_path / "err").read_text() == ""
+
+
+def test_what_the_shell_closed_is_no_place_for_data(tmp_path):
+    body = "file = open('data', 'w'); print(1); os.write(1, b'2'); assert file.fileno() > 2"
+    assert shell(body, "<&- >&- 2>&-", tmp_path) == 0
+    assert (tmp_path / "data").read_text() == ""
+
+
 def test_each_kind_of_error_has_its_code():
     kinds = (UserError, DataError, CheckpointError, MachineError, DivergedError)
     assert [kind.code for kind in kinds] == [2, 3, 3, 4, 5]

@@ -66,17 +66,25 @@ def commands(tmp_path_factory):
         yield run
 
 
+def inputs(folder):
+    """Writes config and text; returns the flags of a run in `folder`."""
+    (folder / "c.py").write_text(CONFIG)
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 600)
+    return [f"--config={folder}/c.py", f"--config.data.input={folder}/text.txt",
+            f"--workdir={folder}/run", "--nopreflight"]  # fmt: skip
+
+
+def cache(commands):
+    return {"JAX_COMPILATION_CACHE_DIR": str(commands.folder / "cache")}
+
+
 def train(commands, folder, when=""):
     """Exit code, output and errors of the run in `folder`, with a signal at a phase; without the
     lines of what takes long, as all does on a busy machine.
     """
-    (folder / "c.py").write_text(CONFIG)
-    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 600)
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(commands.folder / "cache")}
     code, out, err = commands(
-        "lm_jax.train", f"--config={folder}/c.py", f"--config.data.input={folder}/text.txt",
-        f"--workdir={folder}/run", "--nopreflight", SIGNAL_AT=when, **ONE, **cache,
-    )  # fmt: skip
+        "lm_jax.train", *inputs(folder), SIGNAL_AT=when, **ONE, **cache(commands)
+    )
     slow = ("evaluating ", "reading ", "encoding ", "stopping: ")
     return code, out, "".join(line for line in err.splitlines(True) if not line.startswith(slow))
 
@@ -164,3 +172,13 @@ def test_a_signal_ends_a_process_whose_main_thread_does_not_hear_it(number, code
     assert process.returncode == code
     assert "step 3 is saved" in out + err
     assert len((out + err).splitlines()) == 1
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>&1", "| head -1", ">&- 2>&-"])
+def test_a_run_goes_on_without_its_log(commands, tmp_path, streams):
+    arguments = inputs(tmp_path)
+    command = f"{sys.executable} -m lm_jax.train {' '.join(arguments)} {streams}"
+    env = os.environ | ONE | cache(commands)
+    done = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], env=env)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "report.html").exists()
