@@ -33,7 +33,7 @@ PROFILE = flags.DEFINE_bool(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, or 75 when SIGTERM stopped the run after a save."""
+    """Exit code 0, or 75 when SIGTERM or SIGHUP stopped the run after a save."""
     del argv
     if CONFIG.value is None and CONFIG.present:
         raise UserError("--config: its get_config() returns nothing; return the config at its end.")

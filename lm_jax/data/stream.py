@@ -104,13 +104,14 @@ def parse_flags() -> None:
 
 def die_with_parent(worker: int, workers: int) -> None:
     """Asks Linux to kill this worker process when its parent dies, which Grain's workers outlive
-    otherwise; Ctrl-C and SIGTERM, which a terminal or SLURM send to all, are left to the parent.
+    otherwise; what a terminal or SLURM send to all is left to the parent.
     """
     import signal
 
     del worker, workers
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
 

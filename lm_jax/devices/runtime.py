@@ -55,7 +55,7 @@ def huge_pages() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = f"{tunables}:glibc.malloc.hugetlb=1".lstrip(":")
     # A signal meanwhile waits for the new process (interrupts.quietly_until_started).
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -1,5 +1,5 @@
-"""SIGTERM and Ctrl-C as requests: while a run trains, it saves first; at any other moment it ends
-at once, in one line, also inside a call of minutes to C++. Imports no jax.
+"""SIGTERM, SIGHUP and Ctrl-C as requests: while a run trains, it saves first; at any other moment it
+ends at once, in one line, also inside a call of minutes to C++. Imports no jax.
 """
 
 import atexit
@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,11 +16,12 @@ from lm_jax.errors import EXIT_PREEMPTED
 
 EXIT_KEYBOARD = 130  # of a process that SIGINT ended, as shells count
 SOON = 2.0  # seconds for a step and its save, after which a line explains the wait
-BOTH = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal is closed. Windows has none.
+ALL = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
 
 
 class Stopped(BaseException):
-    """SIGTERM where there is nothing to be saved; the text is the line to print."""
+    """SIGTERM or SIGHUP where there is nothing to be saved; the text is the line to print."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -43,14 +43,16 @@ class Requests:
     as in a notebook, Stopped or Interrupted is raised.
     pending: the signal to be obeyed; 0: none. kept: what is on disk, for the line at the end.
     forward: called too, where the processes of a run agree in another way when to stop. cleanup:
-    called before a process ends at once.
+    called before a process ends at once. resumes: whether the same command goes on from what is on
+    disk; False: what is not Ctrl-C ends it without a line, with the code that shells count.
     """
 
     owner = False  # see `own`
+    obeyed = 0  # the signal that the process is ending for: what comes then has nothing to say
 
-    def __init__(self, signals: Sequence[int] = BOTH,
-                 forward: Callable[[], None] | None = None):  # fmt: skip
-        self.signals, self.forward = signals, forward
+    def __init__(self, signals: Sequence[int] = ALL, forward: Callable[[], None] | None = None,
+                 resumes: bool = True):  # fmt: skip
+        self.signals, self.forward, self.resumes = signals, forward, resumes
         self.pending, self.deferred, self.kept = 0, False, ""
         self.cleanup: Callable[[], None] | None = None
         self.previous: dict[int, Any] = {}
@@ -71,6 +73,10 @@ class Requests:
 
     def __exit__(self, *exception: Any) -> None:
         self.over.set()
+        if not self.ending.acquire(blocking=False):  # a second Ctrl-C is ending the process
+            threading.Event().wait()
+        if self.owner and self.pending:
+            Requests.obeyed = self.pending
         if self.ends[1] >= 0:
             for number, handler in self.previous.items():
                 signal.signal(number, handler)
@@ -80,10 +86,12 @@ class Requests:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler; runs in the main thread, between two of its instructions."""
         del frame
+        if self.over.is_set():  # between two lines of __exit__, which leaves no one to wait for
+            return
         if not self.deferred or (self.pending and number == signal.SIGINT):
             if self.owner:
                 self.end(number)
-            raise (Stopped if number == signal.SIGTERM else Interrupted)(self.line(number))
+            raise (Interrupted if number == signal.SIGINT else Stopped)(self.line(number))
         if not self.pending:  # some launchers send SIGTERM more than once
             self.pending = number
             if self.forward is not None:
@@ -92,7 +100,7 @@ class Requests:
     def watch(self) -> None:
         """Acts on signals in a thread, while the main thread is in a call and runs no handler."""
         interrupts = 0
-        while data := os.read(self.ends[0], 1):
+        while (data := os.read(self.ends[0], 1)) and not self.over.is_set():
             number = data[0]
             interrupts += number == signal.SIGINT
             if number not in self.previous or not self.owner:
@@ -107,18 +115,20 @@ class Requests:
 
     def line(self, number: int) -> str:
         """Message about a signal that ends the run at once."""
-        if number == signal.SIGTERM:
-            goes = "goes on" if self.kept else "starts again"
-            return f"SIGTERM: {self.kept or 'nothing is saved yet'}; the same command {goes}."
-        return f"stopped by the keyboard{': ' * bool(self.kept)}{self.kept}."
+        if number == signal.SIGINT:
+            return f"stopped by the keyboard{': ' * bool(self.kept)}{self.kept}."
+        goes, kept = "goes on" if self.kept else "starts again", self.kept or "nothing is saved yet"
+        return f"{signal.Signals(number).name}: {kept}; the same command {goes}."
 
     def end(self, number: int) -> NoReturn:
         """Ends the process, once, from whichever thread comes first."""
-        if not self.ending.acquire(blocking=False):
-            time.sleep(60)
+        if not self.ending.acquire(blocking=False):  # or the command is over, and says the rest
+            threading.Event().wait()
         if self.cleanup is not None:
             with contextlib.suppress(Exception):
                 self.cleanup()
+        if not self.resumes and number != signal.SIGINT:
+            os._exit(128 + number)
         end(self.line(number), number)
 
 
@@ -138,20 +148,22 @@ def write_line(line: str, descriptor: int = 2) -> None:
 
 def end(line: str, number: int) -> NoReturn:
     """Ends the process at once, with `line` and the exit code of a signal."""
-    write_line(line, 1) if number == signal.SIGTERM else write_line(f"error: {line}")
-    os._exit(EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_KEYBOARD)
+    keyboard = (Requests.obeyed or number) == signal.SIGINT
+    if not Requests.obeyed:  # its line is printed already
+        write_line(f"error: {line}") if keyboard else write_line(line, 1)
+    os._exit(EXIT_KEYBOARD if keyboard else EXIT_PREEMPTED)
 
 
 def quietly_until_started(module: str) -> None:
     """Handlers for the first tenths of a second of `python -m MODULE` and for its end: one line, no
     traceback of an import.
     """
-    signals = BOTH if module == "lm_jax.train" else (signal.SIGINT,)
+    signals = ALL if module == "lm_jax.train" else (signal.SIGINT,)
     for number in signals:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, lambda number, frame: end(Requests().line(number), number))
     # From before the command was started anew (devices/runtime.py), and what came meanwhile.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, BOTH)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL)
 
 
 def module_run() -> str:

@@ -167,9 +167,10 @@ class Run:
     def stopped(self) -> int:
         """Prints what is on disk and returns the exit code of SIGTERM, or raises Interrupted."""
         saved = f"saved step {self.saved.steps()[-1]}; the same command goes on."
-        if self.requests.pending == signal.SIGINT:
+        asked = signal.Signals(self.requests.pending or signal.SIGTERM)  # 0: another host was asked
+        if asked == signal.SIGINT:
             raise Interrupted(f"stopped by the keyboard: {saved}")
-        print(f"SIGTERM: {saved}", flush=True)
+        print(f"{asked.name}: {saved}", flush=True)
         return EXIT_PREEMPTED
 
     def enter(self, phase: str, step: int) -> None:

@@ -23,7 +23,7 @@ from lm_jax.devices.resolve import resolved
 from lm_jax.errors import EXIT_PREEMPTED, UserError
 from lm_jax.run import lock, rundir
 from lm_jax.run.checkpoint import Checkpoints
-from lm_jax.run.interrupts import Requests, Stopped
+from lm_jax.run.interrupts import ALL, Requests, Stopped
 from lm_jax.training import counting, hooks, out_of_memory, preflight, summary
 from lm_jax.training.loop import Run
 from lm_jax.training.train_step import init_state
@@ -37,11 +37,11 @@ def train(
     profile: bool = False,
 ) -> int:
     """Trains `requested` in `workdir` to its end, from its newest checkpoint on where there is one;
-    returns the exit code: 0, or 75 where SIGTERM stopped it.
+    returns the exit code: 0, or 75 where SIGTERM or SIGHUP stopped it.
 
     dry_run: prints what would run, and writes nothing. check: runs the self-check first. profile:
-    writes an XProf trace of a few steps. In the main thread, SIGTERM and Ctrl-C save first, and
-    Ctrl-C raises KeyboardInterrupt then; in another thread, signals are left alone.
+    writes an XProf trace of a few steps. In the main thread, SIGTERM, SIGHUP and Ctrl-C save first,
+    and Ctrl-C raises KeyboardInterrupt then; in another thread, signals are left alone.
     """
     refuse_import()
     config = requested if isinstance(requested, Config) else Config.parse(requested)
@@ -52,7 +52,8 @@ def train(
         )
     runtime.start()
     several = hosts.are_several()  # jax has a handler of SIGTERM then, by which all agree
-    requests = Requests((signal.SIGINT,), forward=hosts.request_stop) if several else Requests()
+    ours = [number for number in ALL if number != signal.SIGTERM]
+    requests = Requests(ours, forward=hosts.request_stop) if several else Requests()
     try:
         with requests:
             return set_up(config, expand_home(workdir), requests, dry_run, check, profile)

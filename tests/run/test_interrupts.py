@@ -1,16 +1,17 @@
-"""Does a run that is stopped say what is on disk, by SIGTERM and Ctrl-C at every moment?"""
+"""Does a run that is stopped say what is on disk, by a signal at every moment?"""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from commands import ONE, Commands
 
 from lm_jax.errors import EXIT_PREEMPTED
 from lm_jax.run.checkpoint import SavedSteps
-from lm_jax.run.interrupts import EXIT_KEYBOARD
+from lm_jax.run.interrupts import EXIT_KEYBOARD, Requests
 
 CONFIG = """
 import os, signal, threading
@@ -57,7 +58,7 @@ def signal_at(phase="", number="", call="1", times="1"):
 
     setattr(owner, name.split(".")[-1], signalled)
 """
-INT, TERM = int(signal.SIGINT), int(signal.SIGTERM)
+INT, TERM, HUP = int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,12 @@ MOMENTS = {
     "saved": ("saved", 1, 12),
     "end": ("end", 1, 12),
 }
-QUICK = {("evaluation", TERM), ("data", INT)}  # all are run by test.sh --slow
+QUICK = {
+    ("evaluation", TERM),
+    ("data", INT),
+    ("store", HUP),
+    ("data", HUP),
+}  # all are run by test.sh --slow
 
 
 @pytest.mark.parametrize(
@@ -110,17 +116,18 @@ QUICK = {("evaluation", TERM), ("data", INT)}  # all are run by test.sh --slow
     [
         pytest.param(moment, number, marks=[pytest.mark.slow] * ((moment, number) not in QUICK))
         for moment in MOMENTS
-        for number in (TERM, INT)
+        for number in (TERM, INT, HUP)
     ],
 )
 def test_what_is_said_is_on_disk_and_the_same_command_goes_on(commands, tmp_path, moment, number):
     phase, call, step = MOMENTS[moment]
     code, out, err = train(commands, tmp_path, f"{phase} {number} {call}")
     saved = SavedSteps(tmp_path / "run").steps()
-    assert code == (EXIT_PREEMPTED if number == TERM else EXIT_KEYBOARD), err
+    assert code == (EXIT_KEYBOARD if number == INT else EXIT_PREEMPTED), err
     assert saved[-1:] == [step] * (step is not None)
-    line = (out if number == TERM else err).splitlines()[-1]
-    assert line.startswith("SIGTERM: " if number == TERM else "error: stopped by the keyboard")
+    line = (err if number == INT else out).splitlines()[-1]
+    said = {TERM: "SIGTERM: ", HUP: "SIGHUP: ", INT: "error: stopped by the keyboard"}
+    assert line.startswith(said[number])
     assert (f"step {step} " in line.replace(";", " ")) == (step is not None), line
     assert len(err.splitlines()) == (number == INT), err
     assert "Traceback" not in out + err
@@ -136,6 +143,55 @@ def test_ctrl_c_twice_ends_at_once(commands, tmp_path):
     assert code == EXIT_KEYBOARD
     assert err.startswith("error: stopped by the keyboard")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_under_nohup_outlives_its_terminal(commands, tmp_path):
+    words = ["nohup", sys.executable, "-m", "lm_jax.train", *inputs(tmp_path)]
+    env = os.environ | ONE | cache(commands) | {"SIGNAL_AT": f"data {HUP} 7"}
+    assert subprocess.run(words, env=env, capture_output=True).returncode == 0
+    assert SavedSteps(tmp_path / "run").steps()[-1] == 12
+
+
+def test_a_second_ctrl_c_that_comes_as_the_run_is_over_says_nothing(monkeypatch):
+    """Two at once are one call of the handler, and two bytes for the thread."""
+    ended = []
+    monkeypatch.setattr(Requests, "owner", True)
+    monkeypatch.setattr(Requests, "obeyed", 0)
+    monkeypatch.setattr(Requests, "end", lambda self, number: ended.append(number))
+    with Requests() as requests:
+        requests.deferred = True
+        os.kill(os.getpid(), INT)
+        assert requests.pending == INT
+        os.write(requests.ends[1], bytes([INT]))
+    for thread in threading.enumerate():
+        if thread.name == "signals":
+            thread.join(10)
+    assert ended == []
+    assert Requests.obeyed == INT
+
+
+ENDING = """
+import signal, sys, time
+import lm_jax.run.interrupts as interrupts
+interrupts.own()
+with interrupts.Requests() as early:
+    with interrupts.Requests() as requests:
+        requests.deferred = True
+        signal.raise_signal({number})
+        assert requests.pending == {number}
+    print("said")
+    sys.stdout.flush()
+    signal.raise_signal({number})
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(TERM, EXIT_PREEMPTED), (INT, EXIT_KEYBOARD)])
+def test_a_signal_after_the_last_line_says_nothing_more(number, code):
+    done = subprocess.run([sys.executable, "-c", ENDING.format(number=number)],
+                          capture_output=True, text=True, timeout=30)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (code, "said\n", "")
 
 
 def test_ctrl_c_while_a_command_is_imported_is_one_line():
@@ -162,7 +218,9 @@ with interrupts.Requests() as requests:
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(TERM, EXIT_PREEMPTED), (INT, EXIT_KEYBOARD)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(TERM, EXIT_PREEMPTED), (INT, EXIT_KEYBOARD), (HUP, EXIT_PREEMPTED)]
+)
 def test_a_signal_ends_a_process_whose_main_thread_does_not_hear_it(number, code):
     process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
