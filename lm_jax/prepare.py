@@ -15,6 +15,7 @@ from lm_jax import cli
 from lm_jax.config import Config
 from lm_jax.data.build import prepare
 from lm_jax.errors import UserError
+from lm_jax.run import interrupts
 
 OVERRIDES = (
     "input",
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
             "--output: missing. Name a directory for the store, e.g. --output=data/mine."
         )
     from lm_jax.data import inspect
+    from lm_jax.data.tokens import writer
     from lm_jax.data.tokens.store import TokenStore
     from lm_jax.data.tokens.tokenizer import KINDS
 
@@ -63,7 +65,10 @@ def main(argv: Sequence[str]) -> int:
         values["tokenizer"] = f"./{named}"
     data = Config.parse({**config.to_dict(), "data": {**config.to_dict()["data"], **values}}).data
     if not (args.show and not data.input and TokenStore.exists(path)):
-        prepare(data, path, config.seed)
+        interrupts.own()
+        with interrupts.Requests(resumes=False) as requests:
+            requests.cleanup = lambda: writer.discard(path)
+            prepare(data, path, config.seed)
     store = TokenStore.open(path)
     print(inspect.table(store))
     for text in inspect.examples(store, dataclasses.replace(config, data=data), args.show):

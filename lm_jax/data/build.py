@@ -1,15 +1,12 @@
 """Raw text to a token store: clean, split, train a tokenizer, encode."""
 
-import contextlib
 import dataclasses
 import errno
-import shutil
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from lm_jax.config import DataConfig
@@ -30,17 +27,13 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
     from lm_jax.data.text.corpus import Corpus
     from lm_jax.data.tokens.scripts import advice
     from lm_jax.data.tokens.tokenizer_training import SAMPLE_BYTES, train
-    from lm_jax.data.tokens.writer import Writer, refuse_existing, unfinished
+    from lm_jax.data.tokens.writer import Writer, discard, refuse_existing, unfinished
 
     started, output = time.monotonic(), expand_home(output)
     refuse_existing(output)
     tokenizer = tokenizer or given_tokenizer(data)
-    folder = None
-    parents = [] if "://" in output else Path(output).absolute().parents
-    made = [parent for parent in parents if not parent.exists()]
     try:
-        folder = unfinished(output)
-        with Corpus(data, folder) as corpus:
+        with Corpus(data, unfinished(output)) as corpus:
             corpus.read()
             parts = corpus.split()
             if tokenizer is None:
@@ -69,11 +62,7 @@ def prepare(data: DataConfig, output: str, seed: int = 0, tokenizer: Any = None)
         why = "the disk is full" if full else f"cannot write here ({error.strerror or error})"
         raise MachineError(f"{output}: {why}; name another place.") from None
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:  # those that hold nothing after a failure
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        discard(output)
     return output
 
 

@@ -1,5 +1,5 @@
-"""SIGTERM, SIGHUP and Ctrl-C as requests: while a run trains, it saves first; at any other moment it
-ends at once, in one line, also inside a call of minutes to C++. Imports no jax.
+"""SIGTERM, SIGHUP and Ctrl-C as requests: while a run trains, it saves first; at any other moment
+it ends at once, in one line, also inside a call of minutes to C++. Imports no jax.
 """
 
 import atexit

@@ -4,6 +4,7 @@ when it fails?
 
 import errno
 import inspect
+import io
 import json
 import os
 import pickle
@@ -23,7 +24,7 @@ from lm_jax.data import inspect as store_inspect
 from lm_jax.data.build import prepare
 from lm_jax.data.tokens.store import TokenStore
 from lm_jax.data.tokens.tokenizer import Tokenizer
-from lm_jax.data.tokens.writer import Writer
+from lm_jax.data.tokens.writer import Hashed, Writer
 from lm_jax.errors import DataError, MachineError
 
 MODULES = [argparse := __import__("argparse"), inspect, pickle, string, textwrap, typing, json]
@@ -158,6 +159,48 @@ def test_a_full_or_read_only_disk_is_one_line_and_leaves_nothing(folder, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="cannot write here"):
         open_prepared(folder, tmp_path / "file" / "store", tokenizer="bytes")
+
+
+SIGNALLED = """
+import os, signal, sys
+from lm_jax import cli, prepare
+from lm_jax.data import build
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.{name})
+build.encode_parts = signalled
+prepare.define_flags()
+cli.run(prepare.main)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("output", ["a/b/store", "file://{}/a/store"])
+def test_a_signal_leaves_nothing(folder, tmp_path, name, code, output):
+    line = "error: stopped by the keyboard.\n" if name == "SIGINT" else ""
+    words = [f"--input={folder}", f"--output={output.format(tmp_path)}", "--tokenizer=bytes"]
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED.format(name=name), *words], cwd=tmp_path, timeout=60,
+        capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_last_write_leaves_nothing(folder, tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opened(self, path):
+        real_init(self, path)
+        self.file.close()
+        self.file = io.BufferedWriter(Full(path, "w"), 1 << 30)
+
+    real_init = Hashed.__init__
+    monkeypatch.setattr(Hashed, "__init__", opened)
+    with pytest.raises(MachineError, match="store: the disk is full"):
+        open_prepared(folder, tmp_path / "store", tokenizer="bytes")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kinds_lost_bytes_and_the_files_are_kept_and_shown(tmp_path):

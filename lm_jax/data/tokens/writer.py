@@ -1,5 +1,6 @@
 """Writer of a token store, which is whole or not there at all."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -105,7 +106,8 @@ class Writer:
 
     def __exit__(self, *exception: Any) -> None:
         for file in self.files.values():
-            file.file.close()
+            with contextlib.suppress(OSError):  # it writes what is left, which a full disk refuses
+                file.file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -154,29 +156,46 @@ def refuse_existing(path: str) -> None:
         raise DataError(f"{path}: is where a disk is mounted; give a folder below it.")
 
 
+MADE: dict[Path, list[Path]] = {}  # folders above a store that this process made, nearest first
+
+
+def local(path: str) -> Path:
+    """The place beside which the hidden directories of `path` are: on its disk, where they can be
+    renamed.
+    """
+    if is_remote(path):
+        return Path(tempfile.gettempdir()) / "lm_jax-store"
+    return Path(os.path.realpath(path))
+
+
 def unfinished(path: str) -> Path:
     """A new hidden directory beside `path`; those that killed processes of this machine left there
     are deleted.
     """
-    if is_remote(path):
-        return Path(tempfile.mkdtemp(prefix="lm_jax-store-"))
-    target = Path(os.path.realpath(path))  # on its disk, where it can be renamed
+    target = local(path)
+    above = [parent for parent in target.parents if not parent.exists()]
+    MADE.setdefault(target, above)
     target.parent.mkdir(parents=True, exist_ok=True)
     for left, pid in left_behind(target):
         if not alive(pid):
             shutil.rmtree(left, ignore_errors=True)
     name = f".{target.name}.unfinished-{platform.node()}~{os.getpid()}-{secrets.token_hex(4)}"
     folder = target.parent / name
-    folder.mkdir()
+    folder.mkdir(0o700 if is_remote(path) else 0o777)  # the folder of temporary files is everyone's
     return folder
 
 
 def discard(path: str) -> None:
-    """Deletes the hidden directories of this process beside `path`, which is about to end."""
-    if not is_remote(path):
-        for left, pid in left_behind(Path(os.path.realpath(path))):
-            if pid == str(os.getpid()):
-                shutil.rmtree(left, ignore_errors=True)
+    """Deletes the hidden directories of this process beside `path`, and the folders that it made
+    above and that hold nothing else.
+    """
+    target = local(path)
+    for left, pid in left_behind(target):
+        if pid == str(os.getpid()):
+            shutil.rmtree(left, ignore_errors=True)
+    for parent in MADE.pop(target, []):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def left_behind(target: Path) -> Iterator[tuple[Path, str]]:
