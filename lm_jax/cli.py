@@ -1,5 +1,6 @@
 """Start and end of a command: one line for a mistake, an exit code for its kind, no traceback."""
 
+import difflib
 import errno
 import itertools
 import os
@@ -140,6 +141,8 @@ def check_config(arguments: list[str]) -> str:
     if fields and not named:
         raise UserError(f"--{fields[0]}: needs a --config=FILE before it.")
     path = named.split(":")[0]
+    if named and os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"--config={named}: is no regular file; name a Python file.")
     if named and not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         there = [name for name in listed(folder) if name.endswith(".py")]
@@ -171,9 +174,13 @@ def explained(error: BaseException, file: str) -> str:
         return f"{value[1]}={value[2]!r}: expected {EXPECTED.get(hint, 'a field of it to be set')}."
     if isinstance(error, flags.CantOpenFlagFileError):
         return f"--flagfile: {text.split('flagfile: ')[-1]}; name a file of flags, one a line."
+    if isinstance(error, flags.UnrecognizedFlagError):
+        ours = [name for name in flags.FLAGS if not home_of(name).startswith("absl.")]
+        close = difflib.get_close_matches(error.flagname, ours, n=1)
+        advice = f"Did you mean '{close[0]}'?" if close else "--help lists the names."
+        return f"Unknown command line flag '{error.flagname}'. {advice}"
     if isinstance(error, flags.Error) and not text.startswith("flag --config="):
-        named = "Unknown command line flag" not in text or "Did you mean" in text
-        return text if named else f"{text}. --help lists the names."
+        return text
     while error.__cause__ or error.__context__:  # absl and ml_collections wrap what happened
         error = error.__cause__ or error.__context__ or error
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
@@ -181,6 +188,11 @@ def explained(error: BaseException, file: str) -> str:
         return f"--config={file}: has no get_config(); see configs/quickstart.py."
     where = f"{file}, line {lines[-1]}" if lines else file
     return f"--config={where}: {type(error).__name__}: {error}; correct the file."
+
+
+def home_of(flag: str) -> str:
+    """The module that defines a flag."""
+    return str(flags.FLAGS.find_module_defining_flag(flag, ""))
 
 
 def kind(name: str) -> type | None:

@@ -48,14 +48,22 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the figures; raises UserError."""
-    del argv
-    args = flags.FLAGS
+def check_flags(args: flags.FlagValues) -> None:
+    """Raises UserError at a flag that is missing, or means nothing."""
     if not args.checkpoint:
         raise UserError("--checkpoint: missing. Name a run, e.g. --checkpoint=runs/q.")
     if args.batch_size < 0:
         raise UserError(f"--batch_size={args.batch_size}: must be 0 (about 8192 tokens) or more.")
+    for name in ("data", "text_field"):  # an empty variable of a shell
+        if args[name].value == "":
+            raise UserError(f"--{name}=: is empty; leave it out for that of the run.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the figures; raises UserError."""
+    del argv
+    args = flags.FLAGS
+    check_flags(args)
     from lm_jax.api import load
     from lm_jax.inference.scoring import checked
 

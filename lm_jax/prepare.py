@@ -41,7 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "max_bad_fraction", None, "Records that may be unusable before all is refused."
     )
-    flags.DEFINE_integer("show", 0, "Print so many examples, inputs above targets.")
+    flags.DEFINE_integer("show", 0, "Print so many examples, inputs above targets.", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     args = flags.FLAGS
     config = Config.parse(args.config) if args.config is not None else Config()
     values = {k: getattr(args, k) for k in OVERRIDES if getattr(args, k) is not None}
-    path = str(args.output or config.data.store)
+    path = str(config.data.store if args.output is None else args.output)
     if not path:
         raise UserError(
             "--output: missing. Name a directory for the store, e.g. --output=data/mine."

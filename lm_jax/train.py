@@ -25,8 +25,10 @@ PREFLIGHT = flags.DEFINE_bool(
 ADDRESS = flags.DEFINE_string(
     "coordinator_address", "", "HOST:PORT of process 0, where SLURM or the TPU do not give it."
 )
-PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes make the run.")
-PROCESS = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")
+PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "How many processes make the run.", lower_bound=0
+)
+PROCESS = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.", lower_bound=-1)
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Write an XProf trace of five steps to WORKDIR/profile."
 )

@@ -111,11 +111,18 @@ def files(spec: str, report: Report) -> list[str]:
         found = sorted(p for p in matches if os.path.isfile(p))
         folders = sum(os.path.isdir(p) for p in matches) if "**" not in path else 0
         report.skip("folder that the pattern matches", folders)
-        kind = "no file matches this pattern" if glob.has_magic(path) else "no such file or folder"
+        kind = "no file matches this pattern" if glob.has_magic(path) else absent(path)
         where = f"config.data.input={spec}: {kind}"
     if not found:
         raise DataError(where + ".")
     return found
+
+
+def absent(path: str) -> str:
+    """The reason why there is neither a file nor a folder at `path`."""
+    if os.path.exists(path):  # /dev/stdin, a named pipe: the text is read more than once
+        return "is no regular file; save its text in one"
+    return "no such file or folder"
 
 
 def shown(name: str) -> bool:
