@@ -4,7 +4,8 @@
         --config.data.store=gs://BUCKET/tokens
 
 Widths, heads, batches in tokens over 2,048 and learning rates are the table's, but for the heads of
-`xl`: the table's 24 of 128 are wider than the model, and 16 make its 1.3 B parameters. Attention is
+`xl`: the table's 24 of 128 are wider than the model, and 16 make its 1.3 B parameters. `13b`, whose
+40 heads of 128 are not its width, has no model in transformers to be exported to. Attention is
 dense in every layer; the paper has locally banded patterns in every second one. Not run here.
 """
 

@@ -8,6 +8,7 @@ FAMILY = {  # the first that has the options: mT5 and ByT5 are a T5, XLM-R is a 
     "qwen3": "qwen3", "roberta": "roberta", "shakespeare": "gpt2", "t5": "t5", "xlmr": "roberta",
 }  # fmt: skip
 WITHOUT = {  # and what is said of those that transformers has no family for
+    "gpt3:13b": "head_dim=",  # 40 heads of 128 are not its width of 5140, as GPT-2's must be
     "hmm": "architecture='hmm'",
     "lstm": "positions='none'",
     "ngram": "architecture='ngram'",
