@@ -99,23 +99,26 @@ class Tabs:
     MOST = 100_000  # whose numbers are kept
 
     def __init__(self) -> None:
-        self.count: Counter[str] = Counter()
-        self.without: dict[str, list[tuple[int, str]]] = {}
+        self.total: Counter[str] = Counter()
+        self.found: dict[str, dict[str, Any]] = {}
 
     def add(self, split: str, text: bytes, source: str) -> None:
         """Notes the next document of a split."""
         if b"\t" not in text:
-            self.without.setdefault(split, []).append((self.count[split], source))
-        self.count[split] += 1
+            about = self.found.setdefault(split, {"count": 0, "first": source, "documents": []})
+            about["count"] += 1
+            if about["count"] <= self.MOST:
+                about["documents"].append(self.total[split])
+        self.total[split] += 1
 
     def lacking(self) -> dict[str, dict[str, Any]]:
-        """{split: count, source of the first, numbers}; numbers only where most have a tab."""
-        found = {}
-        for split, documents in self.without.items():
-            pairs = len(documents) <= min(self.MOST, self.count[split] / 2)
-            numbers = [number for number, _ in documents] if pairs else []
-            found[split] = {"count": len(documents), "first": documents[0][1], "documents": numbers}
-        return found
+        """{split: count, source of the first, numbers}; numbers of all, and only where most have a
+        tab, or none.
+        """
+        for split, about in self.found.items():
+            if about["count"] > min(self.MOST, self.total[split] / 2):
+                about["documents"] = []
+        return self.found
 
 
 def encode_parts(corpus: Any, parts: list[Any], tokenizer: Any, writer: Any, tabs: Tabs) -> int:
