@@ -112,8 +112,8 @@ class Tabs:
         self.total[split] += 1
 
     def lacking(self) -> dict[str, dict[str, Any]]:
-        """{split: count, source of the first, numbers}; numbers of all, and only where most have a
-        tab, or none.
+        """{split: count, source of the first, numbers: of all of them where most documents of the
+        split have a tab, else none}.
         """
         for split, about in self.found.items():
             if about["count"] > min(self.MOST, self.total[split] / 2):
