@@ -14,7 +14,7 @@ from lm_jax.convert.keys import ANYWHERE, NO_EFFECT, ONLY, harmless, renamed
 from lm_jax.convert.pattern import MAX_LAYERS, repeated, shortest
 from lm_jax.convert.rows import Row
 from lm_jax.convert.safetensors_file import MAX_TENSORS, Tensor
-from lm_jax.convert.values import chosen, short, sized
+from lm_jax.convert.values import chosen, same, short, sized
 from lm_jax.errors import UserError
 
 REQUIRED = object()  # an Option that config.json must give
@@ -184,14 +184,16 @@ class Family:
         values |= self.write(config)
         # An option that their keys cannot express is not read back from them.
         there = self.read_config(values, self.architecture)
-        lost = differences(effective(config), effective(there))
+        lost = [row for row in differences(effective(config), effective(there))
+                if not same(*row[1:])]  # fmt: skip
         for field, value, other in lost:
             self.refuse(field, value, other, len(lost))
         return values
 
     def differing(self, config: ModelConfig) -> list[str]:
         """Our fields whose values differ from those that the family fixes."""
-        return [field for field, value in self.ours.items() if getattr(config, field) != value]
+        ours = self.ours.items()
+        return [field for field, value in ours if not same(getattr(config, field), value)]
 
     def refuse(self, field: str, value: Any, has: Any, count: int = 1) -> None:
         """Raises LacksOptions: the family has no such option, and lacks `count` in all."""

@@ -1,5 +1,6 @@
 """Readers of values of config.json, whose errors name the key."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,3 +32,12 @@ def short(value: Any) -> str:
     """`repr(value)`, shortened to fit one line."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two options are equal; numbers as far as a model's float32 can tell: sqrt(dim)
+    written with eight digits is that root.
+    """
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-8)
+    return a == b

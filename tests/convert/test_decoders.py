@@ -69,6 +69,19 @@ def test_gemma_scales_are_those_of_its_sizes():
     assert (null.attn_softcap, null.logit_softcap) == (0.0, 0.0)
 
 
+def test_a_root_with_nine_digits_is_that_root_in_an_export():
+    config = options("gemma3")
+    wide = dataclasses.replace(config, dim=20, embed_scale=20**0.5)
+    written = dataclasses.replace(wide, embed_scale=4.47213595)
+    assert registry.family_of(written).write_config(written) == registry.family_of(
+        wide
+    ).write_config(wide)
+    with pytest.raises(UserError, match=r"embed_scale=4\.472: Gemma3ForCausalLM has 4\.4721359"):
+        registry.family_named("gemma3_text").write_config(
+            dataclasses.replace(wide, embed_scale=4.472)
+        )
+
+
 def test_the_rotary_options_of_a_gemma_3_of_transformers_4_mean_the_same():
     new = options("gemma3")
     old = options(

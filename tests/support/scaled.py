@@ -96,7 +96,7 @@ def scaled_model(config: Config, length: int) -> dict[str, Any]:
         value = getattr(model, field.name)
         power = math.log(abs(value), model.dim) if field.type is float and value else 0
         if math.isclose(abs(power), 0.5):
-            small[field.name] = DIM**power
+            small[field.name] = DIM ** math.copysign(0.5, power)
     return small
 
 
