@@ -1,0 +1,1 @@
+"""Measurements of one accelerator: `bash benchmarks/accelerator.sh --help`."""
