@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, programs compiled without optimization, and JAX strict."""
 
 import os
+import signal
 
 from quick_xla import xla_flags
 
@@ -12,6 +13,13 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Under nohup, or behind & in a script, a process and what it starts ignore these.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 # Minutes each: they begin first, so that neither process ends long after the other.

@@ -195,6 +195,13 @@ def as_in(tree: Any, other: Any) -> Any:
     return jax.tree.map(lambda x, y: jax.sharding.reshard(x, place(y)), tree, other)
 
 
+def beside(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x` [B] laid out as the first axis of `other` [B, ...]: jax.vmap over both needs it."""
+    if not mesh_is_set() or (axes := place(other)) is None:
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(axes[0]))
+
+
 def in_use() -> tuple[str, ...]:
     """The mesh axes along which arrays may be cut here."""
     mesh, length = jax.sharding.get_abstract_mesh(), RULES["length"]

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from lm_jax.config import ModelConfig
 from lm_jax.devices.products import contract, expand
+from lm_jax.devices.sharding import beside
 from lm_jax.models.arguments import ready
 from lm_jax.models.attention import context, kernels
 from lm_jax.models.attention.positions import Rotation, rotate
@@ -174,4 +175,5 @@ class Attention(nnx.Module):
 def append(cache_BSKH: jax.Array, new_BLKH: jax.Array, start_B: jax.Array) -> jax.Array:
     """The cache with `new` written from slot `start` of each row on."""
     write = lambda row, new, start: jax.lax.dynamic_update_slice(row, new, (start, 0, 0))
-    return jax.vmap(write)(cache_BSKH, new_BLKH.astype(cache_BSKH.dtype), start_B)
+    new_BLKH, start_B = new_BLKH.astype(cache_BSKH.dtype), beside(start_B, cache_BSKH)
+    return jax.vmap(write)(cache_BSKH, new_BLKH, start_B)
