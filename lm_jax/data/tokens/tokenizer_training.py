@@ -44,7 +44,7 @@ def train(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=training_lines(texts),
+            sentence_iterator=with_a_space(training_lines(texts)),
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,
@@ -115,6 +115,18 @@ def explain(message: str, vocab_size: int) -> str:
     if "sentences_" in message or "empty" in message.lower():
         return "no text to train a tokenizer on; or config.data.tokenizer=bytes."
     return f"SentencePiece: {' '.join(message.split())}"
+
+
+def with_a_space(lines: Iterable[str]) -> Iterator[str]:
+    """`lines`, and a space behind them where they have none: SentencePiece 0.2.2 aborts the process
+    at a required character that is not in the text (BPE).
+    """
+    lines_seen = spaces_seen = False
+    for line in lines:
+        lines_seen, spaces_seen = True, spaces_seen or " " in line
+        yield line
+    if lines_seen and not spaces_seen:
+        yield " "
 
 
 def training_lines(texts: Iterable[str]) -> Iterator[str]:
