@@ -15,6 +15,7 @@ from absl import flags
 
 import lm_jax.cli  # noqa: F401  whose flags, and those of absl.app, stay
 from lm_jax.devices import runtime
+from lm_jax.run.interrupts import ALL, Requests
 
 
 class Ended(NamedTuple):
@@ -52,7 +53,7 @@ def command(
     seen: called with whatever the command prints, before it goes on.
     """
     known, argv = set(flags.FLAGS), sys.argv
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in ALL}
     out, err = Terminal(seen), Terminal()
     sys.argv = [module, *map(str, arguments)]
     try:
@@ -61,6 +62,9 @@ def command(
             contextlib.redirect_stderr(err),
             warnings.catch_warnings(),
             mock.patch.object(runtime, "devices", return_value=jax.devices()[:devices]),
+            # A command owns its process, which a signal may end then: not that of the tests.
+            mock.patch.object(Requests, "owner", False),
+            mock.patch.object(Requests, "obeyed", 0),
         ):
             # Of ml_collections; and of runpy, where a test has imported the command.
             warnings.filterwarnings("ignore", "the load_module|.* found in sys.modules")
