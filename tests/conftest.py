@@ -13,13 +13,15 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Under nohup, or behind & in a script, a process and what it starts ignore these.
-for number, handler in (
-    (signal.SIGINT, signal.default_int_handler),
-    (signal.SIGHUP, signal.SIG_DFL),
-):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, handler)
+
+
+def pytest_runtest_setup():
+    """What a test starts heeds signals: under nohup, or behind & in a script, a process ignores
+    them and so do its children; libtpu, once loaded, ignores SIGHUP.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Minutes each: they begin first, so that neither process ends long after the other.
