@@ -59,6 +59,7 @@ def gradients(config, mesh, chunk):
     return found, flatten(by_role(model, lambda role: role))
 
 
+@pytest.mark.jax10  # on CPU, older XLA has no product of bfloat16 into float32 in this program
 @pytest.mark.parametrize(("name", "mesh"), [
     ("BERT", "all"),
     *(pytest.param(*pair, marks=pytest.mark.slow)
