@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, bias, gelu):
         super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim, bias=False), nn.LayerNorm(dim, bias=False)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.heads, self.gelu = heads, gelu
+        self.norm1, self.norm2 = nn.LayerNorm(dim, bias=bias), nn.LayerNorm(dim, bias=bias)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=bias), nn.Linear(dim, dim, bias=bias)
         self.up, self.down = (
-            nn.Linear(dim, 4 * dim, bias=False),
-            nn.Linear(4 * dim, dim, bias=False),
+            nn.Linear(dim, 4 * dim, bias=bias),
+            nn.Linear(4 * dim, dim, bias=bias),
         )
 
     def forward(self, x):
@@ -31,19 +31,23 @@ class Block(nn.Module):
         )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(B, L, D))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate=self.gelu))
 
 
 class GPT(nn.Module):
-    def __init__(self, vocab, length, layers, heads, dim):
+    """gelu: none (exact) or tanh."""
+
+    def __init__(self, vocab, length, layers, heads, dim, bias=False, gelu="none"):
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(length, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
-        self.norm, self.head = nn.LayerNorm(dim, bias=False), nn.Linear(dim, vocab, bias=False)
+        self.blocks = nn.ModuleList(Block(dim, heads, bias, gelu) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(dim, bias=bias), nn.Linear(dim, vocab, bias=False)
         self.head.weight = self.tokens.weight
 
     def forward(self, tokens, targets):
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        x = self.tokens(tokens) + self.positions(
+            torch.arange(tokens.shape[1], device=tokens.device)
+        )
         for block in self.blocks:
             x = block(x)
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())

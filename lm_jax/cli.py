@@ -1,6 +1,5 @@
 """Start and end of a command: one line for a mistake, an exit code for its kind, no traceback."""
 
-import difflib
 import errno
 import itertools
 import os
@@ -176,9 +175,8 @@ def explained(error: BaseException, file: str) -> str:
         return f"--flagfile: {text.split('flagfile: ')[-1]}; name a file of flags, one a line."
     if isinstance(error, flags.UnrecognizedFlagError):
         ours = [name for name in flags.FLAGS if not home_of(name).startswith("absl.")]
-        close = difflib.get_close_matches(error.flagname, ours, n=1)
-        advice = f"Did you mean '{close[0]}'?" if close else "--help lists the names."
-        return f"Unknown command line flag '{error.flagname}'. {advice}"
+        advice = nearest(error.flagname, ours, " --help lists the names.")
+        return f"Unknown command line flag '{error.flagname}'.{advice}"
     if isinstance(error, flags.Error) and not text.startswith("flag --config="):
         return text
     while error.__cause__ or error.__context__:  # absl and ml_collections wrap what happened

@@ -50,11 +50,15 @@ class DivergedError(UserError):
     code = 5
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The closest of `allowed` to `name`, as ` Did you mean 'x'?`, else a list of them."""
+def nearest(name: str, allowed: Iterable[str], otherwise: str = "") -> str:
+    """The closest of `allowed` to `name`, as ` Did you mean 'x'?`, else `otherwise`, by default a
+    list of them.
+    """
     allowed = [str(a) for a in allowed]
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else f" Allowed: {', '.join(allowed)}."
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return otherwise or f" Allowed: {', '.join(allowed)}."
 
 
 def need(config: Any, ok: Any, field: str, why: str) -> None:

@@ -67,7 +67,7 @@ def predicted(config: Any) -> float | None:
     name = chip.name if chip else "h200"  # no chip of the table: that of the script's aim
     topology = parse(f"{name}:1" if not chip or not chip.is_tpu else f"{name}:1x1")
     try:
-        mesh = dataclasses.replace(MeshConfig(), data=1)
+        mesh = MeshConfig(data=1)
         raw = dataclasses.replace(config.model, attention="auto")
         part = part_of(dataclasses.replace(config, mesh=mesh, model=raw), topology)
     except UserError:

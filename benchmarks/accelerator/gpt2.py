@@ -1,12 +1,14 @@
 """The train step of GPT-2 124M: its speed, and what each setting changes."""
 
+import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from accelerator.part import Measure
-from accelerator.step import GPT2, Step, config_of, measured
-from lm_jax.devices import runtime, xla_options
+from accelerator.step import GPT2, Step, batch_of, config_of, measured
+from lm_jax.devices import runtime, sharding, xla_options
 
 KERNELS = {"gpu": "cudnn", "tpu": "splash"}  # beside xla
 # On a GPU, beside xla_options: tried one by one, then those that helped together.
@@ -81,12 +83,6 @@ def with_options(tried: Any, rates: dict[str, float], changes: dict[str, Any]) -
 
 def overhead(measure: Measure, changes: dict[str, Any]) -> None:
     """The step with a new batch, its metrics read one step late, beside the bare step."""
-    import time
-
-    import numpy as np
-
-    from accelerator.step import batch_of
-    from lm_jax.devices import sharding
 
     step = Step(config_of(GPT2, measure.tiny, **changes))
     bare = step.rate(0.3 if measure.tiny else 1.5)

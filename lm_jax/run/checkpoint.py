@@ -103,7 +103,7 @@ class Checkpoints(SavedSteps):
 
     def check_place(self, step: int) -> None:
         """Raises MachineError when the work directory is not the one of the first save."""
-        if "://" in str(self.directory) or jax.process_index() > 0:
+        if "://" in str(self.directory):
             return
         with contextlib.suppress(FileNotFoundError):
             there = os.stat(self.directory.parent)

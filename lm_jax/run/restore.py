@@ -71,12 +71,6 @@ class SavedSteps:
         """
         return self.newest(step, lambda saved: saved.tree(abstract_state, mesh))
 
-    def restore_model(
-        self, abstract_model: Any, step: int | None = None, mesh: Mesh | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """(model, metadata) as `restore` does, without reading the optimizer's arrays."""
-        return self.newest(step, lambda saved: saved.model(abstract_model, mesh))
-
     def arrays(
         self, step: int | None = None, within: str = "model/"
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

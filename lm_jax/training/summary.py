@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from lm_jax.config import Config, MeshConfig
+from lm_jax.config.check import mixture
 from lm_jax.config.cost import flops_per_token
 from lm_jax.config.effect import without_effect
 from lm_jax.config.field import facts_of
@@ -69,7 +70,7 @@ def text(
 
 def left_out(config: Config, store: Any) -> list[tuple[str, str]]:
     """Rows about documents that are no pairs, where pairs are trained on."""
-    if config.loss.objective != "seq2seq":
+    if "seq2seq" not in dict(mixture(config.loss.objective)):
         return []
     found = {split: without_tab(store, split) for split in store.splits}
     return [

@@ -20,6 +20,18 @@ from lm_jax.errors import UserError
 from lm_jax.run.checkpoint import SavedSteps
 from lm_jax.training import finish, hooks, loop, start
 
+ONE_STEP = dataclasses.replace(
+    CONFIG, steps=1, batch_size=2, eval=EvalConfig(every=0, samples=0, tokens=32),
+    optimizer=OptimizerConfig(warmup_steps=0),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Runs are in the process of the tests, on one of its devices."""
+    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
+
 
 class Recorder(hooks.Hook):
     """Notes each call; acts every third step."""
@@ -51,8 +63,6 @@ class Recorder(hooks.Hook):
 
 
 def test_each_hook_is_called_at_its_steps_after_their_metrics_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "start", lambda: None)
-    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
     recorder, own = Recorder(), loop.Run.default_hooks
     monkeypatch.setattr(
         loop.Run, "default_hooks", lambda run, profile: [*own(run, profile), recorder]
@@ -74,21 +84,15 @@ def test_each_hook_is_called_at_its_steps_after_their_metrics_are_read(tmp_path,
 
 
 def test_a_config_dict_trains_in_a_thread_and_signals_stay_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "start", lambda: None)
-    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
-    config = dataclasses.replace(
-        CONFIG, steps=1, batch_size=2, eval=EvalConfig(every=0, samples=0, tokens=32),
-        optimizer=OptimizerConfig(warmup_steps=0),
-    )  # fmt: skip
     write_store(tmp_path / "data", CONFIG.data)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with ThreadPoolExecutor(1) as pool:
-        values = ConfigDict(config.to_dict())
+        values = ConfigDict(ONE_STEP.to_dict())
         training = pool.submit(start.train, values, str(tmp_path), check=False)
         assert training.result() == 0
     with pytest.raises(UserError, match=r"config\.stepz: no such field"):
         start.train({"stepz": 1}, str(tmp_path))
-    assert start.train(config, str(tmp_path)) == 0  # it is finished
+    assert start.train(ONE_STEP, str(tmp_path)) == 0  # it is finished
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
@@ -113,8 +117,6 @@ class Removal(hooks.Hook):
 
 
 def test_a_save_reads_no_other_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "start", lambda: None)
-    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
     removal, own = Removal(tmp_path, monkeypatch), loop.Run.default_hooks
     monkeypatch.setattr(
         loop.Run, "default_hooks", lambda run, profile: [*own(run, profile), removal]
@@ -150,8 +152,6 @@ class Stop(hooks.Hook):
 def test_what_a_stop_kept_from_being_evaluated_is_evaluated_when_the_run_goes_on(
     tmp_path, monkeypatch, when
 ):
-    monkeypatch.setattr(runtime, "start", lambda: None)
-    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
     config = dataclasses.replace(
         CONFIG, steps=4, batch_size=2, eval=EvalConfig(every=2, samples=1, tokens=32),
         checkpoint=CheckpointConfig(every=2), optimizer=OptimizerConfig(warmup_steps=0),
@@ -174,18 +174,12 @@ def test_what_a_stop_kept_from_being_evaluated_is_evaluated_when_the_run_goes_on
 
 
 def test_a_run_that_lost_its_checkpoints_says_that_it_begins_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runtime, "start", lambda: None)
-    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
-    config = dataclasses.replace(
-        CONFIG, steps=1, batch_size=2, eval=EvalConfig(every=0, samples=0, tokens=32),
-        optimizer=OptimizerConfig(warmup_steps=0),
-    )  # fmt: skip
     write_store(tmp_path / "data", CONFIG.data)
     line = f"{tmp_path} has metrics up to step 1 and no checkpoint: training begins again at step 1"
     for lost in (False, True):
         if lost:
             shutil.rmtree(tmp_path / "checkpoints")
-        assert start.train(config, str(tmp_path), check=False) == 0
+        assert start.train(ONE_STEP, str(tmp_path), check=False) == 0
         assert (line in capsys.readouterr().out.splitlines()) == lost
 
 
@@ -206,19 +200,13 @@ class LateInterrupt(hooks.Hook):
 
 
 def test_no_process_of_several_leaves_the_others_alone_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "start", lambda: None)
-    monkeypatch.setattr(runtime, "devices", lambda: jax.devices()[:1])
     own = loop.Run.default_hooks
     monkeypatch.setattr(
         loop.Run, "default_hooks",
         lambda run, profile: [*own(run, profile), LateInterrupt(run, monkeypatch)],
     )  # fmt: skip
-    config = dataclasses.replace(
-        CONFIG, steps=1, batch_size=2, eval=EvalConfig(every=0, samples=0, tokens=32),
-        optimizer=OptimizerConfig(warmup_steps=0),
-    )  # fmt: skip
     write_store(tmp_path / "data", CONFIG.data)
-    assert start.train(config, str(tmp_path), check=False) == 0
+    assert start.train(ONE_STEP, str(tmp_path), check=False) == 0
     assert (tmp_path / "report.html").exists()
 
 
